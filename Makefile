@@ -1,0 +1,56 @@
+# One verb per chore; `make` alone lists them. Each one sets up what it needs.
+
+# The interpreter that .venv is made with: 3.10 or newer.
+PYTHON ?= python3
+EXTRAS ?= train,dev
+# Handed on: INSTALL_ARGS to the installer, PYTEST_ARGS to pytest, BENCH_ARGS to the benchmarks.
+INSTALL_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# uv where it runs, otherwise venv and pip; `make UV= setup` forces pip.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench docs clean
+
+help: ## list the chores
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=@ read -r verb what; do \
+		printf '%-14s %s\n' "$$verb" "$$what"; done
+
+setup: $(STAMP) ## make .venv with everything in it, at the tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+ifneq ($(UV),)
+	[ -x $(BIN)/python ] || $(UV) venv --quiet --clear --no-python-downloads --python "$(PYTHON)" $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python $(INSTALL_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
+else
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
+endif
+	@touch $@
+
+demo: $(STAMP) ## train, export, deliver and finish on real digits, on a CPU; pictures in runs/demo
+	$(BIN)/collafuse demo -o runs/demo --overwrite
+
+test: $(STAMP) ## run the tests (PYTEST_ARGS="-k cut" for some of them)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP) ## lint, formatting, types and import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## measure against peers, side by side
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+docs: $(STAMP) ## check that the documentation says what the code does
+	$(BIN)/python -m pytest tests/test_docs.py -q
+
+clean: ## remove caches and build output (.venv and runs stay)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -print | xargs rm -rf

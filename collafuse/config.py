@@ -1,0 +1,334 @@
+"""A run's configuration, from YAML. Unknown keys are refused with the closest match.
+
+The file has ``data``, ``server``, ``client`` (defaults of every client) and ``clients`` (by name, each
+overriding the defaults). Everything has a default except ``data.dataset``, the clients and their cuts.
+Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .core.errors import CollaFuseError, ConfigError
+from .core.noise import SIGMA_MAX, SIGMA_MIN, Cut
+from .core.samplers import EVALUATES_AT_END, STEPS
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+ClientName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+SamplerName = Literal["euler", "heun", "dpmpp_2m"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class CutSettings(_Section):
+    """Exactly one of sigma, log_snr, or t with schedule."""
+
+    sigma: float | None = None
+    log_snr: float | None = None
+    t: float | None = None
+    schedule: Literal["cosine", "linear"] | None = None
+
+    @model_validator(mode="after")
+    def _valid(self) -> CutSettings:
+        self.resolve()
+        return self
+
+    def resolve(self) -> Cut:
+        """The cut as a noise level. Raises ConfigError."""
+        return Cut.from_settings(**self.model_dump())
+
+
+class SplitSettings(_Section):
+    """How one data set is dealt to clients when a single process plays all of them."""
+
+    by: Literal["labels", "even", "dirichlet"] = "labels"
+    """labels: each client lists its own; even: shuffled and dealt out; dirichlet: shares per label drawn."""
+    alpha: Positive = 0.5
+    """dirichlet only: small values give each client few labels, large ones give all about the same."""
+
+
+class DataSettings(_Section):
+    """Where images come from and how they become [C, H, W] in [-1, 1]."""
+
+    dataset: Literal["digits", "folder"]
+    path: Path | None = None
+    """folder only: the root, one sub-folder per label. Relative to the working directory."""
+    image_size: Count | None = None
+    """Side in pixels; images are resized by their shorter side and cropped in the middle."""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for RGB; images are converted."""
+    held_out: Share = 0.0
+    """Share of each site's images kept away from training and release."""
+    horizontal_flip: bool = False
+    """A client's own training may mirror images; releases are never augmented."""
+    split: SplitSettings = SplitSettings()
+    seed: Seed = 0
+    """Of the held-out share and of dealing."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> DataSettings:
+        if self.dataset == "folder" and (self.image_size is None or self.channels is None):
+            raise ValueError("dataset 'folder' needs image_size and channels")
+        return self
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        side = self.image_size or 8
+        return self.channels or 1, side, side
+
+
+class NetworkSettings(_Section):
+    """Size of a U-Net."""
+
+    channels: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    """Width at full resolution."""
+    multipliers: Annotated[tuple[Count, ...], Field(min_length=1, max_length=6)] = (1, 2, 2)
+    """Width of each level over ``channels``; each level after the first halves the resolution."""
+    blocks: Count = 2
+    """Residual blocks per level on the way down; one more on the way up."""
+    attention: tuple[Count, ...] = ()
+    """Resolutions (in pixels) at which self-attention is used."""
+    dropout: Share = 0.0
+
+
+class TrainingSettings(_Section):
+    """One training loop serves every node."""
+
+    steps: Count = 10_000
+    batch_size: Count = 128
+    learning_rate: Positive = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 200
+    """Linear rise of the learning rate; afterwards it falls along a cosine to 1 % at the last step."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    gradient_clip: Positive = 1.0
+    """Largest global norm of a step's gradient."""
+    ema_halflife_images: Positive = 50_000
+    """The averaged weights forget half of the past in this many images (Karras et al. 2022, appendix F)."""
+    label_dropout: Share = 0.1
+    """Share of images trained without their label, which guidance needs."""
+    log_sigma_mean: float = -0.4
+    log_sigma_std: Positive = 1.6
+    """Levels are drawn with ln sigma normal, cut off at the node's own range."""
+    sigma_data: Positive | Literal["auto"] = "auto"
+    """Standard deviation of the clean data; auto estimates it from what the node holds."""
+    log_every: Count = 50
+    sample_every: Count = 2_000
+    checkpoint_every: Count = 1_000
+    seed: Seed = 0
+    mixed_precision: bool = True
+    """bfloat16 autocast on CUDA; without effect elsewhere."""
+
+
+class SamplerSettings(_Section):
+    """How a node denoises."""
+
+    name: SamplerName = "dpmpp_2m"
+    steps: Annotated[int, Field(ge=1, le=1000)] = 18
+    guidance: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """Weight of classifier-free guidance; 1 is plain conditioning at half the cost."""
+
+
+class ClientSamplerSettings(SamplerSettings):
+    """A device's half."""
+
+    steps: Annotated[int, Field(ge=1, le=1000)] = 6
+    sigma_low: Positive = 0.02
+    """Lowest level evaluated before the last step to 0; 0.02 is 2.5 of 255 grey levels."""
+
+
+class ServerSettings(_Section):
+    """The high-noise half. ``data`` never appears here: a server has none."""
+
+    network: NetworkSettings = NetworkSettings()
+    training: TrainingSettings = TrainingSettings()
+    sampler: SamplerSettings = SamplerSettings()
+    send_previous: bool = False
+    """Send the last x0_hat with an intermediate, so that a multistep sampler starts warm at the client."""
+
+
+class ClientSettings(_Section):
+    """One site: its cut, its data and its low-noise half."""
+
+    cut: CutSettings
+    handover: Annotated[float, Field(ge=1, le=4)] = 1.0
+    """The server stops at this multiple of the cut and the client is trained up to it. Above 1 the server is
+    not asked about levels just above the release, where it is least well trained."""
+    labels: tuple[str, ...] | None = None
+    """The labels this site holds; all of its data when not given."""
+    share_labels: bool = True
+    """Whether labels go into the release."""
+    path: Path | None = None
+    """This site's own image folder, in place of ``data.path``."""
+    ledger: Path | None = None
+    """Where this site keeps its record of released images; needed by the ``release`` command."""
+    network: NetworkSettings = NetworkSettings(channels=32)
+    training: TrainingSettings = TrainingSettings()
+    sampler: ClientSamplerSettings = ClientSamplerSettings()
+
+    @property
+    def handover_sigma(self) -> float:
+        """The level at which the client takes over."""
+        return min(self.cut.resolve().sigma * self.handover, SIGMA_MAX)
+
+
+class Config(_Section):
+    """A whole experiment. ``client`` has been merged into each of ``clients``."""
+
+    name: str = "experiment"
+    data: DataSettings
+    server: ServerSettings = ServerSettings()
+    clients: Annotated[dict[ClientName, ClientSettings], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        for name, client in self.clients.items():
+            if (
+                self.server.sampler.name in EVALUATES_AT_END
+                and client.handover_sigma < client.cut.resolve().lowest_trained
+            ):
+                raise ValueError(
+                    f"server.sampler.name={self.server.sampler.name} evaluates at the level it ends at, where a release "
+                    f"teaches nothing; give clients.{name}.handover at least 1.05, or use dpmpp_2m or euler"
+                )
+            if client.sampler.sigma_low >= client.cut.resolve().sigma:
+                raise ValueError(f"clients.{name}.sampler.sigma_low={client.sampler.sigma_low} is not below its cut")
+        sites = [c.path for c in self.clients.values()]
+        if self.data.dataset == "folder" and self.data.path is None and all(p is None for p in sites):
+            raise ValueError("dataset 'folder' needs data.path, or a path of its own for each client")
+        return self
+
+    def client(self, name: str) -> ClientSettings:
+        """The settings of one client. Raises ConfigError for an unknown name, with the closest match."""
+        if name not in self.clients:
+            hint = _closest(name, self.clients)
+            raise ConfigError(f"client {name!r} does not exist; known are {', '.join(self.clients)}.{hint}")
+        return self.clients[name]
+
+    def to_yaml(self) -> str:
+        """Every setting, resolved, as it is written beside the results."""
+        return str(_yaml().safe_dump(json.loads(self.model_dump_json(exclude_none=True)), sort_keys=False))
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a YAML file, with ``a.b=c`` overrides applied on top.
+
+    Raises ConfigError naming the key, its value and what was expected.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(f"cannot read the configuration {path}: {reason}; see configs/ for examples.") from error
+    yaml = _yaml()
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}, expected keys and values; see configs/ for examples.")
+    for override in overrides:
+        _override(values, override)
+    return from_mapping(values, source=str(path))
+
+
+def from_mapping(values: Mapping[str, Any], source: str = "the configuration") -> Config:
+    """The configuration in a mapping; ``client`` is merged into each of ``clients``. Raises ConfigError."""
+    values = dict(values)
+    defaults = values.pop("client", None) or {}
+    clients = values.get("clients")
+    if isinstance(clients, Mapping) and isinstance(defaults, Mapping):
+        values["clients"] = {str(name): _merged(defaults, {} if one is None else one) for name, one in clients.items()}
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(e, source) for e in error.errors()[:5])) from error
+
+
+def _merged(base: Any, over: Any) -> Any:
+    """``over`` on top of ``base``, section by section. A cut is replaced whole, never mixed from two."""
+    if not isinstance(over, Mapping) or not isinstance(base, Mapping):
+        return over
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        deeper = isinstance(old, Mapping) and isinstance(value, Mapping) and key != "cut"
+        merged[key] = _merged(old, value) if deeper else value
+    return merged
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not of the form a.b=value, such as server.training.steps=500.")
+    *sections, last = key.split(".")
+    here = values
+    for section in sections:
+        here = here.setdefault(section, {})
+        if not isinstance(here, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section.")
+    here[last] = _yaml().safe_load(text)
+
+
+def _sentence(error: Any, source: str) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        hint = _closest(str(error["loc"][-1]), _known_keys(error["loc"]))
+        return f"{source}: unknown key {where}.{hint}"
+    cause = (error.get("ctx") or {}).get("error")
+    if isinstance(cause, CollaFuseError | ValueError):
+        return f"{source}: {where + ': ' if where else ''}{cause}"
+    if error["type"] == "missing":
+        return f"{source}: {where} is missing; add it, as in the files under configs/."
+    value = error["input"]
+    shown = f"={value!r}" if isinstance(value, str | int | float | bool | None) else ""
+    return f"{source}: {where}{shown}: {error['msg'][0].lower()}{error['msg'][1:]}."
+
+
+def _closest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else f" Known are {', '.join(known)}."
+
+
+def _known_keys(location: Sequence[Any]) -> list[str]:
+    """The keys that exist in the section where an unknown key was found."""
+    section: type[BaseModel] = Config
+    for part in location[:-1]:
+        for model in _models_in(section.model_fields[part].annotation) if part in section.model_fields else ():
+            section = model
+    extra = ["client"] if section is Config else []
+    return [*section.model_fields, *extra]
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _models_in(inner)
+
+
+def _yaml() -> Any:
+    """PyYAML, which a device does not need."""
+    try:
+        import yaml
+    except ImportError as error:
+        from .core.errors import RuntimeMissingError
+
+        raise RuntimeMissingError("reading a configuration needs PyYAML; pip install 'collafuse[train]'.") from error
+    return yaml
+
+
+assert set(STEPS) == set(SamplerName.__args__)  # type: ignore[attr-defined]
+assert SIGMA_MIN < SIGMA_MAX

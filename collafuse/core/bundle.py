@@ -1,0 +1,234 @@
+"""The bundle: one .onnx file with a client's denoiser, all a device needs to finish images.
+
+File format (ONNX, version 1 of ours):
+
+    inputs    x           float32 [N, C, H, W]   images at level sigma
+              sigma       float32 [N]            one level per image
+              labels      float32 [N, K + 1]     condition: K attributes and the "no label" flag
+    output    x0_hat      float32 [N, C, H, W]   the clean images, estimated; preconditioning is inside
+
+    metadata_props: ``collafuse`` (a JSON object, see Bundle) and ``collafuse_sha256`` (64 hexadecimal digits:
+    SHA-256 of the whole file with these digits replaced by zeros)
+
+MUST NOT hold: external data, custom operators or domains, functions, loops or branches. Limits: 512 MiB,
+1 MiB of metadata. The known-answer test inside is run whenever the bundle is loaded. A bundle encodes its
+site's images: it is private to the site's devices unless the site says otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import onnxwire
+from .conditioning import conditions_from_labels
+from .errors import FileFormatError
+from .metadata import Fields, parse_json
+from .noise import SIGMA_MAX, SIGMA_MIN
+from .release import MAX_CHANNELS, MAX_SIDE
+from .samplers import STEPS
+
+KIND = "bundle"
+VERSION = 1
+MAX_BUNDLE_BYTES = 512 << 20
+MAX_METADATA_BYTES = 1 << 20
+MAX_STEPS = 1000
+METADATA_KEY = "collafuse"
+DIGEST_KEY = "collafuse_sha256"
+NO_DIGEST = "0" * 64
+INPUTS = ("x", "sigma", "labels")
+OUTPUT = "x0_hat"
+PRECISIONS = ("fp32",)
+FLOAT32 = 1
+
+OPERATORS = frozenset(
+    "Add And AveragePool Cast Clip Concat Constant ConstantOfShape Conv Cos Div Equal Erf Exp Expand Flatten Gather "
+    "Gemm GlobalAveragePool Identity InstanceNormalization LayerNormalization Log MatMul Max Min Mul Neg Pad Pow "
+    "Range ReduceMax ReduceMean ReduceSum Reciprocal Reshape Resize Shape Sigmoid Sin Slice Softmax Split Sqrt "
+    "Squeeze Sub Tanh Tile Transpose Unsqueeze Where".split()
+)
+"""The operators a bundle may use; all of them are plain arithmetic on tensors."""
+
+
+@dataclass(frozen=True)
+class KnownAnswer:
+    """Expected output for :func:`known_answer_input`, at evenly spaced places of the flattened x0_hat."""
+
+    sigmas: tuple[float, ...]
+    values: tuple[float, ...]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What a bundle says of itself.
+
+    sigma_max: the highest level it was trained for, where it takes over from the server. sampler, steps,
+    sigma_low and guidance are defaults that a device may override.
+    """
+
+    client: str
+    image_shape: tuple[int, int, int]
+    label_names: tuple[str, ...]
+    sigma_min: float
+    sigma_max: float
+    sampler: str
+    steps: int
+    sigma_low: float
+    guidance: float
+    precision: str
+    opset: int
+    provenance: dict[str, str]
+    known_answer: KnownAnswer
+
+    def to_json(self) -> str:
+        """The metadata text that goes into the file."""
+        values: dict[str, Any] = {**vars(self), "known_answer": vars(self.known_answer)}
+        return json.dumps({"kind": KIND, "version": VERSION, **values}, sort_keys=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A checked bundle: its bytes, what it says of itself, what its graph holds, and its SHA-256."""
+
+    data: bytes
+    info: BundleInfo
+    summary: onnxwire.ModelSummary
+    digest: str
+
+
+def known_answer_input(
+    image_shape: tuple[int, int, int], num_labels: int, sigmas: tuple[float, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """x, sigma and labels of the known-answer test: a wave pattern at each level, labelled in turn.
+
+    The first image carries no label, the following ones label 0, 1, ...
+    """
+    count = len(sigmas)
+    positions = np.arange(count * int(np.prod(image_shape)), dtype=np.float64)
+    pattern = (0.5 * np.cos(0.37 * positions) + 0.5 * np.sin(1.73 * positions)).reshape(count, *image_shape)
+    levels = np.asarray(sigmas, dtype=np.float32)
+    x = pattern * (0.5 + levels.reshape(-1, 1, 1, 1))
+    conditions = conditions_from_labels(None, count, num_labels)
+    for row in range(1, count if num_labels else 1):
+        conditions[row, -1] = 0.0
+        conditions[row, (row - 1) % num_labels] = 1.0
+    return x.astype(np.float32), levels, conditions
+
+
+def known_answer_values(x0_hat: NDArray[np.float32], count: int = 128) -> NDArray[np.float32]:
+    """The places of an output that a known answer keeps."""
+    flat = x0_hat.reshape(-1)
+    return flat[np.linspace(0, flat.size - 1, min(count, flat.size)).astype(np.int64)]
+
+
+def with_digest(data: bytes) -> bytes:
+    """The file's bytes with the digest filled in; ``data`` carries NO_DIGEST exactly once."""
+    if data.count(NO_DIGEST.encode()) != 1:
+        raise FileFormatError("the graph holds the digest's placeholder twice; export it again.")
+    return data.replace(NO_DIGEST.encode(), hashlib.sha256(data).hexdigest().encode())
+
+
+def read(path: Path) -> Bundle:
+    """Read and check a bundle; nothing is run. Raises FileFormatError."""
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise FileFormatError(f"{path} is not a file; expected a client bundle (.onnx).")
+        if (size := path.stat().st_size) > MAX_BUNDLE_BYTES:
+            raise FileFormatError(f"{path} has {size} bytes; a bundle has at most {MAX_BUNDLE_BYTES}.")
+        with path.open("rb") as file:
+            data = file.read(MAX_BUNDLE_BYTES + 1)
+    except OSError as error:
+        raise FileFormatError(f"cannot read {path}: {error.strerror}; check the name of the bundle.") from error
+    return from_bytes(data, str(path))
+
+
+def from_bytes(data: bytes, source: str) -> Bundle:
+    """As :func:`read`, from bytes; ``source`` names them in messages."""
+    summary = onnxwire.summarise(data, source)
+    if METADATA_KEY not in summary.metadata:
+        raise FileFormatError(f"{source} is an ONNX model but no client bundle; make one with collafuse export-client.")
+    digest = _check_digest(data, summary.metadata, source)
+    text = summary.metadata[METADATA_KEY]
+    if len(text) > MAX_METADATA_BYTES:
+        raise FileFormatError(f"{source} has {len(text)} bytes of metadata; at most {MAX_METADATA_BYTES} are read.")
+    info = _info(parse_json(bytes(text), source), source)
+    _check_graph(summary, info, source)
+    return Bundle(data, info, summary, digest)
+
+
+def _check_digest(data: bytes, metadata: Mapping[str, memoryview], source: str) -> str:
+    digest = bytes(metadata.get(DIGEST_KEY, b""))
+    if len(digest) != 64 or data.count(digest) != 1:
+        raise FileFormatError(f"{source} carries no valid SHA-256; get the bundle anew.")
+    if hashlib.sha256(data.replace(digest, NO_DIGEST.encode())).hexdigest().encode() != digest:
+        raise FileFormatError(f"{source} does not match the SHA-256 that it carries; it was damaged. Get it anew.")
+    return digest.decode()
+
+
+def _info(values: dict[str, Any], source: str) -> BundleInfo:
+    fields = Fields(values, source)
+    fields.text("kind", one_of=[KIND])
+    version = fields.take("version")
+    if version != VERSION:
+        raise FileFormatError(
+            f"{source} has bundle format version {version!r}, this program reads version {VERSION}; update the older."
+        )
+    channels, height, width = fields.integers("image_shape", length=3, at_least=1, at_most=MAX_SIDE)
+    if channels > MAX_CHANNELS:
+        raise FileFormatError(f"{source} is for images with {channels} channels; at most {MAX_CHANNELS} are known.")
+    sigma_max = fields.number("sigma_max", above=SIGMA_MIN, at_most=SIGMA_MAX)
+    answer = fields.nested("known_answer")
+    known_answer = KnownAnswer(
+        sigmas=answer.numbers("sigmas", max_length=16),
+        values=answer.numbers("values", max_length=4096),
+        tolerance=answer.number("tolerance", above=0.0, at_most=1.0),
+    )
+    answer.done()
+    info = BundleInfo(
+        client=fields.text("client"),
+        image_shape=(channels, height, width),
+        label_names=fields.names("label_names"),
+        sigma_min=fields.number("sigma_min", above=0.0, at_most=sigma_max),
+        sigma_max=sigma_max,
+        sampler=fields.text("sampler", one_of=STEPS),
+        steps=fields.integer("steps", at_least=1, at_most=MAX_STEPS),
+        sigma_low=fields.number("sigma_low", above=0.0, at_most=sigma_max),
+        guidance=fields.number("guidance", above=-1.0, at_most=100.0),
+        precision=fields.text("precision", one_of=PRECISIONS),
+        opset=fields.integer("opset", at_least=1, at_most=100),
+        provenance=fields.texts("provenance"),
+        known_answer=known_answer,
+    )
+    fields.done()
+    if not known_answer.sigmas or not known_answer.values:
+        raise FileFormatError(f"{source} carries an empty known-answer test; export the bundle again.")
+    return info
+
+
+def _check_graph(summary: onnxwire.ModelSummary, info: BundleInfo, source: str) -> None:
+    if unknown := summary.operators - OPERATORS:
+        raise FileFormatError(
+            f"{source} uses the operators {', '.join(sorted(unknown))}, which no bundle has; refused. "
+            "Export the client again with collafuse export-client."
+        )
+    image, num_labels = info.image_shape, len(info.label_names)
+    expected = {"x": image, "sigma": (), "labels": (num_labels + 1,), OUTPUT: image}
+    found = {**summary.inputs, **summary.outputs}
+    if set(summary.inputs) != set(INPUTS) or set(summary.outputs) != {OUTPUT}:
+        raise FileFormatError(
+            f"{source} maps {', '.join(summary.inputs)} to {', '.join(summary.outputs)}; "
+            f"a bundle maps {', '.join(INPUTS)} to {OUTPUT}."
+        )
+    for name, axes in expected.items():
+        value = found[name]
+        if value.element_type != FLOAT32 or value.axes[1:] != axes or len(value.axes) != len(axes) + 1:
+            raise FileFormatError(f"{source}: {name} has axes {list(value.axes)}, its metadata says [N, *{axes}].")

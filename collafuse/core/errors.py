@@ -1,0 +1,83 @@
+"""The project's exceptions as one tree, each with its exit code.
+
+    CollaFuseError                 1
+    |-- UsageError                 2   a command was called in a way that cannot work
+    |-- ConfigError                3   a configuration is wrong: unknown key, value out of range
+    |-- DataError                  4   images are missing, unreadable or do not fit
+    |-- FileFormatError            5   a boundary file is damaged, foreign or over its limits
+    |-- MismatchError              6   two valid parts do not fit each other
+    |-- RefusedError               7   the protocol forbids it: a second release, a level not learned
+    |-- OutputExistsError          8   an output would be overwritten
+    |-- StorageError               9   the disk is full or not writable
+    |-- ExportError               10   the exported graph does not compute what torch computes
+    `-- RuntimeMissingError       11   a package or execution provider that is needed is not there
+
+Every message names the offending value, what was expected and what to do next. ``docs/exit-codes.md``
+lists the codes; Ctrl-C exits with 130.
+"""
+
+
+class CollaFuseError(Exception):
+    """Base of every error that a user can cause; the command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(CollaFuseError):
+    """A command or function was called in a way that cannot work."""
+
+    exit_code = 2
+
+
+class ConfigError(CollaFuseError, ValueError):
+    """A configuration value is unknown, contradictory or out of range."""
+
+    exit_code = 3
+
+
+class DataError(CollaFuseError):
+    """Images or labels are missing, unreadable, or do not fit what was asked for."""
+
+    exit_code = 4
+
+
+class FileFormatError(CollaFuseError):
+    """A release, intermediate, bundle or checkpoint is damaged, foreign or over its limits."""
+
+    exit_code = 5
+
+
+class MismatchError(CollaFuseError):
+    """Two valid parts do not fit each other, such as an intermediate and a bundle."""
+
+    exit_code = 6
+
+
+class RefusedError(CollaFuseError):
+    """The protocol forbids it, such as a second release of one image."""
+
+    exit_code = 7
+
+
+class OutputExistsError(CollaFuseError):
+    """An output exists and overwriting it was not asked for."""
+
+    exit_code = 8
+
+
+class StorageError(CollaFuseError):
+    """A file could not be written: disk full, no permission, no such folder."""
+
+    exit_code = 9
+
+
+class ExportError(CollaFuseError):
+    """The exported graph does not compute what torch computes; nothing was left behind."""
+
+    exit_code = 10
+
+
+class RuntimeMissingError(CollaFuseError):
+    """A package or execution provider that this command needs is not installed or does not work."""
+
+    exit_code = 11

@@ -1,0 +1,138 @@
+"""Reading JSON metadata that somebody else wrote: every field by name, type and range, nothing left over."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection
+from typing import Any
+
+from .errors import FileFormatError
+
+MAX_NAMES = 4096
+"""The largest number of labels in one file."""
+MAX_TEXT = 4096
+"""The longest text in metadata, in characters."""
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen = dict(pairs)
+    if len(seen) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return seen
+
+
+def parse_json(text: str | bytes, source: str) -> dict[str, Any]:
+    """A JSON object without duplicate keys. Raises FileFormatError naming the source."""
+    try:
+        value = json.loads(text, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(
+            f"{source} carries metadata that is not valid JSON ({error}); get the file anew."
+        ) from error
+    if not isinstance(value, dict):
+        raise FileFormatError(f"{source} carries metadata that is not a JSON object; get the file anew.")
+    return value
+
+
+class Fields:
+    """Takes the fields out of one metadata object, checking each; ``done`` refuses what is left.
+
+    Raises FileFormatError with the field, its value and what was expected.
+    """
+
+    def __init__(self, values: dict[str, Any], source: str) -> None:
+        self._values = dict(values)
+        self._source = source
+
+    def _bad(self, key: str, value: Any, expected: str) -> FileFormatError:
+        shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
+        return FileFormatError(f"{self._source}: metadata {key}={shown}, expected {expected}; get the file anew.")
+
+    def take(self, key: str) -> Any:
+        """The raw value of a field that must be there."""
+        if key not in self._values:
+            raise FileFormatError(f"{self._source}: metadata lacks {key!r}; get the file anew from its maker.")
+        return self._values.pop(key)
+
+    def number(self, key: str, *, above: float = -math.inf, at_most: float = math.inf) -> float:
+        """A finite number in (above, at_most]."""
+        value = self.take(key)
+        ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not ok or not above < value <= at_most:
+            raise self._bad(key, value, f"a number in ({above:g}, {at_most:g}]")
+        return float(value)
+
+    def integer(self, key: str, *, at_least: int, at_most: int) -> int:
+        """A whole number in [at_least, at_most]."""
+        value = self.take(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value <= at_most:
+            raise self._bad(key, value, f"a whole number from {at_least} to {at_most}")
+        return value
+
+    def boolean(self, key: str) -> bool:
+        """true or false."""
+        value = self.take(key)
+        if not isinstance(value, bool):
+            raise self._bad(key, value, "true or false")
+        return value
+
+    def text(self, key: str, *, one_of: Collection[str] | None = None) -> str:
+        """A text of at most MAX_TEXT printable characters, optionally one of a given set."""
+        value = self.take(key)
+        if not isinstance(value, str) or len(value) > MAX_TEXT or not (value.isprintable() or value == ""):
+            raise self._bad(key, value, "a short printable text")
+        if one_of is not None and value not in one_of:
+            raise self._bad(key, value, f"one of {', '.join(sorted(one_of))}")
+        return value
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """A list of at most MAX_NAMES different names of 1 to 200 characters."""
+        value = self.take(key)
+        ok = isinstance(value, list) and len(value) <= MAX_NAMES
+        ok = ok and all(isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable() for v in value)
+        if not ok or len(set(value)) != len(value):
+            raise self._bad(key, value, f"at most {MAX_NAMES} different names")
+        return tuple(value)
+
+    def integers(self, key: str, *, length: int, at_least: int, at_most: int) -> tuple[int, ...]:
+        """A list of exactly ``length`` whole numbers."""
+        value = self.take(key)
+        ok = isinstance(value, list) and len(value) == length
+        ok = ok and all(type(v) is int and at_least <= v <= at_most for v in value)
+        if not ok:
+            raise self._bad(key, value, f"{length} whole numbers from {at_least} to {at_most}")
+        return tuple(value)
+
+    def numbers(self, key: str, *, max_length: int) -> tuple[float, ...]:
+        """A list of at most ``max_length`` finite numbers."""
+        value = self.take(key)
+        ok = isinstance(value, list) and len(value) <= max_length
+        ok = ok and all(type(v) in (int, float) and math.isfinite(v) for v in value)
+        if not ok:
+            raise self._bad(key, value, f"at most {max_length} finite numbers")
+        return tuple(float(v) for v in value)
+
+    def texts(self, key: str) -> dict[str, str]:
+        """An object of at most 32 short texts."""
+        value = self.take(key)
+        ok = isinstance(value, dict) and len(value) <= 32
+        ok = ok and all(isinstance(v, str) and len(v) <= 200 and len(k) <= 200 for k, v in value.items())
+        if not ok:
+            raise self._bad(key, value, "at most 32 short texts")
+        return dict(value)
+
+    def nested(self, key: str) -> Fields:
+        """The fields of an object inside this one."""
+        value = self.take(key)
+        if not isinstance(value, dict):
+            raise self._bad(key, value, "an object")
+        return Fields(value, f"{self._source}, {key}")
+
+    def done(self) -> None:
+        """Refuse fields that nobody asked for: a file holds the allowed fields and nothing else."""
+        if self._values:
+            raise FileFormatError(
+                f"{self._source}: metadata has unknown fields {', '.join(sorted(map(repr, self._values)))}; "
+                "the file comes from a newer version or another program. Update collafuse or get the file anew."
+            )

@@ -1,0 +1,44 @@
+"""Whether an intermediate and a bundle fit each other."""
+
+from __future__ import annotations
+
+from .bundle import BundleInfo
+from .conditioning import Conditions, conditions_from_labels, indices_of, translate_labels
+from .errors import MismatchError
+from .intermediate import Intermediate
+
+SIGMA_SLACK = 1e-6
+"""Relative difference up to which two noise levels are the same: they travelled as decimal text."""
+
+
+def check_pair(intermediate: Intermediate, info: BundleInfo) -> None:
+    """Raise MismatchError, naming both values, unless the bundle can finish the intermediate.
+
+    The level must lie in the bundle's trained range, shapes must be equal, labels known to the bundle.
+    """
+    if intermediate.image_shape != info.image_shape:
+        raise MismatchError(
+            f"the intermediate holds images of shape {list(intermediate.image_shape)}, the bundle finishes "
+            f"{list(info.image_shape)}; use the bundle that belongs to this intermediate."
+        )
+    if not info.sigma_min < intermediate.sigma <= info.sigma_max * (1 + SIGMA_SLACK):
+        raise MismatchError(
+            f"the intermediate stands at sigma {intermediate.sigma:g}, the bundle was trained for "
+            f"({info.sigma_min:g}, {info.sigma_max:g}]; let the server deliver at this client's cut."
+        )
+    indices_of([n for i, n in enumerate(intermediate.label_names) if _used(intermediate, i)], info.label_names)
+
+
+def _used(intermediate: Intermediate, column: int) -> bool:
+    return intermediate.labels is not None and bool(intermediate.labels[:, column].any())
+
+
+def conditions_for(intermediate: Intermediate, label_names: tuple[str, ...]) -> Conditions:
+    """Conditions [N, K + 1] of an intermediate in the order of a model's own label names.
+
+    Raises MismatchError when it carries a label that the model does not know.
+    """
+    labels = intermediate.labels
+    if labels is not None:
+        labels = translate_labels(labels, intermediate.label_names, label_names)
+    return conditions_from_labels(labels, len(intermediate), len(label_names))

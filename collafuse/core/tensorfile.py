@@ -1,0 +1,178 @@
+"""The one careful reader and writer of tensors on disk, under releases, intermediates and checkpoints.
+
+A file is safetensors with one metadata entry, ``collafuse``: a JSON object that holds ``kind``, ``version``,
+the fields of that kind, and ``sha256`` over everything else. Whoever reads it says which kind, tensors and
+limits they expect; anything else is refused with FileFormatError before memory is spent on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from .atomic import atomic_file
+from .errors import FileFormatError
+from .metadata import Fields, parse_json
+
+MAX_HEADER_BYTES = 1 << 20
+"""The largest safetensors header that is read (the format itself allows 100 MB)."""
+MAX_FILE_BYTES = 64 << 30
+"""The largest file that is opened: 64 GiB is 20 million images of 32x32x3 in half precision."""
+
+Tensors = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a checked file holds: its kind, the fields of its metadata, and its tensors."""
+
+    fields: Fields
+    tensors: Tensors
+
+
+def _digest(metadata: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 over the metadata (without the digest) and every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True, ensure_ascii=True).encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()
+
+
+def to_bytes(kind: str, version: int, fields: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """The bytes of a tensor file; equal input gives equal bytes."""
+    # np.array with order C keeps zero-dimensional arrays as they are; ascontiguousarray would not.
+    arrays = {name: np.array(tensors[name], order="C", copy=None) for name in sorted(tensors)}
+    metadata = {"kind": kind, "version": version, **fields}
+    metadata["sha256"] = _digest(metadata, arrays)
+    text = json.dumps(metadata, sort_keys=True, ensure_ascii=True)
+    return safetensors.numpy.save(arrays, metadata={"collafuse": text})
+
+
+def write(
+    path: Path,
+    kind: str,
+    version: int,
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, NDArray[Any]],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a tensor file in one act. Raises OutputExistsError or StorageError; see ``atomic``."""
+    data = to_bytes(kind, version, fields, tensors)
+    with atomic_file(path, overwrite=overwrite) as file:
+        file.write(data)
+
+
+def read(path: Path, kind: str, version: int) -> TensorFile:
+    """Read and check a tensor file of this kind and version.
+
+    Raises FileFormatError when the file is missing, too large, damaged, of another kind or version, or when
+    its digest does not match.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise FileFormatError(f"{path} is a folder or a device, expected a {kind} file.")
+        if size > MAX_FILE_BYTES:
+            raise FileFormatError(f"{path} has {size} bytes; a {kind} has at most {MAX_FILE_BYTES}.")
+        with path.open("rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise FileFormatError(f"cannot read {path}: {error.strerror}; check the name of the {kind}.") from error
+    return from_bytes(data, kind, version, source=str(path))
+
+
+def from_bytes(data: bytes, kind: str, version: int, *, source: str) -> TensorFile:
+    """As :func:`read`, from bytes; ``source`` names them in messages."""
+    metadata = _read_metadata(data, kind, source)
+    found = metadata.pop("kind", None)
+    if found != kind:
+        raise FileFormatError(f"{source} is a {found!r} file, expected a {kind}; check which file you pass.")
+    if metadata.get("version") != version:
+        raise FileFormatError(
+            f"{source} has {kind} format version {metadata.get('version')!r}, this program reads version {version}; "
+            "update the older of the two."
+        )
+    try:
+        tensors = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise FileFormatError(f"{source} is damaged ({_short(error)}); get the file anew.") from error
+    digest = metadata.pop("sha256", None)
+    if digest != _digest({"kind": kind, **metadata}, tensors):
+        raise FileFormatError(f"{source} does not match the SHA-256 that it carries; it was damaged. Get it anew.")
+    metadata.pop("version")
+    return TensorFile(Fields(metadata, source), tensors)
+
+
+def peek_kind(path: Path) -> str | None:
+    """The kind that a file claims to be, or None when it is no tensor file of ours. Reads the header only."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(8)
+            length = int.from_bytes(head, "little")
+            data = head + file.read(length) if len(head) == 8 and length <= MAX_HEADER_BYTES else b""
+        header = parse_json(data[8:], str(path))
+        return str(parse_json(header["__metadata__"]["collafuse"], str(path))["kind"])
+    except (OSError, FileFormatError, KeyError, TypeError):
+        return None
+
+
+def _read_metadata(data: bytes, kind: str, source: str) -> dict[str, Any]:
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > len(data) - 8:
+        raise FileFormatError(f"{source} is cut short or is no {kind} file ({len(data)} bytes); get the file anew.")
+    if length > MAX_HEADER_BYTES:
+        raise FileFormatError(f"{source} claims a header of {length} bytes; at most {MAX_HEADER_BYTES} are read.")
+    header = parse_json(data[8 : 8 + length], source)
+    extra = header.get("__metadata__")
+    if not isinstance(extra, dict) or set(extra) != {"collafuse"} or not isinstance(extra["collafuse"], str):
+        raise FileFormatError(f"{source} was not written by collafuse: it lacks our metadata; expected a {kind} file.")
+    return parse_json(extra["collafuse"], source)
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def expect_tensor(
+    tensors: Tensors, name: str, dtypes: tuple[str, ...], ndim: int, source: str, *, finite: bool = True
+) -> NDArray[Any]:
+    """Take a tensor out of ``tensors``, checking its type, rank and that every entry is finite."""
+    if name not in tensors:
+        raise FileFormatError(f"{source} lacks the tensor {name!r}; get the file anew from its maker.")
+    array = tensors.pop(name)
+    if array.dtype.name not in dtypes or array.ndim != ndim:
+        raise FileFormatError(
+            f"{source}: tensor {name!r} is {array.dtype.name} with shape {list(array.shape)}, "
+            f"expected {' or '.join(dtypes)} with {ndim} axes; get the file anew from its maker."
+        )
+    if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise FileFormatError(f"{source}: tensor {name!r} holds values that are not finite; get the file anew.")
+    return array
+
+
+def expect_nothing_else(tensors: Tensors, source: str) -> None:
+    """Refuse tensors that nobody asked for."""
+    if tensors:
+        raise FileFormatError(f"{source} holds unexpected tensors {', '.join(sorted(tensors))}; refused.")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a whole file, for manifests and provenance."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

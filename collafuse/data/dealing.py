@@ -1,0 +1,114 @@
+"""Who holds which images: one data set dealt to clients, and each site's held-out share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import ClientSettings, Config
+from ..core.conditioning import indices_of
+from ..core.errors import DataError, MismatchError
+from .datasets import ImageSet, load
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """What one site holds: images to train on and release, and images kept away from both."""
+
+    train: ImageSet
+    held_out: ImageSet
+
+
+def load_site(config: Config, name: str) -> SiteData:
+    """One site's data; other sites' folders are not touched when it has a path of its own.
+
+    Raises DataError when nothing is left for it, ConfigError for an unknown client.
+    """
+    settings = config.client(name)
+    if settings.path is not None:
+        return _site(load(config.data, settings.path), settings, name, config)
+    sharing = {n: c for n, c in config.clients.items() if c.path is None}
+    return _site(deal(load(config.data), config, sharing)[name], settings, name, config)
+
+
+def load_sites(config: Config) -> dict[str, SiteData]:
+    """Every site's data, for a process that plays all of them; a shared data set is read once."""
+    sharing = {n: c for n, c in config.clients.items() if c.path is None}
+    shared = deal(load(config.data), config, sharing) if sharing else {}
+    return {
+        name: _site(load(config.data, c.path) if c.path else shared[name], c, name, config)
+        for name, c in config.clients.items()
+    }
+
+
+def deal(images: ImageSet, config: Config, clients: dict[str, ClientSettings]) -> dict[str, ImageSet]:
+    """Deal a data set so that no image lies at two sites; the same for the same seed. Raises DataError."""
+    generator = np.random.Generator(np.random.Philox(config.data.seed))
+    order = generator.permutation(len(images))
+    split = config.data.split
+    if split.by == "labels":
+        owners = _by_labels(images, order, clients)
+    elif split.by == "even":
+        owners = np.empty(len(images), dtype=np.int64)
+        owners[order] = np.arange(len(images)) % len(clients)
+    else:
+        owners = _dirichlet(images, order, len(clients), split.alpha, generator)
+    return {name: images.take(np.flatnonzero(owners == i)) for i, name in enumerate(clients)}
+
+
+def _by_labels(images: ImageSet, order: NDArray[np.int64], clients: dict[str, ClientSettings]) -> NDArray[np.int64]:
+    """Each image to a client that lists one of its labels; where several do, in turn. -1 for nobody."""
+    wanted = np.zeros((len(clients), len(images.label_names)), dtype=bool)
+    for i, (name, client) in enumerate(clients.items()):
+        wanted[i, _columns(client.labels or images.label_names, images.label_names, name)] = True
+    eligible = images.labels.astype(bool) @ wanted.T
+    owners = np.full(len(images), -1, dtype=np.int64)
+    dealt = np.zeros(len(clients), dtype=np.int64)
+    for row in order:
+        candidates = np.flatnonzero(eligible[row])
+        if len(candidates):
+            owner = candidates[np.argmin(dealt[candidates])]
+            owners[row] = owner
+            dealt[owner] += 1
+    return owners
+
+
+def _dirichlet(
+    images: ImageSet, order: NDArray[np.int64], num_clients: int, alpha: float, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """For each label, shares per client drawn from a Dirichlet distribution (Hsu et al. 2019)."""
+    owners = np.empty(len(images), dtype=np.int64)
+    groups = images.labels.argmax(axis=1) if images.label_names else np.zeros(len(images), dtype=np.int64)
+    for group in np.unique(groups):
+        rows = order[groups[order] == group]
+        shares = generator.dirichlet(np.full(num_clients, alpha))
+        bounds = np.rint(np.cumsum(shares)[:-1] * len(rows)).astype(np.int64)
+        for client, part in enumerate(np.split(rows, bounds)):
+            owners[part] = client
+    return owners
+
+
+def _columns(names: Sequence[str], known: Sequence[str], client: str) -> list[int]:
+    try:
+        return indices_of(names, known)
+    except MismatchError as error:
+        raise DataError(f"client {client!r}: {error}") from error
+
+
+def _site(images: ImageSet, settings: ClientSettings, name: str, config: Config) -> SiteData:
+    """Keep a site's own labels and set its held-out share aside."""
+    own = settings.labels or tuple(n for i, n in enumerate(images.label_names) if images.labels[:, i].any())
+    columns = _columns(own, images.label_names, name)
+    if own:
+        images = images.take(np.flatnonzero(images.labels[:, columns].any(axis=1))).with_labels(own)
+    order = np.random.Generator(np.random.Philox([config.data.seed, 1])).permutation(len(images))
+    count = round(len(images) * config.data.held_out)
+    if len(images) - count < 1:
+        raise DataError(
+            f"client {name!r} has {len(images)} images of which {count} are held out; nothing is left to train on. "
+            "Check its labels and path, or deal the data another way (data.split)."
+        )
+    return SiteData(train=images.take(np.sort(order[count:])), held_out=images.take(np.sort(order[:count])))

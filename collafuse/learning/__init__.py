@@ -1,0 +1,1 @@
+"""What learns: networks, preconditioning, the one objective, the one training loop. Needs torch."""

@@ -1,0 +1,58 @@
+"""Preconditioning: a raw network F becomes a denoiser D(x, sigma, conditions) -> x0_hat.
+
+Notation as in Karras et al. 2022, table 1 and eq. 7:
+    D(x, sigma) = c_skip x + c_out F(c_in x, c_noise)
+    c_skip = sd^2 / (sigma^2 + sd^2)      c_out = sigma sd / sqrt(sigma^2 + sd^2)
+    c_in   = 1 / sqrt(sigma^2 + sd^2)     c_noise = ln(sigma) / 4
+with sd = sigma_data, the standard deviation of clean images.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import NetworkSettings
+from .networks import UNet
+
+
+class Denoiser(nn.Module):
+    """D(x [B, C, H, W], sigma [B] or a float, conditions [B, K + 1]) -> x0_hat [B, C, H, W], float32.
+
+    Preconditioning is computed in float32 always; with ``mixed_precision`` the network runs in bfloat16 on
+    CUDA.
+    """
+
+    def __init__(
+        self, network: NetworkSettings, image_shape: tuple[int, int, int], num_labels: int, sigma_data: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.network_settings = network
+        self.image_shape = image_shape
+        self.num_labels = num_labels
+        self.sigma_data = float(sigma_data)
+        self.mixed_precision = False
+        self.network = UNet(network, image_shape, num_labels)
+
+    def forward(self, x: Tensor, sigma: Any, conditions: Tensor) -> Tensor:
+        levels = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
+        sigma_B111 = levels.reshape(-1, 1, 1, 1)
+        total = (sigma_B111.square() + self.sigma_data**2).sqrt()
+        c_skip = (self.sigma_data / total).square()
+        c_out = sigma_B111 * self.sigma_data / total
+        with self._autocast(x):
+            raw = self.network(x / total, levels.log() / 4, conditions)
+        return c_skip * x + c_out * raw.float()
+
+    def _autocast(self, x: Tensor) -> Any:
+        if self.mixed_precision and x.device.type == "cuda":
+            return torch.autocast("cuda", dtype=torch.bfloat16)
+        return nullcontext()
+
+
+def loss_weight(sigma: Tensor, sigma_data: float) -> Tensor:
+    """1 / c_out^2, which makes the network's task equally hard at every level (Karras et al. 2022, table 1)."""
+    return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()

@@ -1,0 +1,63 @@
+"""The one objective of every node: learn an ordinary denoiser from data that is noisy already.
+
+Training data z carries the level it already has, ``sigma_floor`` (0 for clean images, sigma_cut for a
+release). To train at sigma above it the missing noise is added, x = z + sqrt(sigma^2 - sigma_floor^2) n'. By
+Tweedie's formula on both levels,
+
+    E[z | x] = (1 - k) E[x0 | x] + k x        with k = (sigma_floor / sigma)^2
+
+so minimising  weight(sigma) || (1 - k) D(x, sigma) + k x - z ||^2  over D gives D = E[x0 | x]: the denoiser
+of the clean images, learned without any. With sigma_floor = 0 it is the loss of Karras et al. 2022. Related:
+Daras et al. 2024 (arXiv 2404.10177, "exact ambient diffusion"); Patel et al. 2025 (PFDM, arXiv 2504.00952).
+At sigma = sigma_floor nothing is learned (k = 1); levels are drawn above it, see :func:`lowest_level`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..core.noise import LOWEST_TRAINED_ABOVE_CUT, SIGMA_MIN
+from .denoiser import loss_weight
+
+
+def lowest_level(sigma_floor: Tensor) -> Tensor:
+    """The lowest level trained for data at these floors [B]: 1.05 times the floor, SIGMA_MIN for clean data.
+
+    (1 - k)^2 is then at least 0.0086, and weight (1 - k)^2 never above the weight of clean data.
+    """
+    return (sigma_floor * LOWEST_TRAINED_ABOVE_CUT).clamp(min=SIGMA_MIN)
+
+
+def draw_levels(uniform: Tensor, low: Tensor, high: float, log_mean: float, log_std: float) -> Tensor:
+    """Noise levels [B] from uniform numbers [B] in [0, 1): ln sigma normal, cut off at low [B] and high."""
+    normal = torch.distributions.Normal(0.0, 1.0, validate_args=False)
+    position_low = normal.cdf((low.double().log() - log_mean) / log_std)
+    position_high = normal.cdf(torch.tensor((math.log(high) - log_mean) / log_std, dtype=torch.float64))
+    position = position_low + uniform.double() * (position_high - position_low)
+    log_sigma = log_mean + log_std * normal.icdf(position)
+    # Far in a tail the positions coincide in float64; the range still holds.
+    return log_sigma.exp().nan_to_num(nan=high, posinf=high).clamp(max=high).maximum(low.double()).float()
+
+
+def denoising_loss(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    z: Tensor,
+    sigma_floor: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    sigma_data: float,
+) -> Tensor:
+    """The objective per image [B], averaged over pixels.
+
+    z: [B, C, H, W] at levels sigma_floor [B]. sigma: [B], above sigma_floor. noise: standard normal like z.
+    """
+    axes = (-1,) + (1,) * (z.ndim - 1)
+    added = (sigma.square() - sigma_floor.square()).sqrt().reshape(axes)
+    x = z + added * noise
+    k = (sigma_floor / sigma).square().reshape(axes)
+    residual = (1 - k) * denoise(x, sigma) + k * x - z
+    return loss_weight(sigma, sigma_data) * residual.square().flatten(1).mean(dim=1)

@@ -1,0 +1,275 @@
+"""The one training loop, for either node.
+
+Every random number is keyed by (seed, step), and every batch by its place in an endless shuffled stream, so
+a resumed training sees exactly what an uninterrupted one sees.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..config import TrainingSettings
+from ..core.errors import CollaFuseError
+from . import checkpoint
+from .denoiser import Denoiser
+from .objective import denoising_loss, draw_levels, lowest_level
+
+BUCKET_EDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Noise levels between the buckets in which the loss is logged."""
+BUCKET_NAMES = tuple(f"{low:g}-{high:g}" for low, high in zip((0, *BUCKET_EDGES), (*BUCKET_EDGES, 80), strict=True))
+EMA_RAMP = 0.1
+"""Early on the average forgets faster: its half-life is at most this share of the images seen so far."""
+FINAL_LEARNING_RATE = 0.01
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a node learns from, in memory.
+
+    images: [N, C, H, W], uint8 for clean ones (grey levels) or float16 for releases. conditions: [N, K + 1].
+    sigma_floor: [N], the level each image already has. sigma_high: the highest level to train at.
+    """
+
+    images: Tensor
+    conditions: Tensor
+    sigma_floor: Tensor
+    sigma_high: float
+    horizontal_flip: bool = False
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> TrainingData:
+        """The same data on a device."""
+        moved = (t.to(device) for t in (self.images, self.conditions, self.sigma_floor))
+        return TrainingData(*moved, self.sigma_high, self.horizontal_flip)
+
+    def digest(self) -> str:
+        """Identifies the data, for resuming."""
+        levels = torch.tensor([self.sigma_high, float(self.horizontal_flip)], dtype=torch.float64)
+        return checkpoint.digest_of_tensors(self.images, self.conditions, self.sigma_floor, levels)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """float32 images: grey levels become [-1, 1], noisy ones stay as they are."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
+
+
+def estimate_sigma_data(data: TrainingData) -> float:
+    """Standard deviation of the clean images behind the data: sqrt(var z - sigma_floor^2) where that is positive.
+
+    Images with the least noise say the most, so only those at the lowest floor are used.
+    """
+    quietest = data.images[data.sigma_floor == data.sigma_floor.min()]
+    variance = to_float(quietest).double().var().item() - float(data.sigma_floor.min()) ** 2
+    return math.sqrt(variance) if variance > 0.01 else 0.5
+
+
+class Observer(Protocol):
+    """Who watches a training: a progress bar, a metrics file, sample sheets."""
+
+    def started(self, step: int, total: int) -> None:
+        """Training begins at this step."""
+
+    def note(self, text: str) -> None:
+        """Something a person should read."""
+
+    def logged(self, record: dict[str, Any]) -> None:
+        """The metrics of the last ``log_every`` steps."""
+
+    def sampled(self, step: int, denoiser: Denoiser) -> None:
+        """Time for a sample sheet with the averaged weights."""
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device named, or the best one there is: cuda, then mps, then cpu."""
+    if name != "auto":
+        try:
+            device = torch.device(name)
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise CollaFuseError(f"device {name!r} cannot be used: {reason}. Try --device auto.") from error
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def keyed_seed(seed: int, *parts: int | str) -> int:
+    """A 63-bit seed from a base seed and a place, such as a step number."""
+    text = "/".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+@lru_cache(maxsize=4)
+def _shuffled(count: int, seed: int, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(keyed_seed(seed, "epoch", epoch))
+    return torch.randperm(count, generator=generator)
+
+
+def batch_rows(count: int, batch_size: int, step: int, seed: int) -> Tensor:
+    """Rows [batch_size] of the step's batch: each epoch visits every image once, in a new order."""
+    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
+    rows = torch.empty_like(positions)
+    for epoch in (positions // count).unique().tolist():
+        here = positions // count == epoch
+        rows[here] = _shuffled(count, seed, epoch)[positions[here] % count]
+    return rows
+
+
+def learning_rate_at(step: int, settings: TrainingSettings) -> float:
+    """Linear warm-up, then a cosine down to 1 % at the last step."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return settings.learning_rate * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
+
+
+class Trainer:
+    """Trains a denoiser on one node's data. ``run`` starts or goes on; ``ema`` holds the averaged weights."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        data: TrainingData,
+        settings: TrainingSettings,
+        folder: Path,
+        device: torch.device,
+        observer: Observer,
+    ) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.device = device
+        self.observer = observer
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.model = denoiser.to(device=device, memory_format=layout)
+        self.model.mixed_precision = settings.mixed_precision
+        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.data = data.to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=settings.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=settings.weight_decay,
+            fused=device.type == "cuda",
+        )
+        plain = {"training": settings.model_dump(), "network": denoiser.network_settings.model_dump()}
+        self.identity = checkpoint.Identity(checkpoint.digest_of_settings(plain), data.digest())
+
+    def run(self, resume: bool = False) -> Denoiser:
+        """Train to the configured number of steps; returns the denoiser with averaged weights.
+
+        Raises MismatchError when a checkpoint to resume from was made with another configuration or data.
+        """
+        start = 0
+        if resume:
+            arguments = (self.model, self.ema, self.optimizer, self.identity, self.observer.note)
+            start = checkpoint.resume(self.folder / "checkpoints", *arguments)
+        self.observer.started(start, self.settings.steps)
+        self.model.train()
+        window = _LossWindow(self.device)
+        # Dropout draws from torch's global generator; it is seeded per step and put back afterwards.
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            for step in range(start, self.settings.steps):
+                torch.manual_seed(keyed_seed(self.settings.seed, "dropout", step))
+                window.add(*self._step(step))
+                self._after(step + 1, window)
+        return self.ema
+
+    def _step(self, step: int) -> tuple[Tensor, Tensor]:
+        """One optimiser step; returns levels [B] and losses [B]."""
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, settings)
+        z, conditions, sigma_floor, sigma, noise = self._batch(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = denoising_loss(
+            lambda x, level: self.model(x, level, conditions), z, sigma_floor, sigma, noise, self.model.sigma_data
+        )
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
+        self.optimizer.step()
+        self._update_ema(step)
+        return sigma, losses.detach()
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        settings, data = self.settings, self.data
+        generator = torch.Generator(self.device).manual_seed(keyed_seed(settings.seed, "step", step))
+        rows = batch_rows(len(data), settings.batch_size, step, settings.seed).to(self.device)
+        z, floor = to_float(data.images[rows]), data.sigma_floor[rows]
+        uniform = torch.rand(3, len(rows), generator=generator, device=self.device)
+        if data.horizontal_flip:
+            z = torch.where((uniform[0] < 0.5).reshape(-1, 1, 1, 1), z.flip(-1), z)
+        conditions = data.conditions[rows].clone()
+        dropped = uniform[1] < settings.label_dropout
+        conditions[dropped] = 0
+        conditions[dropped, -1] = 1
+        low = lowest_level(floor)
+        sigma = draw_levels(uniform[2], low, data.sigma_high, settings.log_sigma_mean, settings.log_sigma_std)
+        noise = torch.randn(z.shape, generator=generator, device=self.device)
+        return z, conditions, floor, sigma, noise
+
+    @torch.no_grad()
+    def _update_ema(self, step: int) -> None:
+        images = (step + 1) * self.settings.batch_size
+        halflife = min(self.settings.ema_halflife_images, EMA_RAMP * images)
+        weight = 1 - 0.5 ** (self.settings.batch_size / halflife)
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), weight)
+
+    def _after(self, step: int, window: _LossWindow) -> None:
+        """What is due once ``step`` steps are done."""
+        settings, last = self.settings, step == self.settings.steps
+        if step % settings.log_every == 0 or last:
+            record = window.read()
+            record |= {"step": step, "learning_rate": learning_rate_at(step - 1, settings)}
+            if not math.isfinite(record["loss"]):
+                raise CollaFuseError(
+                    f"the loss is {record['loss']} at step {step}; lower learning_rate={settings.learning_rate} "
+                    "or resume from the last checkpoint with another seed."
+                )
+            self.observer.logged(record)
+        if step % settings.checkpoint_every == 0 or last:
+            checkpoint.save(self.folder / "checkpoints", step, self.model, self.ema, self.optimizer, self.identity)
+        if step % settings.sample_every == 0 or last:
+            self.observer.sampled(step, self.ema)
+
+
+class _LossWindow:
+    """Losses since the last log, per noise bucket, summed on the device so that nothing waits for the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.edges = torch.tensor(BUCKET_EDGES, device=device)
+        self.sums = torch.zeros(2, len(BUCKET_NAMES), device=device)
+        self.since = time.monotonic()
+        self.images = 0
+
+    def add(self, sigma: Tensor, losses: Tensor) -> None:
+        bucket = torch.bucketize(sigma, self.edges)
+        self.sums[0].index_add_(0, bucket, losses.float())
+        self.sums[1].index_add_(0, bucket, torch.ones_like(sigma))
+        self.images += len(sigma)
+
+    def read(self) -> dict[str, Any]:
+        totals, counts = self.sums.tolist()
+        seconds = time.monotonic() - self.since
+        loss = sum(totals) / max(1.0, sum(counts))
+        per_bucket = {
+            name: total / count for name, total, count in zip(BUCKET_NAMES, totals, counts, strict=True) if count
+        }
+        record = {"loss": loss, "loss_per_sigma": per_bucket, "images_per_second": self.images / max(seconds, 1e-9)}
+        self.sums.zero_()
+        self.since, self.images = time.monotonic(), 0
+        return record

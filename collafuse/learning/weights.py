@@ -1,0 +1,124 @@
+"""A trained denoiser on disk: averaged weights and their configuration, nothing else.
+
+File format (safetensors, ``kind`` "weights", version 1): one tensor per parameter, float32, under its name in
+``Denoiser.state_dict``; metadata: role ("server" or "client"), network (see NetworkSettings), image_shape,
+label_names, sigma_data, sigma_low and sigma_high (the levels trained), steps. Holds no optimiser state and no
+release ids, so a server may give it to a site for a warm start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from ..config import NetworkSettings
+from ..core import tensorfile
+from ..core.errors import FileFormatError, MismatchError
+from ..core.noise import SIGMA_MAX
+from .denoiser import Denoiser
+
+KIND = "weights"
+VERSION = 1
+ID_DIGITS = 16
+MAX_IMAGE_SIDE = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A denoiser and what its labels and levels mean. ``id`` identifies the weights (from their SHA-256)."""
+
+    denoiser: Denoiser
+    role: str
+    label_names: tuple[str, ...]
+    sigma_low: float
+    sigma_high: float
+    steps: int
+    id: str = ""
+
+
+def save(path: Path, model: TrainedModel) -> str:
+    """Write the weights in one act, over older ones; returns their id."""
+    denoiser = model.denoiser
+    fields = {
+        "role": model.role,
+        "network": denoiser.network_settings.model_dump(mode="json"),
+        "image_shape": list(denoiser.image_shape),
+        "label_names": list(model.label_names),
+        "sigma_data": denoiser.sigma_data,
+        "sigma_low": model.sigma_low,
+        "sigma_high": model.sigma_high,
+        "steps": model.steps,
+    }
+    arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in denoiser.state_dict().items()}
+    tensorfile.write(path, KIND, VERSION, fields, arrays, overwrite=True)
+    return tensorfile.file_digest(path)[:ID_DIGITS]
+
+
+def load(path: Path, role: str | None = None) -> TrainedModel:
+    """Read and check weights. Raises FileFormatError, or MismatchError when the role is another."""
+    file = tensorfile.read(path, KIND, VERSION)
+    fields, source = file.fields, str(path)
+    found = fields.text("role", one_of=("server", "client"))
+    if role is not None and found != role:
+        raise MismatchError(f"{path} holds the weights of a {found}, expected those of a {role}.")
+    label_names = fields.names("label_names")
+    settings = _network(fields.take("network"), source)
+    channels, height, width = fields.integers("image_shape", length=3, at_least=1, at_most=MAX_IMAGE_SIDE)
+    sigma_data = fields.number("sigma_data", above=0, at_most=1e3)
+    denoiser = Denoiser(settings, (channels, height, width), len(label_names), sigma_data)
+    _load_tensors(denoiser, {name: torch.from_numpy(array) for name, array in file.tensors.items()}, source)
+    model = TrainedModel(
+        denoiser=denoiser.eval().requires_grad_(False),
+        role=found,
+        label_names=label_names,
+        sigma_low=fields.number("sigma_low", above=0, at_most=SIGMA_MAX),
+        sigma_high=fields.number("sigma_high", above=0, at_most=SIGMA_MAX),
+        steps=fields.integer("steps", at_least=0, at_most=1 << 40),
+        id=tensorfile.file_digest(path)[:ID_DIGITS],
+    )
+    fields.done()
+    return model
+
+
+def _network(values: Any, source: str) -> NetworkSettings:
+    try:
+        return NetworkSettings.model_validate(values)
+    except ValidationError as error:
+        raise FileFormatError(f"{source} describes a network that is not known; get the weights anew.") from error
+
+
+def _load_tensors(denoiser: Denoiser, tensors: dict[str, Tensor], source: str) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in denoiser.state_dict().items()}
+    if expected != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
+        raise FileFormatError(f"{source} holds other tensors than its network has; get the weights anew.")
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise FileFormatError(f"{source} holds weights that are not finite; train again from an older checkpoint.")
+    denoiser.load_state_dict(tensors)
+
+
+def warm_start(denoiser: Denoiser, label_names: tuple[str, ...], teacher: TrainedModel) -> None:
+    """Start a denoiser from a teacher of the same size; label columns are matched by name.
+
+    A label that the teacher does not know starts as "no label". Raises MismatchError, naming both sizes.
+    """
+    theirs = teacher.denoiser
+    for name, ours, other in (
+        ("network", denoiser.network_settings, theirs.network_settings),
+        ("image shape", denoiser.image_shape, theirs.image_shape),
+    ):
+        if ours != other:
+            raise MismatchError(
+                f"a warm start needs the same {name}: here {ours}, in the weights {other}; "
+                "give the client the server's network, or train it from scratch."
+            )
+    state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    key = "network.label_embedding.weight"
+    columns = [teacher.label_names.index(n) if n in teacher.label_names else -1 for n in label_names]
+    state[key] = state[key][:, [*columns, -1]]
+    denoiser.load_state_dict(state)
+    denoiser.sigma_data = theirs.sigma_data

@@ -1,0 +1,1 @@
+"""Client and server: what each owns, and what each may see."""

@@ -1,0 +1,142 @@
+"""A client: it owns its clean images, releases each of them once, and trains the low-noise denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..config import ClientSettings, Config, NetworkSettings
+from ..core import release as releases
+from ..core.conditioning import conditions_from_labels, guided
+from ..core.noise import SIGMA_MIN, client_sigmas, system_noise
+from ..core.pictures import Pixels, contact_sheet, side_by_side, to_uint8
+from ..core.samplers import STEPS, run
+from ..data.dealing import SiteData
+from ..learning import weights
+from ..learning.denoiser import Denoiser
+from ..learning.training import Observer, Trainer, TrainingData, estimate_sigma_data, keyed_seed
+from .ledger import Ledger, already_released
+from .runfolder import NodeFolder
+from .watching import NodeObserver
+
+SHEET_IMAGES = 16
+
+
+class Client:
+    """One site. Everything it sees is its own: its data, its settings, its folder."""
+
+    def __init__(self, config: Config, name: str, site: SiteData) -> None:
+        self.config = config
+        self.name = name
+        self.site = site
+        self.settings: ClientSettings = config.client(name)
+
+    def release(
+        self, path: Path, ledger: Ledger, *, simulated: bool, spend_again: bool = False, overwrite: bool = False
+    ) -> releases.Release:
+        """Noise each training image once, with the operating system's randomness, and write the release file.
+
+        The ledger records every image first. Images that are equal pixel by pixel are released once. A release
+        that was interrupted after it was recorded is completed instead of drawn again. Raises RefusedError when
+        an image was released before, unless ``spend_again``.
+        """
+        if ledger.recover(path):
+            return releases.read(path)
+        images = self.site.train
+        _, first = np.unique(images.digests, axis=0, return_index=True)
+        images = images.take(np.sort(first))
+        # Looked up before the noise is drawn, to answer at once; commit looks again under a lock.
+        if not spend_again and (again := ledger.spent(images.digests)).any():
+            raise already_released(int(again.sum()), len(images))
+        made = releases.make(
+            images.x0(),
+            self.settings.cut.resolve(),
+            system_noise,
+            labels=images.labels if self.settings.share_labels else None,
+            label_names=images.label_names,
+            simulated=simulated,
+        )
+        data = releases.to_bytes(made)
+        ledger.commit(images.digests, made.sigma_cut, path, data, spend_again=spend_again, overwrite=overwrite)
+        return made
+
+    def training_data(self) -> TrainingData:
+        """Its clean images with their labels, trained from SIGMA_MIN up to where it takes over."""
+        images = self.site.train
+        conditions = conditions_from_labels(images.labels, len(images), len(images.label_names))
+        return TrainingData(
+            images=torch.from_numpy(images.pixels),
+            conditions=torch.from_numpy(conditions),
+            sigma_floor=torch.zeros(len(images)),
+            sigma_high=self.settings.handover_sigma,
+            horizontal_flip=self.config.data.horizontal_flip,
+        )
+
+    def train(
+        self,
+        folder: NodeFolder,
+        device: torch.device,
+        observer: Observer,
+        *,
+        resume: bool = False,
+        init: weights.TrainedModel | None = None,
+        trackers: Sequence[str] = (),
+    ) -> weights.TrainedModel:
+        """Train the low-noise denoiser and write its weights; ``init`` is a server's model to start from."""
+        data, settings = self.training_data(), self.settings.training
+        names = self.site.train.label_names
+        sigma_data = estimate_sigma_data(data) if settings.sigma_data == "auto" else settings.sigma_data
+        denoiser = new_denoiser(self.config, self.settings.network, len(names), sigma_data, settings.seed, self.name)
+        if init is not None:
+            weights.warm_start(denoiser, names, init)
+        folder.write_config(self.config)
+        watching = NodeObserver(folder.path, observer, trackers, lambda d: self._sample_sheet(d, device))
+        try:
+            trained = Trainer(denoiser, data, settings, folder.path, device, watching).run(resume)
+        finally:
+            watching.close()
+        model = weights.TrainedModel(trained, "client", names, SIGMA_MIN, data.sigma_high, settings.steps)
+        weights.save(folder.weights, model)
+        return weights.load(folder.weights, "client")
+
+    def _sample_sheet(self, denoiser: Denoiser, device: torch.device) -> Pixels:
+        """Some of its own images, noised to the cut, beside what the denoiser makes of them."""
+        images = self.site.train.take(np.arange(min(SHEET_IMAGES, len(self.site.train))))
+        generator = torch.Generator().manual_seed(keyed_seed(self.settings.training.seed, "sheet"))
+        noise = torch.randn(images.pixels.shape, generator=generator)
+        x = torch.from_numpy(images.x0()) + self.settings.handover_sigma * noise
+        conditions = conditions_from_labels(images.labels, len(images), len(images.label_names))
+        finished = finish(denoiser, x, self.settings.handover_sigma, conditions, self.settings, device)
+        return contact_sheet(
+            side_by_side(images.pixels.transpose(0, 2, 3, 1), to_uint8(x.numpy()), to_uint8(finished.numpy()))
+        )
+
+
+def new_denoiser(
+    config: Config, network: NetworkSettings, num_labels: int, sigma_data: float, seed: int, node: str
+) -> Denoiser:
+    """A denoiser with fresh weights, the same for the same seed and node; torch's own state is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed_seed(seed, "weights", node))
+        return Denoiser(network, config.data.image_shape, num_labels, sigma_data)
+
+
+@torch.inference_mode()
+def finish(
+    denoiser: Denoiser,
+    x: Tensor,
+    sigma: float,
+    conditions: NDArray[np.float32],
+    settings: ClientSettings,
+    device: torch.device,
+) -> Tensor:
+    """The client's half of the sampler in torch: x [N, C, H, W] at sigma to images in [-1, 1], on the CPU."""
+    sampler = settings.sampler
+    denoise = guided(denoiser.to(device), torch.from_numpy(conditions).to(device), sampler.guidance)
+    sigmas = client_sigmas(sigma, sampler.steps, sampler.sigma_low)
+    return run(STEPS[sampler.name], denoise, x.to(device), sigmas)[0].cpu()

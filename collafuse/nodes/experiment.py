@@ -1,0 +1,59 @@
+"""Every node of an experiment in one process, by the very functions that the separate commands call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..config import Config
+from ..data.dealing import load_sites
+from ..learning import weights
+from ..learning.training import Observer
+from .client import Client
+from .ledger import Ledger
+from .runfolder import RunFolder
+from .server import SUFFIX, Server, read_releases, train_server
+
+ObserverOf = Callable[[str], Observer]
+"""Makes an observer for a node by its name."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run left: the server, the clients, and the model of each client."""
+
+    server: Server
+    clients: dict[str, Client]
+    models: dict[str, weights.TrainedModel]
+
+
+def run_experiment(
+    config: Config,
+    run: RunFolder,
+    device: torch.device,
+    observer_of: ObserverOf,
+    *,
+    resume: bool = False,
+    warm_start: bool = False,
+    trackers: Sequence[str] = (),
+) -> Experiment:
+    """Release, train the server, train each client. ``resume`` goes on where an interrupted run stopped.
+
+    ``warm_start`` begins each client at the server's weights; it needs clients of the server's size.
+    """
+    clients = {name: Client(config, name, site) for name, site in load_sites(config).items()}
+    for name, client in clients.items():
+        path = run.server.releases / f"{name}{SUFFIX}"
+        ledger = Ledger(run.client(name).ledger)
+        if ledger.recover(path) or not (resume and path.exists()):
+            client.release(path, ledger, simulated=True)
+    found = read_releases(run.server.releases, accept_simulated=True)
+    server = train_server(config, found, run.server, device, observer_of("server"), resume=resume, trackers=trackers)
+    init = server.model if warm_start else None
+    models = {
+        name: client.train(run.client(name), device, observer_of(name), resume=resume, init=init, trackers=trackers)
+        for name, client in clients.items()
+    }
+    return Experiment(server, clients, models)

@@ -1,0 +1,149 @@
+"""A site's own record of which images it has released, so that no image is released twice.
+
+An SQLite file, keyed by the digest of an image's decoded pixels. An image is *spent* before the release file
+gets its name: if the machine stops in between, the file lies finished under a temporary name that the ledger
+knows, and the next ``release`` gives it its name instead of drawing new noise.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.atomic import refuse_existing, storage_error, sync_folder
+from ..core.errors import FileFormatError, RefusedError
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS releases (
+    id TEXT PRIMARY KEY, sigma_cut REAL NOT NULL, made TEXT NOT NULL,
+    partial TEXT NOT NULL, path TEXT NOT NULL, complete INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS spent (
+    image BLOB NOT NULL, release TEXT NOT NULL REFERENCES releases (id), PRIMARY KEY (image, release)
+) WITHOUT ROWID;
+"""
+
+
+class Ledger:
+    """One site's ledger. Raises FileFormatError when the file is no ledger."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.executescript(SCHEMA)
+                yield connection
+        except OSError as error:
+            raise storage_error(self.path, error) from error
+        except sqlite3.DatabaseError as error:
+            raise FileFormatError(
+                f"the ledger {self.path} cannot be used ({error}); restore it from a backup. Without it nobody knows "
+                "which images were released, so nothing is released."
+            ) from error
+
+    def spent(self, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which of these images [N, 32] were released before."""
+        with self._open() as connection:
+            return _spent(connection, digests)
+
+    def commit(
+        self,
+        digests: NDArray[np.uint8],
+        sigma_cut: float,
+        path: Path,
+        data: bytes,
+        *,
+        spend_again: bool,
+        overwrite: bool,
+    ) -> None:
+        """Record these images as released and give the release file its name, as one act.
+
+        Raises RefusedError when one was released before and ``spend_again`` is not set, OutputExistsError, or
+        StorageError; nothing is spent and nothing is written then.
+        """
+        path = path.absolute()
+        refuse_existing(path, overwrite)
+        release = secrets.token_hex(16)
+        partial = path.with_name(f".release-{release}.partial")
+        committed = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            with self._open() as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                if not spend_again and (again := _spent(connection, digests)).any():
+                    raise already_released(int(again.sum()), len(digests))
+                values = (release, sigma_cut, datetime.now(timezone.utc).isoformat(), partial.name, str(path))
+                connection.execute("INSERT INTO releases VALUES (?, ?, ?, ?, ?, 0)", values)
+                connection.executemany(
+                    "INSERT INTO spent VALUES (?, ?)", ((digest.tobytes(), release) for digest in digests)
+                )
+                connection.execute("COMMIT")
+                committed = True
+        except BaseException as error:
+            if not committed:
+                partial.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise storage_error(path, error) from error
+            raise
+        self._complete(release, partial, path)
+
+    def recover(self, path: Path) -> bool:
+        """Give a release its name that was finished but not named when the machine stopped.
+
+        True when there was one for this path; its images are spent already.
+        """
+        path = path.absolute()
+        with self._open() as connection:
+            rows = connection.execute("SELECT id, partial FROM releases WHERE complete = 0 AND path = ?", (str(path),))
+            pending = [(release, path.with_name(partial)) for release, partial in rows]
+        found = False
+        for release, partial in pending:
+            if partial.exists():
+                found = True
+                self._complete(release, partial, path)
+            elif path.exists():
+                self._mark(release)
+        return found
+
+    def _complete(self, release: str, partial: Path, path: Path) -> None:
+        try:
+            partial.replace(path)
+        except OSError as error:
+            raise storage_error(path, error) from error
+        sync_folder(path.parent)
+        self._mark(release)
+
+    def _mark(self, release: str) -> None:
+        with self._open() as connection:
+            connection.execute("UPDATE releases SET complete = 1 WHERE id = ?", (release,))
+
+
+def _spent(connection: sqlite3.Connection, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    query = "SELECT 1 FROM spent WHERE image = ? LIMIT 1"
+    found = [connection.execute(query, (digest.tobytes(),)).fetchone() is not None for digest in digests]
+    return np.asarray(found, dtype=bool)
+
+
+def already_released(again: int, total: int) -> RefusedError:
+    """The refusal of a second release."""
+    return RefusedError(
+        f"{again} of {total} images were released before. A second noisy copy lets the server average the noise away. "
+        "Send the first release's file again instead, or pass --spend-again if you accept the loss of privacy."
+    )

@@ -1,0 +1,104 @@
+"""Finishing: the client's half of the sampler, from the cut to an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collafuse.core import bundle as bundles
+from collafuse.core.conditioning import guided
+from collafuse.core.errors import UsageError
+from collafuse.core.intermediate import Intermediate
+from collafuse.core.noise import client_sigmas
+from collafuse.core.pairing import check_pair, conditions_for
+from collafuse.core.pictures import to_uint8
+from collafuse.core.samplers import STEPS, Counted, run
+
+from .session import OnnxDenoiser, open_session
+
+DEFAULT_BATCH_SIZE = 16
+"""Images per call: enough to keep a few cores busy, small enough for 150 MB."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to finish; what is not given comes from the bundle."""
+
+    steps: int
+    sampler: str
+    guidance: float
+
+    def describe(self) -> dict[str, str]:
+        """Name and value of each setting, for a picture's metadata."""
+        return {name: str(value) for name, value in vars(self).items()}
+
+
+class Finisher:
+    """A loaded bundle that finishes intermediates. Make one with :meth:`load`."""
+
+    def __init__(self, bundle: bundles.Bundle, model: OnnxDenoiser, settings: Settings) -> None:
+        self.bundle = bundle
+        self.settings = settings
+        self.nfe = 0
+        """Network evaluations per image in the last batch, guidance counted."""
+        self._model = model
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        provider: str = "cpu",
+        threads: int | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        guidance: float | None = None,
+    ) -> Finisher:
+        """Check a bundle, load it into onnxruntime and run its known-answer test.
+
+        Raises FileFormatError for a damaged or foreign bundle, UsageError for an unknown sampler.
+        """
+        bundle = bundles.read(Path(path))
+        info = bundle.info
+        settings = Settings(
+            steps=info.steps if steps is None else steps,
+            sampler=sampler or info.sampler,
+            guidance=info.guidance if guidance is None else guidance,
+        )
+        if settings.sampler not in STEPS:
+            raise UsageError(f"sampler {settings.sampler!r} is not known; use one of {', '.join(STEPS)}.")
+        if not 1 <= settings.steps <= bundles.MAX_STEPS:
+            raise UsageError(f"steps={settings.steps}; expected a whole number from 1 to {bundles.MAX_STEPS}.")
+        return cls(bundle, open_session(bundle, provider, threads), settings)
+
+    def finish(self, intermediate: Intermediate, batch_size: int = DEFAULT_BATCH_SIZE) -> NDArray[np.uint8]:
+        """Finished images, uint8 [N, H, W, C]. Raises MismatchError when the intermediate does not fit."""
+        return np.concatenate(list(self.batches(intermediate, batch_size)))
+
+    def batches(self, intermediate: Intermediate, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator[NDArray[np.uint8]]:
+        """As :meth:`finish`, a batch at a time, so that a large job needs little memory."""
+        if batch_size < 1:
+            raise UsageError(f"batch size {batch_size}; expected at least 1.")
+        info = self.bundle.info
+        check_pair(intermediate, info)
+        conditions = conditions_for(intermediate, info.label_names)
+        for start in range(0, len(intermediate), batch_size):
+            rows = slice(start, start + batch_size)
+            yield to_uint8(self._trajectory(intermediate, rows, conditions[rows]))
+
+    def _trajectory(
+        self, intermediate: Intermediate, rows: slice, conditions: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        model = Counted(self._model)
+        denoise = guided(model, conditions, self.settings.guidance)
+        sigmas = client_sigmas(intermediate.sigma, self.settings.steps, self.bundle.info.sigma_low)
+        history = intermediate.history(rows) if self.settings.sampler == "dpmpp_2m" else None
+        x: NDArray[Any] = intermediate.x[rows].astype(np.float32)
+        x, _ = run(STEPS[self.settings.sampler], denoise, x, sigmas, history)
+        self.nfe = model.nfe
+        return x

@@ -1,0 +1,53 @@
+"""PNG files with their settings inside, and labelled tables of pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, PngImagePlugin
+
+from collafuse.core.atomic import write_bytes
+from collafuse.core.pictures import PAPER, Pixels
+
+
+def to_image(pixels: Pixels) -> Image.Image:
+    """A Pillow image from the first of uint8 [N, H, W, C]."""
+    one = pixels[0]
+    return Image.fromarray(one[:, :, 0] if one.shape[2] == 1 else one)
+
+
+def png_bytes(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
+    """A PNG file's bytes with these texts inside; nothing else about the image's origin is kept."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def write_png(
+    path: Path, image: Image.Image, text: Mapping[str, str] | None = None, *, overwrite: bool = False
+) -> None:
+    """Write a PNG in one act. Raises OutputExistsError or StorageError."""
+    write_bytes(path, png_bytes(image, text), overwrite=overwrite)
+
+
+def labelled_table(
+    pictures: Sequence[Sequence[Image.Image]], row_names: Sequence[str], column_names: Sequence[str]
+) -> Image.Image:
+    """Pictures[row][column] with names beside the rows and above the columns."""
+    left, top, space = 170, 40, 12
+    width = max(p.width for row in pictures for p in row) + space
+    height = max(p.height for row in pictures for p in row) + space
+    page = Image.new("RGB", (left + len(column_names) * width, top + len(row_names) * height), (PAPER,) * 3)
+    draw = ImageDraw.Draw(page)
+    for column, name in enumerate(column_names):
+        draw.text((left + column * width, 12), name, fill=(0, 0, 0), font_size=16)
+    for row, name in enumerate(row_names):
+        draw.multiline_text((8, top + row * height + 8), name, fill=(0, 0, 0), font_size=16)
+        for column, picture in enumerate(pictures[row]):
+            page.paste(picture, (left + column * width, top + row * height))
+    return page

@@ -1,0 +1,1 @@
+"""torch denoiser -> verified ONNX bundle. Needs torch, onnx and onnxscript."""

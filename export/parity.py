@@ -1,0 +1,93 @@
+"""Does the exported graph compute what torch computes? Step by step, and over the whole finishing trajectory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from collafuse.core.bundle import INPUTS, OUTPUT, BundleInfo, known_answer_input
+from collafuse.core.conditioning import guided
+from collafuse.core.errors import ExportError
+from collafuse.core.noise import client_sigmas
+from collafuse.core.pictures import to_uint8
+from collafuse.core.samplers import STEPS, run
+from collafuse.learning.denoiser import Denoiser
+
+BATCHES = (1, 2, 5)
+NUM_LEVELS = 6
+TOLERANCE = 1e-4
+"""Largest absolute difference allowed in fp32; measured differences are about 2e-6 (research/edge.md)."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest absolute differences between torch and onnxruntime, images in [-1, 1].
+
+    step: over one evaluation. trajectory: over the whole finishing. grey_levels: the same in 8-bit images.
+    """
+
+    step: float
+    trajectory: float
+    grey_levels: int
+
+
+def levels_between(low: float, high: float, count: int = NUM_LEVELS) -> list[float]:
+    """Noise levels spaced evenly in ln sigma, both ends included."""
+    return [float(v) for v in np.geomspace(low, high, count)]
+
+
+def check_parity(denoiser: Denoiser, model_bytes: bytes, info: BundleInfo, tolerance: float = TOLERANCE) -> Parity:
+    """Compare torch and onnxruntime at several levels and batch sizes and over the trajectory.
+
+    Raises ExportError, with the figures, when they differ by more than the tolerance.
+    """
+    session = onnxruntime.InferenceSession(model_bytes, providers=["CPUExecutionProvider"])
+    denoiser = denoiser.eval().cpu()
+
+    def with_onnx(x: NDArray[np.float32], sigma: object, conditions: NDArray[np.float32]) -> NDArray[np.float32]:
+        levels = np.broadcast_to(np.asarray(sigma, dtype=np.float32), (len(x),)).copy()
+        values = dict(zip(INPUTS, (x.astype(np.float32), levels, conditions), strict=True))
+        return np.asarray(session.run([OUTPUT], values)[0])
+
+    step = 0.0
+    for level in levels_between(info.sigma_min, info.sigma_max):
+        for batch in BATCHES:
+            x, sigma, conditions = known_answer_input(info.image_shape, len(info.label_names), (level,) * batch)
+            expected = torch_values(denoiser, x, sigma, conditions)
+            step = max(
+                step, _difference(with_onnx(x, sigma, conditions), expected, f"sigma {level:.3g}, batch {batch}")
+            )
+    x, _, conditions = known_answer_input(info.image_shape, len(info.label_names), (info.sigma_max,) * max(BATCHES))
+    sigmas = client_sigmas(info.sigma_max, info.steps, info.sigma_low)
+    here, _ = run(STEPS[info.sampler], guided(with_onnx, conditions, info.guidance), x, sigmas)
+    with torch.inference_mode():
+        denoise = guided(denoiser, torch.from_numpy(conditions), info.guidance)
+        there = run(STEPS[info.sampler], denoise, torch.from_numpy(x), sigmas)[0].numpy()
+    trajectory = _difference(here, there, "the finishing trajectory")
+    grey_levels = int(np.abs(to_uint8(here).astype(int) - to_uint8(there).astype(int)).max())
+    parity = Parity(step, trajectory, grey_levels)
+    if step > tolerance or trajectory > tolerance or grey_levels > 1:
+        raise ExportError(
+            f"the exported graph differs from torch by {step:.2g} in one step and {trajectory:.2g} over the trajectory "
+            f"({grey_levels} grey levels); allowed are {tolerance:.2g} and 1. No bundle was written; "
+            "try another --opset or onnxruntime version."
+        )
+    return parity
+
+
+@torch.inference_mode()
+def torch_values(
+    denoiser: Denoiser, x: NDArray[np.float32], sigma: NDArray[np.float32], conditions: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """What torch computes, on the CPU."""
+    return denoiser(*(torch.from_numpy(a) for a in (x, sigma, conditions))).numpy()
+
+
+def _difference(here: NDArray[np.float32], there: NDArray[np.float32], where: str) -> float:
+    if here.shape != there.shape or not np.isfinite(here).all():
+        raise ExportError(f"at {where} the exported graph gives shape {here.shape} or values that are not finite.")
+    return float(np.abs(here - there).max())
