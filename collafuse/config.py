@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -199,7 +200,7 @@ class Config(_Section):
                 and client.handover_sigma < client.cut.resolve().lowest_trained
             ):
                 raise ValueError(
-                    f"server.sampler.name={self.server.sampler.name} evaluates at the level it ends at, where a release "
+                    f"server.sampler.name={self.server.sampler.name} evaluates at its last level, where a release "
                     f"teaches nothing; give clients.{name}.handover at least 1.05, or use dpmpp_2m or euler"
                 )
             if client.sampler.sigma_low >= client.cut.resolve().sigma:
@@ -224,9 +225,11 @@ class Config(_Section):
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """The configuration in a YAML file, with ``a.b=c`` overrides applied on top.
 
+    A bare name such as ``digits.yaml`` that is not in the working directory is looked up among those that ship.
+
     Raises ConfigError naming the key, its value and what was expected.
     """
-    path = Path(path)
+    path = _shipped_or_own(Path(path))
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -242,6 +245,12 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _override(values, override)
     return from_mapping(values, source=str(path))
+
+
+def _shipped_or_own(path: Path) -> Path:
+    """The file itself, or the one of this name that ships with the package for a bare name or configs/NAME."""
+    shipped = Path(str(resources.files("configs"))) / path.name
+    return shipped if not path.exists() and str(path.parent) in (".", "configs") and shipped.is_file() else path
 
 
 def from_mapping(values: Mapping[str, Any], source: str = "the configuration") -> Config:

@@ -1,1 +1,1 @@
-"""Experiment files that ship with the package; ``collafuse train NAME.yaml`` finds them by name too."""
+"""Experiment files; they ship with the package, so ``collafuse train digits.yaml`` works anywhere."""

@@ -31,8 +31,8 @@ def png_bytes(image: Image.Image, text: Mapping[str, str] | None = None) -> byte
 def write_png(
     path: Path, image: Image.Image, text: Mapping[str, str] | None = None, *, overwrite: bool = False
 ) -> None:
-    """Write a PNG in one act. Raises OutputExistsError or StorageError."""
-    write_bytes(path, png_bytes(image, text), overwrite=overwrite)
+    """Write a PNG in one act, without waiting for the disk. Raises OutputExistsError or StorageError."""
+    write_bytes(path, png_bytes(image, text), overwrite=overwrite, durable=False)
 
 
 def labelled_table(

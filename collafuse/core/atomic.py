@@ -52,11 +52,12 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, *, overwrite: bool = False, durable: bool = True) -> Iterator[IO[bytes]]:
     """A binary file to write to, which becomes ``path`` when the block ends without an error.
 
     Parent folders are created. Raises OutputExistsError before anything is written, StorageError for a full
     disk and its like; in both cases an older file stays as it was and nothing half-written is left.
+    ``durable=False`` does not wait for the disk: right for many small files that can be made again.
     """
     path = Path(path)
     refuse_existing(path, overwrite)
@@ -68,11 +69,13 @@ def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         _permissions_of_a_new_file(temporary)
         _rename(temporary, path, overwrite)
         temporary = None
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         raise storage_error(path, error) from error
     finally:
@@ -103,7 +106,7 @@ def _rename(temporary: Path, path: Path, overwrite: bool) -> None:
         temporary.unlink()
 
 
-def write_bytes(path: Path, data: bytes, *, overwrite: bool = False) -> None:
+def write_bytes(path: Path, data: bytes, *, overwrite: bool = False, durable: bool = True) -> None:
     """Write these bytes to path in one act; see :func:`atomic_file`."""
-    with atomic_file(path, overwrite=overwrite) as file:
+    with atomic_file(path, overwrite=overwrite, durable=durable) as file:
         file.write(data)

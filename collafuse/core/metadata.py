@@ -129,6 +129,10 @@ class Fields:
             raise self._bad(key, value, "an object")
         return Fields(value, f"{self._source}, {key}")
 
+    def rest(self) -> dict[str, Any]:
+        """Everything that has not been taken, unchecked, to show to a person."""
+        return dict(self._values)
+
     def done(self) -> None:
         """Refuse fields that nobody asked for: a file holds the allowed fields and nothing else."""
         if self._values:

@@ -43,8 +43,8 @@ def log_snr_from_sigma(sigma: float) -> float:
 
 
 def sigma_from_log_snr(log_snr: float) -> float:
-    """exp(-log_snr / 2), the inverse of :func:`log_snr_from_sigma`."""
-    return math.exp(-log_snr / 2.0)
+    """exp(-log_snr / 2), the inverse of :func:`log_snr_from_sigma`; infinite where a float cannot hold it."""
+    return math.inf if log_snr < -1400.0 else math.exp(-log_snr / 2.0)
 
 
 def sigma_from_alpha_bar(alpha_bar: float) -> float:

@@ -24,13 +24,13 @@ def to_uint8(x: NDArray[Any]) -> Pixels:
     return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
 
 
-def contact_sheet(pixels: Pixels, columns: int | None = None) -> Pixels:
-    """Images side by side as one RGB picture [1, h, w, 3], enlarged by a whole factor so that one sees them."""
-    count, height, width, _ = pixels.shape
+def contact_sheet(pixels: Pixels, columns: int | None = None, width: int = SHEET_PIXELS) -> Pixels:
+    """Images side by side as one RGB picture [1, h, w, 3], enlarged by a whole factor to about this width."""
+    count, tile_height, tile_width, _ = pixels.shape
     columns = columns or max(1, math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
-    scale = max(1, min(SHEET_PIXELS // (columns * (width + GAP)), LARGEST_TILE // max(height, width)))
-    tile_height, tile_width = height * scale, width * scale
+    scale = max(1, min(width // (columns * (tile_width + GAP)), LARGEST_TILE // max(tile_height, tile_width)))
+    tile_height, tile_width = tile_height * scale, tile_width * scale
     sheet = np.full((rows * (tile_height + GAP) + GAP, columns * (tile_width + GAP) + GAP, 3), PAPER, dtype=np.uint8)
     for index, one in enumerate(pixels):
         top = GAP + index // columns * (tile_height + GAP)

@@ -117,7 +117,10 @@ def euler_ancestral_step(
     eta: float = 1.0,
 ) -> tuple[Array, None]:
     """One ancestral step: Euler to a level below sigma_next, then fresh noise up to it (Song et al. 2021, DDIM
-    with eta). ``noise(x)`` returns standard normal noise like x; eta 0 is Euler, eta 1 is DDPM."""
+    with eta). ``noise(x)`` returns standard normal noise like x; eta 0 is Euler, eta 1 is DDPM. Raises UsageError
+    for another eta: beyond 1 the level before the noise would be imaginary."""
+    if not 0.0 <= eta <= 1.0:
+        raise UsageError(f"eta={eta}; expected a number from 0 (no fresh noise) to 1.")
     variance_up = (eta * sigma_next / sigma) ** 2 * (sigma**2 - sigma_next**2)
     sigma_down = (sigma_next**2 - variance_up) ** 0.5
     x = _toward(x, denoise(x, sigma), sigma_down / sigma)

@@ -11,6 +11,8 @@ from ..core.atomic import write_bytes
 from ..core.errors import FileFormatError, OutputExistsError
 
 CONFIG = "config.yaml"
+RESULTS = tuple(f"{CONFIG} weights.safetensors checkpoints metrics.jsonl samples sites.json tensorboard wandb".split())
+"""What training a node writes."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,22 @@ class NodeFolder:
     def sites(self) -> Path:
         """At the server: the cut and labels of each client it learned from."""
         return self.path / "sites.json"
+
+    def prepare(self, *, resume: bool, overwrite: bool) -> None:
+        """Make sure that a node may be trained here: nothing there yet, or ``resume``, or ``overwrite``.
+
+        Overwriting removes an older training's results only; releases and a ledger stay. Raises OutputExistsError.
+        """
+        held = [self.path / name for name in RESULTS if (self.path / name).exists()]
+        if not held or resume:
+            return
+        if not overwrite:
+            raise OutputExistsError(f"{held[0]} exists already; pass --resume or --overwrite, or choose another run.")
+        for path in held:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def write_config(self, config: Config) -> None:
         """Write the fully resolved configuration beside the results."""

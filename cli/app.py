@@ -1,0 +1,67 @@
+"""The Typer app: registers the commands and turns our exceptions into sentences and exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+import collafuse
+from collafuse.core.errors import CollaFuseError
+
+from . import deliver, demo, export_client, finish, inspect, release, train, train_client, train_server
+from .console import say
+
+app = typer.Typer(
+    name="collafuse",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Collaborative diffusion models: sites keep their images, a server does the high-noise steps, "
+    "devices finish the pictures.",
+)
+
+COMMANDS = {
+    "demo": demo.demo,
+    "train": train.train,
+    "release": release.release,
+    "train-server": train_server.train_server,
+    "train-client": train_client.train_client,
+    "deliver": deliver.deliver,
+    "export-client": export_client.export_client,
+    "finish": finish.finish,
+    "inspect": inspect.inspect,
+}
+"""In the order in which a user meets them."""
+
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(collafuse.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line. Ends the process with the exit code that ``docs/exit-codes.md`` lists."""
+    try:
+        app()
+    except CollaFuseError as error:
+        say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has gone, as in `collafuse inspect FILE | head`.
+        sys.stderr.close()
+        sys.exit(141)
+    except KeyboardInterrupt:
+        say("interrupted.")
+        sys.exit(130)

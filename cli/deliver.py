@@ -1,0 +1,51 @@
+"""collafuse deliver"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import options
+from .console import emit, say
+
+
+def deliver(
+    run: options.RunPath,
+    client: options.ClientOption,
+    out: options.OutFile,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many images.")] = 16,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="L", help="What all images show (repeat for several at once)."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Makes the same intermediates again.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Write float16, half the bytes.")] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per evaluation.")] = 256,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Run the server's half: half-denoised intermediates for a client, at its cut, to a file.
+
+    Without --label the client's labels are dealt out evenly.
+    """
+    from collafuse.core import intermediate
+    from collafuse.core.atomic import refuse_existing, write_bytes
+    from collafuse.learning.training import choose_device
+    from collafuse.nodes.runfolder import RunFolder
+    from collafuse.nodes.server import Server
+
+    refuse_existing(out, overwrite)
+    server = Server.load(RunFolder(run).server, choose_device(device))
+    made = server.deliver(client, count, labels=label, seed=seed, batch_size=batch_size, half=half)
+    data = intermediate.to_bytes(made)
+    write_bytes(out, data, overwrite=overwrite)
+    say(
+        f"Delivered {count} intermediates for {client}: sigma {made.sigma:.3g}, {len(data) / count / 1024:.1f} KiB each"
+    )
+    say(f"  collafuse finish {client}.onnx {out} -o pictures")
+    if as_json:
+        emit({"file": str(out), "images": count, "sigma": made.sigma, "nfe": made.nfe, "bytes": len(data)})

@@ -1,0 +1,47 @@
+"""collafuse finish"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .console import emit, reporting, say
+
+
+def finish(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The client's .onnx file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Intermediates from the server.")],
+    out: options.OutFolder,
+    steps: Annotated[int | None, typer.Option("--steps", help="Finishing steps; the bundle's own by default.")] = None,
+    sampler: Annotated[str | None, typer.Option("--sampler", help="euler, heun or dpmpp_2m.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Weight of the labels; 1 is plain.")] = None,
+    provider: Annotated[str, typer.Option("--provider", help="Where to run: cpu.")] = "cpu",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads per evaluation.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per evaluation.")] = 16,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """On a device: finish the server's intermediates into pictures. Needs no torch and no network.
+
+    Writes one PNG file per image, with the settings inside, and a contact sheet.
+    """
+    from collafuse.core import intermediate
+    from edge_client.finisher import Finisher
+    from edge_client.job import finish_to_folder
+
+    finisher = Finisher.load(
+        bundle, provider=provider, threads=threads, steps=steps, sampler=sampler, guidance=guidance
+    )
+    batch = intermediate.read(file)
+    with reporting() as reporter:
+        bar = reporter.bar("finish", len(batch))
+        report = finish_to_folder(finisher, batch, out, batch_size=batch_size, overwrite=overwrite, advance=bar.advance)
+    say(
+        f"Finished {report.images} images in {report.seconds:.1f} s "
+        f"({report.milliseconds_per_image:.1f} ms each, {report.nfe} evaluations). Look at {report.sheet}."
+    )
+    if as_json:
+        emit(vars(report))

@@ -1,0 +1,25 @@
+"""Options that several commands share, so that they are spelled and explained once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see configs/ for examples.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a training.")]
+OutRun = Annotated[Path, typer.Option("-o", "--out", metavar="RUN", help="Run folder to write.")]
+OutFile = Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="File to write.")]
+OutFolder = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write pictures to.")]
+ClientOption = Annotated[str, typer.Option("--client", metavar="NAME", help="Name of the client in the configuration.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override a setting, such as server.training.steps=500. Repeatable."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint that verifies.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Trackers = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="NAME", help="Also log to tensorboard or wandb (extra: tracking). Repeatable."),
+]

@@ -1,0 +1,48 @@
+"""collafuse release"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import options
+from .console import emit, say
+
+
+def release(
+    config: options.ConfigFile,
+    client: options.ClientOption,
+    out: options.OutFile,
+    spend_again: Annotated[
+        bool,
+        typer.Option("--spend-again", help="Release images again that the ledger knows. Lowers their privacy."),
+    ] = False,
+    overwrite: options.Overwrite = False,
+    overrides: options.Overrides = None,
+    as_json: options.Json = False,
+) -> None:
+    """At a site: noise each image once, up to the cut, into a release file for the server.
+
+    The noise comes from the operating system and cannot be seeded. The site's ledger (clients.NAME.ledger in the
+    configuration) refuses a second release of an image; sending the same file again is no second release.
+    """
+    from collafuse.config import load
+    from collafuse.core.errors import ConfigError
+    from collafuse.data.dealing import load_site
+    from collafuse.nodes.client import Client
+    from collafuse.nodes.ledger import Ledger
+
+    settings = load(config, overrides or ())
+    ledger = settings.client(client).ledger
+    if ledger is None:
+        raise ConfigError(
+            f"client {client!r} has no ledger; set clients.{client}.ledger to a file that this site keeps, "
+            "where released images are recorded."
+        )
+    site = Client(settings, client, load_site(settings, client))
+    made = site.release(out, Ledger(ledger), simulated=False, spend_again=spend_again, overwrite=overwrite)
+    say(f"Released {len(made.z)} images of {client} at {site.settings.cut.resolve().describe()}.")
+    say(f"Send {out} to the server, as {client}.safetensors. The ledger is {ledger}; keep it.")
+    if as_json:
+        emit({"release": str(out), "images": len(made.z), "sigma_cut": made.sigma_cut, "ledger": str(ledger)})

@@ -1,0 +1,53 @@
+"""collafuse train-server"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .console import emit, reporting, say
+
+
+def train_server(
+    config: options.ConfigFile,
+    releases: Annotated[
+        Path, typer.Option("--releases", metavar="DIR", help="Folder with each client's release, NAME.safetensors.")
+    ],
+    out: options.OutRun,
+    accept_simulated: Annotated[
+        bool, typer.Option("--accept-simulated", help="Learn from releases that a simulation made.")
+    ] = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    overrides: options.Overrides = None,
+    device: options.Device = "auto",
+    track: options.Trackers = None,
+    as_json: options.Json = False,
+) -> None:
+    """At the server: train the high-noise half from releases alone. Writes RUN/server."""
+    from collafuse.config import load
+    from collafuse.learning.training import choose_device
+    from collafuse.nodes import server as servers
+    from collafuse.nodes.runfolder import RunFolder
+
+    settings = load(config, overrides or ())
+    found = servers.read_releases(releases, accept_simulated=accept_simulated)
+    folder = RunFolder(out).server
+    folder.prepare(resume=resume, overwrite=overwrite)
+    with reporting() as reporter:
+        server = servers.train_server(
+            settings,
+            found,
+            folder,
+            choose_device(device),
+            reporter.observer("server"),
+            resume=resume,
+            trackers=track or (),
+        )
+    say(f"Trained the server on {sum(len(r.z) for rs in found.values() for r in rs)} images in {folder.path}. Next:")
+    say(f"  collafuse deliver {out} --client {next(iter(found))} -n 64 -o intermediates.safetensors")
+    if as_json:
+        emit({"run": str(out), "server_model": server.model.id, "clients": sorted(found)})

@@ -1,0 +1,78 @@
+"""The whole path through the real command line, every command in a process of its own."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from tests.cli.conftest import Cli
+
+
+def test_train_export_deliver_finish_inspect(trained, tmp_path):
+    cli = Cli(trained)
+    report = json.loads(cli("finish", "north.onnx", "north.safetensors", "-o", tmp_path / "out", "--json").stdout)
+    assert report["images"] == 5 and report["nfe"] == 6
+    pictures = sorted((tmp_path / "out").glob("0*.png"))
+    assert [p.name for p in pictures] == [f"{i:06d}.png" for i in range(5)]
+    with Image.open(pictures[4]) as picture:
+        assert picture.size == (8, 8) and picture.mode == "L"
+        assert picture.text["collafuse:labels"] == "2"
+        assert picture.text["collafuse:sigma"] == "0.5"
+        assert {"collafuse:bundle", "collafuse:server_model", "collafuse:steps"} <= set(picture.text)
+    for name, kind in (
+        ("north.onnx", "bundle"),
+        ("north.safetensors", "intermediate"),
+        ("run/server/releases/east.safetensors", "release"),
+        ("run/server/weights.safetensors", "weights"),
+    ):
+        assert json.loads(cli("inspect", name, "--json").stdout)["kind"] == kind
+
+
+def test_the_same_seed_delivers_the_same_bytes(trained, tmp_path):
+    cli = Cli(trained)
+    cli("deliver", "run", "--client", "north", "-n", 5, "--seed", 1, "-o", tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (trained / "north.safetensors").read_bytes()
+
+
+def test_separate_machines(run_cli):
+    """Release at each site, train the server on the files alone, train a client, then the same path."""
+    sites = ("north", "east", "south")
+    for name in sites:
+        done = run_cli("release", "digits.yaml", "--client", name, "-o", f"inbox/{name}.safetensors", "--json")
+        assert json.loads(done.stdout)["images"] > 100
+    again = run_cli("release", "digits.yaml", "--client", "north", "-o", "second.safetensors", code=7)
+    assert "--spend-again" in again.stderr
+    assert not (run_cli.folder / "second.safetensors").exists()
+    run_cli("train-server", "digits.yaml", "--releases", "inbox", "-o", "at-server")
+    run_cli("train-client", "digits.yaml", "--client", "east", "-o", "at-east")
+    run_cli("export-client", "at-east", "--client", "east", "-o", "east.onnx")
+    run_cli("deliver", "at-server", "--client", "east", "-n", 3, "--label", 4, "-o", "east.safetensors")
+    run_cli("finish", "east.onnx", "east.safetensors", "-o", "pictures")
+    with Image.open(run_cli.folder / "pictures" / "sheet.png") as sheet:
+        assert np.asarray(sheet).std() > 0
+    assert not (run_cli.folder / "at-server" / "clients").exists()
+    assert not (run_cli.folder / "at-east" / "server").exists()
+
+
+def test_simulated_releases_are_refused_by_train_server_without_the_flag(trained, tmp_path):
+    cli = Cli(trained)
+    command = ("train-server", "digits.yaml", "--releases", "run/server/releases", "-o", tmp_path / "run")
+    assert "--accept-simulated" in cli(*command, code=7).stderr
+    assert not (tmp_path / "run").exists()
+    cli(*command, "--accept-simulated")
+
+
+def test_demo_runs_the_whole_path(run_cli):
+    done = run_cli("demo", "-o", "demo")
+    for picture in ("cuts.png", "north-server-beside-finished.png"):
+        with Image.open(run_cli.folder / "demo" / "pictures" / picture) as image:
+            assert np.asarray(image).std() > 0
+    assert "Try next" in done.stdout and "north" in done.stdout
+
+
+def test_an_interrupted_training_resumes_and_a_finished_one_is_not_overwritten(run_cli):
+    run_cli("train", "digits.yaml", "-o", "run")
+    weights = (run_cli.folder / "run/server/weights.safetensors").read_bytes()
+    assert "--resume" in run_cli("train", "digits.yaml", "-o", "run", code=8).stderr
+    run_cli("train", "digits.yaml", "-o", "run", "--resume")
+    assert (run_cli.folder / "run/server/weights.safetensors").read_bytes() == weights
