@@ -7,7 +7,7 @@ import sys
 import typer
 
 import collafuse
-from collafuse.core.errors import CollaFuseError
+from collafuse.core.errors import CollaFuseError, RuntimeMissingError
 
 from . import deliver, demo, export_client, finish, inspect, release, train, train_client, train_server
 from .console import say
@@ -34,6 +34,9 @@ COMMANDS = {
 }
 """In the order in which a user meets them."""
 
+EXTRAS = dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "yaml", "sklearn"), "train")
+"""Packages that a device does not have, and the extra that brings each."""
+
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 
@@ -58,6 +61,15 @@ def main() -> None:
     except CollaFuseError as error:
         say(f"error: {error}")
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        missing = RuntimeMissingError(
+            f"this command needs {package}, which is not installed here; pip install 'collafuse[{EXTRAS[package]}]'."
+        )
+        say(f"error: {missing}")
+        sys.exit(missing.exit_code)
     except BrokenPipeError:
         # Whoever read our output has gone, as in `collafuse inspect FILE | head`.
         sys.stderr.close()

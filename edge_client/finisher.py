@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from collafuse.core import bundle as bundles
 from collafuse.core.conditioning import guided
-from collafuse.core.errors import UsageError
+from collafuse.core.errors import MismatchError, UsageError
 from collafuse.core.intermediate import Intermediate
 from collafuse.core.noise import client_sigmas
 from collafuse.core.pairing import check_pair, conditions_for
@@ -72,6 +72,11 @@ class Finisher:
         )
         if settings.sampler not in STEPS:
             raise UsageError(f"sampler {settings.sampler!r} is not known; use one of {', '.join(STEPS)}.")
+        if not 0.0 <= settings.guidance <= bundles.MAX_GUIDANCE:
+            raise UsageError(
+                f"guidance={settings.guidance}; expected a number from 0 (labels ignored) to {bundles.MAX_GUIDANCE:g}; "
+                "1 is plain."
+            )
         if not 1 <= settings.steps <= bundles.MAX_STEPS:
             raise UsageError(f"steps={settings.steps}; expected a whole number from 1 to {bundles.MAX_STEPS}.")
         return cls(bundle, open_session(bundle, provider, threads), settings)
@@ -81,7 +86,10 @@ class Finisher:
         return np.concatenate(list(self.batches(intermediate, batch_size)))
 
     def batches(self, intermediate: Intermediate, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator[NDArray[np.uint8]]:
-        """As :meth:`finish`, a batch at a time, so that a large job needs little memory."""
+        """As :meth:`finish`, a batch at a time, so that a large job needs little memory.
+
+        Raises MismatchError also when an image does not come out finite.
+        """
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size}; expected at least 1.")
         info = self.bundle.info
@@ -89,7 +97,14 @@ class Finisher:
         conditions = conditions_for(intermediate, info.label_names)
         for start in range(0, len(intermediate), batch_size):
             rows = slice(start, start + batch_size)
-            yield to_uint8(self._trajectory(intermediate, rows, conditions[rows]))
+            x = self._trajectory(intermediate, rows, conditions[rows])
+            if not np.isfinite(x).all():
+                raise MismatchError(
+                    f"the images from {start} on do not come out finite: the intermediate holds values up to "
+                    f"{np.abs(intermediate.x[rows]).max():.3g}, at sigma {intermediate.sigma:g} up to "
+                    f"{1 + 6 * intermediate.sigma:.3g} are expected; let the server deliver it again."
+                )
+            yield to_uint8(x)
 
     def _trajectory(
         self, intermediate: Intermediate, rows: slice, conditions: NDArray[np.float32]
@@ -99,6 +114,7 @@ class Finisher:
         sigmas = client_sigmas(intermediate.sigma, self.settings.steps, self.bundle.info.sigma_low)
         history = intermediate.history(rows) if self.settings.sampler == "dpmpp_2m" else None
         x: NDArray[Any] = intermediate.x[rows].astype(np.float32)
-        x, _ = run(STEPS[self.settings.sampler], denoise, x, sigmas, history)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by whoever asked
+            x, _ = run(STEPS[self.settings.sampler], denoise, x, sigmas, history)
         self.nfe = model.nfe
         return x

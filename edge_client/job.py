@@ -11,6 +11,7 @@ import numpy as np
 
 import collafuse
 from collafuse.core.atomic import refuse_existing
+from collafuse.core.errors import MismatchError
 from collafuse.core.intermediate import Intermediate
 from collafuse.core.pictures import contact_sheet
 
@@ -46,8 +47,14 @@ def finish_to_folder(
     """Write ``folder/000000.png`` and so on, and ``folder/sheet.png``; ``advance`` hears of each finished batch.
 
     Every picture carries its settings as PNG text. Raises OutputExistsError before any work when a file would be
-    overwritten, MismatchError when bundle and intermediate do not fit.
+    overwritten, MismatchError when bundle and intermediate do not fit or the images are neither grey nor RGB.
     """
+    channels = finisher.bundle.info.image_shape[0]
+    if channels not in (1, 3):
+        raise MismatchError(
+            f"the bundle makes images with {channels} channels, a PNG file here has 1 (grey) or 3 (RGB); "
+            "use edge_client.Finisher.finish, which gives arrays."
+        )
     paths = [folder / f"{index:06d}.png" for index in range(len(intermediate))]
     for path in [*paths, folder / SHEET]:
         refuse_existing(path, overwrite)

@@ -19,7 +19,8 @@ PROVIDERS = {"cpu": "CPUExecutionProvider"}
 class OnnxDenoiser:
     """A bundle's denoiser: ``model(x, sigma, conditions) -> x0_hat`` on float32 NumPy arrays.
 
-    sigma is a float or one level per image [N].
+    sigma is a float or one level per image [N]. Raises FileFormatError when the graph fails on these inputs or
+    gives another shape.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
@@ -28,7 +29,18 @@ class OnnxDenoiser:
     def __call__(self, x: NDArray[Any], sigma: Any, conditions: NDArray[Any]) -> NDArray[np.float32]:
         levels = np.broadcast_to(np.asarray(sigma, dtype=np.float32), (len(x),))
         values = (np.ascontiguousarray(x, dtype=np.float32), np.ascontiguousarray(levels), conditions)
-        output: NDArray[np.float32] = self._session.run([OUTPUT], dict(zip(INPUTS, values, strict=True)))[0]
+        try:
+            output: NDArray[np.float32] = self._session.run([OUTPUT], dict(zip(INPUTS, values, strict=True)))[0]
+        except Exception as error:  # onnxruntime raises its own classes, which differ between versions
+            raise FileFormatError(
+                f"onnxruntime {onnxruntime.__version__} cannot run the bundle on {len(x)} images: {_first_line(error)}; "
+                "try a smaller batch, or export the bundle again."
+            ) from error
+        if output.shape != x.shape:
+            raise FileFormatError(
+                f"the bundle's graph made {list(output.shape)} of images of shape {list(x.shape)}, expected the same "
+                "shape; export the bundle again."
+            )
         return output
 
 
@@ -42,12 +54,14 @@ def open_session(bundle: Bundle, provider: str = "cpu", threads: int | None = No
     if provider not in PROVIDERS:
         raise RuntimeMissingError(f"provider {provider!r} is not known; use one of {', '.join(PROVIDERS)}.")
     try:
+        # Without the fallback: it would try again in silence elsewhere, and prints to stdout.
         session = onnxruntime.InferenceSession(
-            bundle.data, sess_options=_options(threads), providers=[PROVIDERS[provider]]
+            bundle.data, sess_options=_options(threads), providers=[PROVIDERS[provider]], enable_fallback=0
         )
     except Exception as error:  # onnxruntime raises its own classes, which differ between versions
-        reason = str(error).splitlines()[0][:300]
-        raise FileFormatError(f"onnxruntime {onnxruntime.__version__} cannot load the bundle: {reason}") from error
+        raise FileFormatError(
+            f"onnxruntime {onnxruntime.__version__} cannot load the bundle: {_first_line(error)}; export it again."
+        ) from error
     denoiser = OnnxDenoiser(session)
     check_known_answer(denoiser, bundle)
     return denoiser
@@ -60,8 +74,12 @@ def _options(threads: int | None) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     # Spinning threads burn a small board's power and slow a busy one down (research/edge.md, section 3).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors come as exceptions, no need to log them as well
     return options
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
 def known_answer_error(denoiser: OnnxDenoiser, bundle: Bundle) -> float:

@@ -1,4 +1,4 @@
-"""Small real parts that several tests share: networks, images, a mixture with a known denoiser, an observer."""
+"""Small real parts that several tests share: networks, images, an observer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from collafuse.config import NetworkSettings, TrainingSettings
 from collafuse.data.datasets import ImageSet
@@ -28,7 +27,10 @@ def training_settings(**changes: Any) -> TrainingSettings:
 
 
 def denoiser(
-    network: NetworkSettings = NETWORK, image_shape: tuple[int, int, int] = (1, 4, 4), num_labels: int = 2, seed: int = 0
+    network: NetworkSettings = NETWORK,
+    image_shape: tuple[int, int, int] = (1, 4, 4),
+    num_labels: int = 2,
+    seed: int = 0,
 ) -> Denoiser:
     """A denoiser with the weights of a seed; every weight is away from zero, also those that start there."""
     with torch.random.fork_rng(devices=[]):
@@ -48,36 +50,6 @@ def image_set(count: int, label_names: tuple[str, ...] = ("a", "b"), side: int =
         labels[np.arange(count), np.arange(count) % len(label_names)] = 1
     digests = b"".join(pixel_digest(one.transpose(1, 2, 0)) for one in pixels)
     return ImageSet(pixels, labels, label_names, np.frombuffer(digests, dtype=np.uint8).reshape(count, 32))
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """A mixture of Gaussians N(means[j], std^2 I), whose denoiser is known in closed form."""
-
-    weights: Tensor
-    """[J]"""
-    means: Tensor
-    """[J, C, H, W]"""
-    std: float
-
-    def draw(self, count: int, seed: int) -> Tensor:
-        """Clean images [count, C, H, W], float64."""
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        shape = (count, *self.means.shape[1:])
-        return self.means[chosen] + self.std * torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    def denoise(self, x: Tensor, sigma: float) -> Tensor:
-        """E[x0 | x] for x = x0 + sigma n."""
-        shrink = self.std**2 / (self.std**2 + sigma**2)
-        off = x.double()[:, None] - self.means  # [N, J, C, H, W]
-        logits = self.weights.log() - off.square().flatten(2).sum(2) / (2 * (self.std**2 + sigma**2))
-        share = logits.softmax(1).reshape(*logits.shape, 1, 1, 1)
-        return (share * (self.means + shrink * off)).sum(1)
-
-    def noisier(self, sigma: float) -> Mixture:
-        """The distribution of x0 + sigma n."""
-        return Mixture(self.weights, self.means, (self.std**2 + sigma**2) ** 0.5)
 
 
 @dataclass

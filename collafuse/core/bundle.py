@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from . import onnxwire
 from .conditioning import conditions_from_labels
 from .errors import FileFormatError
-from .metadata import Fields, parse_json
+from .metadata import Fields, parse_json, shown, shown_names
 from .noise import SIGMA_MAX, SIGMA_MIN
 from .release import MAX_CHANNELS, MAX_SIDE
 from .samplers import STEPS
@@ -40,6 +40,7 @@ VERSION = 1
 MAX_BUNDLE_BYTES = 512 << 20
 MAX_METADATA_BYTES = 1 << 20
 MAX_STEPS = 1000
+MAX_GUIDANCE = 100.0
 METADATA_KEY = "collafuse"
 DIGEST_KEY = "collafuse_sha256"
 NO_DIGEST = "0" * 64
@@ -178,9 +179,10 @@ def _info(values: dict[str, Any], source: str) -> BundleInfo:
     fields = Fields(values, source)
     fields.text("kind", one_of=[KIND])
     version = fields.take("version")
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:
         raise FileFormatError(
-            f"{source} has bundle format version {version!r}, this program reads version {VERSION}; update the older."
+            f"{source} has bundle format version {shown(version)}, this program reads version {VERSION}; "
+            "update the older of the two."
         )
     channels, height, width = fields.integers("image_shape", length=3, at_least=1, at_most=MAX_SIDE)
     if channels > MAX_CHANNELS:
@@ -202,7 +204,7 @@ def _info(values: dict[str, Any], source: str) -> BundleInfo:
         sampler=fields.text("sampler", one_of=STEPS),
         steps=fields.integer("steps", at_least=1, at_most=MAX_STEPS),
         sigma_low=fields.number("sigma_low", above=0.0, at_most=sigma_max),
-        guidance=fields.number("guidance", above=-1.0, at_most=100.0),
+        guidance=fields.number("guidance", at_least=0.0, at_most=MAX_GUIDANCE),
         precision=fields.text("precision", one_of=PRECISIONS),
         opset=fields.integer("opset", at_least=1, at_most=100),
         provenance=fields.texts("provenance"),
@@ -211,13 +213,18 @@ def _info(values: dict[str, Any], source: str) -> BundleInfo:
     fields.done()
     if not known_answer.sigmas or not known_answer.values:
         raise FileFormatError(f"{source} carries an empty known-answer test; export the bundle again.")
+    if not all(0.0 < sigma <= SIGMA_MAX for sigma in known_answer.sigmas):
+        raise FileFormatError(
+            f"{source} has a known-answer test at sigma {shown(known_answer.sigmas)}, expected levels in "
+            f"(0, {SIGMA_MAX:g}]; export the bundle again."
+        )
     return info
 
 
 def _check_graph(summary: onnxwire.ModelSummary, info: BundleInfo, source: str) -> None:
     if unknown := summary.operators - OPERATORS:
         raise FileFormatError(
-            f"{source} uses the operators {', '.join(sorted(unknown))}, which no bundle has; refused. "
+            f"{source} uses the operators {shown_names(unknown)}, which no bundle has; refused. "
             "Export the client again with collafuse export-client."
         )
     image, num_labels = info.image_shape, len(info.label_names)
@@ -225,10 +232,14 @@ def _check_graph(summary: onnxwire.ModelSummary, info: BundleInfo, source: str) 
     found = {**summary.inputs, **summary.outputs}
     if set(summary.inputs) != set(INPUTS) or set(summary.outputs) != {OUTPUT}:
         raise FileFormatError(
-            f"{source} maps {', '.join(summary.inputs)} to {', '.join(summary.outputs)}; "
+            f"{source} maps {shown_names(summary.inputs)} to {shown_names(summary.outputs)}; "
             f"a bundle maps {', '.join(INPUTS)} to {OUTPUT}."
         )
     for name, axes in expected.items():
         value = found[name]
-        if value.element_type != FLOAT32 or value.axes[1:] != axes or len(value.axes) != len(axes) + 1:
-            raise FileFormatError(f"{source}: {name} has axes {list(value.axes)}, its metadata says [N, *{axes}].")
+        batch_is_free = value.axes[:1] and isinstance(value.axes[0], str)
+        if value.element_type != FLOAT32 or not batch_is_free or value.axes[1:] != axes:
+            raise FileFormatError(
+                f"{source}: {name} has ONNX type {value.element_type} and axes {shown(list(value.axes))}, expected "
+                f"{FLOAT32} (float32) and {['N', *axes]} by its metadata; export it again."
+            )

@@ -116,7 +116,7 @@ def from_tensorfile(file: tensorfile.TensorFile, source: str) -> Intermediate:
         server_model=fields.text("server_model"),
         sampler=fields.text("sampler", one_of=STEPS),
         nfe=fields.integer("nfe", at_least=0, at_most=MAX_NFE),
-        guidance=fields.number("guidance", above=-1.0, at_most=100.0),
+        guidance=fields.number("guidance", at_least=0.0, at_most=100.0),
         previous_x0_hat=previous,
         previous_sigma=previous_sigma,
     )

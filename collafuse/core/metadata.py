@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from .errors import FileFormatError
@@ -35,6 +35,25 @@ def parse_json(text: str | bytes, source: str) -> dict[str, Any]:
     return value
 
 
+def shown(value: object, longest: int = 80) -> str:
+    """What a file holds, for a message: escaped, so that it cannot steer a terminal, and not too long."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """As :func:`shown`, for several names in alphabetical order."""
+    return shown(sorted(names), longest=300)[1:-1]
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether this is a number that a float can hold, and not true or false."""
+    # A whole number in JSON may have thousands of digits, which float() and isfinite() cannot take.
+    if type(value) is int:
+        return abs(value) < 1 << 1023
+    return type(value) is float and math.isfinite(value)
+
+
 class Fields:
     """Takes the fields out of one metadata object, checking each; ``done`` refuses what is left.
 
@@ -46,8 +65,9 @@ class Fields:
         self._source = source
 
     def _bad(self, key: str, value: Any, expected: str) -> FileFormatError:
-        shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
-        return FileFormatError(f"{self._source}: metadata {key}={shown}, expected {expected}; get the file anew.")
+        return FileFormatError(
+            f"{self._source}: metadata {key}={shown(value)}, expected {expected}; get the file anew."
+        )
 
     def take(self, key: str) -> Any:
         """The raw value of a field that must be there."""
@@ -55,12 +75,14 @@ class Fields:
             raise FileFormatError(f"{self._source}: metadata lacks {key!r}; get the file anew from its maker.")
         return self._values.pop(key)
 
-    def number(self, key: str, *, above: float = -math.inf, at_most: float = math.inf) -> float:
-        """A finite number in (above, at_most]."""
+    def number(
+        self, key: str, *, above: float = -math.inf, at_least: float = -math.inf, at_most: float = math.inf
+    ) -> float:
+        """A finite number in (above, at_most] and not below at_least."""
         value = self.take(key)
-        ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not ok or not above < value <= at_most:
-            raise self._bad(key, value, f"a number in ({above:g}, {at_most:g}]")
+        if not _is_finite(value) or not above < value <= at_most or value < at_least:
+            low = f"[{at_least:g}" if at_least > above else f"({above:g}"
+            raise self._bad(key, value, f"a number in {low}, {at_most:g}]")
         return float(value)
 
     def integer(self, key: str, *, at_least: int, at_most: int) -> int:
@@ -108,18 +130,18 @@ class Fields:
         """A list of at most ``max_length`` finite numbers."""
         value = self.take(key)
         ok = isinstance(value, list) and len(value) <= max_length
-        ok = ok and all(type(v) in (int, float) and math.isfinite(v) for v in value)
+        ok = ok and all(_is_finite(v) for v in value)
         if not ok:
             raise self._bad(key, value, f"at most {max_length} finite numbers")
         return tuple(float(v) for v in value)
 
     def texts(self, key: str) -> dict[str, str]:
-        """An object of at most 32 short texts."""
+        """An object of at most 32 short printable texts."""
         value = self.take(key)
         ok = isinstance(value, dict) and len(value) <= 32
-        ok = ok and all(isinstance(v, str) and len(v) <= 200 and len(k) <= 200 for k, v in value.items())
-        if not ok:
-            raise self._bad(key, value, "at most 32 short texts")
+        ok = ok and all(isinstance(v, str) for v in value.values())
+        if not ok or not all(len(t) <= 200 and t.isprintable() for t in (*value, *value.values())):
+            raise self._bad(key, value, "at most 32 short printable texts")
         return dict(value)
 
     def nested(self, key: str) -> Fields:
@@ -137,6 +159,6 @@ class Fields:
         """Refuse fields that nobody asked for: a file holds the allowed fields and nothing else."""
         if self._values:
             raise FileFormatError(
-                f"{self._source}: metadata has unknown fields {', '.join(sorted(map(repr, self._values)))}; "
+                f"{self._source}: metadata has unknown fields {shown_names(self._values)}; "
                 "the file comes from a newer version or another program. Update collafuse or get the file anew."
             )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .atomic import atomic_file
 from .errors import FileFormatError
-from .metadata import Fields, parse_json
+from .metadata import Fields, parse_json, shown, shown_names
 
 MAX_HEADER_BYTES = 1 << 20
 """The largest safetensors header that is read (the format itself allows 100 MB)."""
@@ -78,41 +78,41 @@ def read(path: Path, kind: str, version: int) -> TensorFile:
     """Read and check a tensor file of this kind and version.
 
     Raises FileFormatError when the file is missing, too large, damaged, of another kind or version, or when
-    its digest does not match.
+    its digest does not match. The header is checked before the rest is read.
     """
     path = Path(path)
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise FileFormatError(f"{path} is a folder or a device, expected a {kind} file.")
+            raise FileFormatError(f"{path} is a folder or a device, expected {_a(kind)} file.")
         if size > MAX_FILE_BYTES:
-            raise FileFormatError(f"{path} has {size} bytes; a {kind} has at most {MAX_FILE_BYTES}.")
+            raise FileFormatError(f"{path} has {size} bytes; {_a(kind)} has at most {MAX_FILE_BYTES}.")
         with path.open("rb") as file:
-            data = file.read()
+            head = file.read(8)
+            head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
+            _read_metadata(head, size, kind, version, str(path))
+            file.seek(0)
+            data = file.read(size)
+        return from_bytes(data, kind, version, source=str(path))
     except OSError as error:
         raise FileFormatError(f"cannot read {path}: {error.strerror}; check the name of the {kind}.") from error
-    return from_bytes(data, kind, version, source=str(path))
+    except MemoryError as error:
+        raise FileFormatError(
+            f"{path} has {size} bytes, more than this machine's memory holds; ask its maker for smaller files."
+        ) from error
 
 
 def from_bytes(data: bytes, kind: str, version: int, *, source: str) -> TensorFile:
     """As :func:`read`, from bytes; ``source`` names them in messages."""
-    metadata = _read_metadata(data, kind, source)
-    found = metadata.pop("kind", None)
-    if found != kind:
-        raise FileFormatError(f"{source} is a {found!r} file, expected a {kind}; check which file you pass.")
-    if metadata.get("version") != version:
-        raise FileFormatError(
-            f"{source} has {kind} format version {metadata.get('version')!r}, this program reads version {version}; "
-            "update the older of the two."
-        )
+    metadata = _read_metadata(data, len(data), kind, version, source)
     try:
         tensors = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise FileFormatError(f"{source} is damaged ({_short(error)}); get the file anew.") from error
     digest = metadata.pop("sha256", None)
-    if digest != _digest({"kind": kind, **metadata}, tensors):
+    if digest != _digest(metadata, tensors):
         raise FileFormatError(f"{source} does not match the SHA-256 that it carries; it was damaged. Get it anew.")
-    metadata.pop("version")
+    del metadata["kind"], metadata["version"]
     return TensorFile(Fields(metadata, source), tensors)
 
 
@@ -129,17 +129,31 @@ def peek_kind(path: Path) -> str | None:
         return None
 
 
-def _read_metadata(data: bytes, kind: str, source: str) -> dict[str, Any]:
+def _read_metadata(data: bytes, size: int, kind: str, version: int, source: str) -> dict[str, Any]:
+    """Our metadata from the beginning of a file of ``size`` bytes, once kind and version are right."""
     length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > len(data) - 8:
-        raise FileFormatError(f"{source} is cut short or is no {kind} file ({len(data)} bytes); get the file anew.")
+    if size < 8 or length > size - 8:
+        raise FileFormatError(f"{source} is cut short or is no {kind} file ({size} bytes); get the file anew.")
     if length > MAX_HEADER_BYTES:
         raise FileFormatError(f"{source} claims a header of {length} bytes; at most {MAX_HEADER_BYTES} are read.")
     header = parse_json(data[8 : 8 + length], source)
     extra = header.get("__metadata__")
     if not isinstance(extra, dict) or set(extra) != {"collafuse"} or not isinstance(extra["collafuse"], str):
-        raise FileFormatError(f"{source} was not written by collafuse: it lacks our metadata; expected a {kind} file.")
-    return parse_json(extra["collafuse"], source)
+        raise FileFormatError(f"{source} was not written by collafuse: it lacks our metadata; expected {_a(kind)} file.")
+    metadata = parse_json(extra["collafuse"], source)
+    found_kind, found_version = metadata.get("kind"), metadata.get("version")
+    if found_kind != kind:
+        raise FileFormatError(f"{source} is a {shown(found_kind)} file, expected {_a(kind)}; check which file you pass.")
+    if type(found_version) is not int or found_version != version:
+        raise FileFormatError(
+            f"{source} has {kind} format version {shown(found_version)}, this program reads version {version}; "
+            "update the older of the two."
+        )
+    return metadata
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
 def _short(error: Exception) -> str:
@@ -166,7 +180,7 @@ def expect_tensor(
 def expect_nothing_else(tensors: Tensors, source: str) -> None:
     """Refuse tensors that nobody asked for."""
     if tensors:
-        raise FileFormatError(f"{source} holds unexpected tensors {', '.join(sorted(tensors))}; refused.")
+        raise FileFormatError(f"{source} holds unexpected tensors {shown_names(tensors)}; refused.")
 
 
 def file_digest(path: Path) -> str:

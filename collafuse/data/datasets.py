@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -111,6 +112,8 @@ def _folder(root: Path, settings: DataSettings) -> ImageSet:
 def _in_threads(
     read: Callable[[Path], tuple[NDArray[np.uint8], bytes]], files: list[Path], chunk: int = 1024
 ) -> list[tuple[NDArray[np.uint8], bytes]]:
-    # Pillow releases the interpreter lock while decoding.
-    with ThreadPoolExecutor() as pool:
+    # Pillow releases the interpreter lock while decoding. What it remarks about metadata concerns nobody; filters
+    # are the whole process's, so they are set here and not in the threads.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")
         return [result for i in range(0, len(files), chunk) for result in pool.map(read, files[i : i + chunk])]

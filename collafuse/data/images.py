@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,34 +18,49 @@ MAX_PIXELS = 50_000_000
 
 
 def pixel_digest(pixels: NDArray[np.uint8]) -> bytes:
-    """SHA-256 of decoded pixels [H, W, C]: what a ledger knows an image by, whatever its file is called."""
-    return hashlib.sha256(f"{pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes()).digest()
+    """SHA-256 of decoded pixels [H, W, C]: what a ledger knows an image by, whatever its file is called.
+
+    Grey is taken as RGB, so that an image is the same one however it is converted for training.
+    """
+    rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    return hashlib.sha256(f"{rgb.shape}".encode() + rgb.tobytes()).digest()
 
 
 def read_image(path: Path, channels: int, side: int) -> tuple[NDArray[np.uint8], bytes]:
     """An image file as grey levels [C, side, side], and the digest of its pixels before any change of size.
 
-    EXIF orientation is applied, then EXIF is dropped. Resized by its shorter side (Lanczos), cropped in the
-    middle. Raises DataError, naming the file, when it is no image, damaged, or larger than 50 megapixels.
+    EXIF orientation is applied, then EXIF is dropped. What is transparent shows white paper. 16-bit grey levels
+    are scaled to 8 bits. Resized by its shorter side (Lanczos), cropped in the middle. Raises DataError, naming
+    the file, when it is no image, damaged, or larger than 50 megapixels.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as file:
-                if file.width * file.height > MAX_PIXELS:
-                    raise DataError(f"{path} has {file.width} x {file.height} pixels; at most {MAX_PIXELS} are read.")
-                upright = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+        with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise DataError(f"{path} has {file.width} x {file.height} pixels; at most {MAX_PIXELS} are read.")
+            upright = _as_rgb(ImageOps.exif_transpose(file), path)
     except UnidentifiedImageError as error:
         raise DataError(
             f"{path} is not an image that can be read ({', '.join(FORMATS)}); remove or repair it."
         ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}); remove or repair it.") from error
-    digest = pixel_digest(_with_channels(np.asarray(upright)))
+    digest = pixel_digest(np.asarray(upright))
+    if channels == 1:
+        upright = upright.convert("L")
     if upright.size != (side, side):
         upright = ImageOps.fit(upright, (side, side), method=Image.Resampling.LANCZOS)
-    return np.ascontiguousarray(_with_channels(np.asarray(upright)).transpose(2, 0, 1)), digest
+    pixels = np.asarray(upright).reshape(side, side, channels)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), digest
 
 
-def _with_channels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """Any image that Pillow opens as 8-bit RGB."""
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
+        levels = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise DataError(f"{path} has 32-bit grey levels, whose range is not known; save it with 8 or 16 bits.")
+    if image.has_transparency_data:
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image.convert("RGBA"))
+    return image.convert("RGB")

@@ -66,13 +66,14 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def estimate_sigma_data(data: TrainingData) -> float:
-    """Standard deviation of the clean images behind the data: sqrt(var z - sigma_floor^2) where that is positive.
+    """Standard deviation of the clean images behind the data: sqrt(var z - sigma_floor^2).
 
-    Images with the least noise say the most, so only those at the lowest floor are used.
+    Images with the least noise say the most, so only those at the lowest floor are used. Where noise hides it,
+    which shows in a value that images in [-1, 1] cannot have, it is EDM's 0.5.
     """
     quietest = data.images[data.sigma_floor == data.sigma_floor.min()]
     variance = to_float(quietest).double().var().item() - float(data.sigma_floor.min()) ** 2
-    return math.sqrt(variance) if variance > 0.01 else 0.5
+    return math.sqrt(variance) if 0.01 < variance <= 1 else 0.5
 
 
 class Observer(Protocol):
@@ -165,7 +166,11 @@ class Trainer:
             weight_decay=settings.weight_decay,
             fused=device.type == "cuda",
         )
-        plain = {"training": settings.model_dump(), "network": denoiser.network_settings.model_dump()}
+        plain = {
+            "training": settings.model_dump(),
+            "network": denoiser.network_settings.model_dump(),
+            "sigma_data": denoiser.sigma_data,
+        }
         self.identity = checkpoint.Identity(checkpoint.digest_of_settings(plain), data.digest())
 
     def run(self, resume: bool = False) -> Denoiser:
@@ -232,16 +237,16 @@ class Trainer:
     def _after(self, step: int, window: _LossWindow) -> None:
         """What is due once ``step`` steps are done."""
         settings, last = self.settings, step == self.settings.steps
-        if step % settings.log_every == 0 or last:
-            record = window.read()
-            record |= {"step": step, "learning_rate": learning_rate_at(step - 1, settings)}
-            if not math.isfinite(record["loss"]):
-                raise CollaFuseError(
-                    f"the loss is {record['loss']} at step {step}; lower learning_rate={settings.learning_rate} "
-                    "or resume from the last checkpoint with another seed."
-                )
+        log_now, save_now = (step % every == 0 or last for every in (settings.log_every, settings.checkpoint_every))
+        if (log_now or save_now) and not math.isfinite(loss := window.loss()):
+            raise CollaFuseError(
+                f"the loss is {loss} by step {step}; lower learning_rate={settings.learning_rate} or take another "
+                "seed, and train into a new run folder."
+            )
+        if log_now:
+            record = window.read() | {"step": step, "learning_rate": learning_rate_at(step - 1, settings)}
             self.observer.logged(record)
-        if step % settings.checkpoint_every == 0 or last:
+        if save_now:
             checkpoint.save(self.folder / "checkpoints", step, self.model, self.ema, self.optimizer, self.identity)
         if step % settings.sample_every == 0 or last:
             self.observer.sampled(step, self.ema)
@@ -262,10 +267,15 @@ class _LossWindow:
         self.sums[1].index_add_(0, bucket, torch.ones_like(sigma))
         self.images += len(sigma)
 
+    def loss(self) -> float:
+        """The mean since the last log."""
+        total, count = self.sums.sum(dim=1).tolist()
+        return total / max(1.0, count)
+
     def read(self) -> dict[str, Any]:
+        """Everything since the last log; the next one starts here."""
         totals, counts = self.sums.tolist()
-        seconds = time.monotonic() - self.since
-        loss = sum(totals) / max(1.0, sum(counts))
+        seconds, loss = time.monotonic() - self.since, self.loss()
         per_bucket = {
             name: total / count for name, total, count in zip(BUCKET_NAMES, totals, counts, strict=True) if count
         }

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import NetworkSettings
 from ..core import tensorfile
-from ..core.errors import FileFormatError, MismatchError
+from ..core.errors import ConfigError, FileFormatError, MismatchError
 from ..core.noise import SIGMA_MAX
 from .denoiser import Denoiser
 
@@ -70,8 +70,11 @@ def load(path: Path, role: str | None = None) -> TrainedModel:
     settings = _network(fields.take("network"), source)
     channels, height, width = fields.integers("image_shape", length=3, at_least=1, at_most=MAX_IMAGE_SIDE)
     sigma_data = fields.number("sigma_data", above=0, at_most=1e3)
-    denoiser = Denoiser(settings, (channels, height, width), len(label_names), sigma_data)
-    _load_tensors(denoiser, {name: torch.from_numpy(array) for name, array in file.tensors.items()}, source)
+    parts = (settings, (channels, height, width), len(label_names), sigma_data)
+    tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
+    _check_tensors(parts, tensors, source)
+    denoiser = Denoiser(*parts)
+    denoiser.load_state_dict(tensors)
     model = TrainedModel(
         denoiser=denoiser.eval().requires_grad_(False),
         role=found,
@@ -92,13 +95,22 @@ def _network(values: Any, source: str) -> NetworkSettings:
         raise FileFormatError(f"{source} describes a network that is not known; get the weights anew.") from error
 
 
-def _load_tensors(denoiser: Denoiser, tensors: dict[str, Tensor], source: str) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in denoiser.state_dict().items()}
-    if expected != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
+def _check_tensors(
+    parts: tuple[NetworkSettings, tuple[int, int, int], int, float], tensors: dict[str, Tensor], source: str
+) -> None:
+    expected = None
+    if parts[0].blocks <= len(tensors):  # each block has several
+        try:
+            with torch.device("meta"):  # sizes alone: what a file claims must not cost memory
+                expected = {name: tensor.shape for name, tensor in Denoiser(*parts).state_dict().items()}
+        except (ConfigError, RuntimeError, OverflowError) as error:
+            raise FileFormatError(
+                f"{source} describes a network that cannot be built; get the weights anew."
+            ) from error
+    if expected != {name: tensor.shape for name, tensor in tensors.items()}:
         raise FileFormatError(f"{source} holds other tensors than its network has; get the weights anew.")
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise FileFormatError(f"{source} holds weights that are not finite; train again from an older checkpoint.")
-    denoiser.load_state_dict(tensors)
 
 
 def warm_start(denoiser: Denoiser, label_names: tuple[str, ...], teacher: TrainedModel) -> None:

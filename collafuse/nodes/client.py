@@ -106,7 +106,8 @@ class Client:
 
     def _sample_sheet(self, denoiser: Denoiser, device: torch.device) -> Pixels:
         """Some of its own images, noised to the cut, beside what the denoiser makes of them."""
-        images = self.site.train.take(np.arange(min(SHEET_IMAGES, len(self.site.train))))
+        count = len(self.site.train)
+        images = self.site.train.take(np.linspace(0, count - 1, min(SHEET_IMAGES, count)).astype(np.int64))
         generator = torch.Generator().manual_seed(keyed_seed(self.settings.training.seed, "sheet"))
         noise = torch.randn(images.pixels.shape, generator=generator)
         x = torch.from_numpy(images.x0()) + self.settings.handover_sigma * noise

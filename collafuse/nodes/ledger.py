@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.atomic import refuse_existing, storage_error, sync_folder
-from ..core.errors import FileFormatError, RefusedError
+from ..core.errors import FileFormatError, RefusedError, StorageError
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS releases (
@@ -48,6 +48,10 @@ class Ledger:
                 yield connection
         except OSError as error:
             raise storage_error(self.path, error) from error
+        except sqlite3.OperationalError as error:
+            if "full" in str(error) or "readonly" in str(error) or "unable to open" in str(error):
+                raise StorageError(f"cannot write the ledger {self.path}: {error}. Nothing was released.") from error
+            raise StorageError(f"the ledger {self.path} is busy or unreachable ({error}); try again.") from error
         except sqlite3.DatabaseError as error:
             raise FileFormatError(
                 f"the ledger {self.path} cannot be used ({error}); restore it from a backup. Without it nobody knows "

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.app import main
+
 TINY = [
     "server.network.channels=8",
     "server.network.blocks=1",
@@ -26,24 +28,53 @@ class Cli:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, *arguments, code=0, tiny=True, env=None):
+    def __call__(self, *arguments, code=0):
         words = list(map(str, arguments))
-        if tiny and words[0] in TRAINING:
+        if words[0] in TRAINING:
             words[1:1] = TINY_OPTIONS  # first, so that a test's own settings win
-        command = [sys.executable, "-m", "cli", *words]
-        root = str(Path(__file__).parents[2])
-        environment = {**os.environ, "PYTHONPATH": root, "COLUMNS": "120", "OMP_NUM_THREADS": "1", **(env or {})}
-        done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
+        done = self._run(words)
         assert done.returncode == code, f"{arguments} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         return done
+
+    def _run(self, words):
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "cli", *words]
+        return subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+
+
+class InProcess(Cli):
+    """The same in this process, for the many cases of bad input: torch is loaded once."""
+
+    def __init__(self, folder: Path, monkeypatch, capsys) -> None:
+        super().__init__(folder)
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def _run(self, words):
+        self.monkeypatch.chdir(self.folder)
+        self.monkeypatch.setattr(sys, "argv", ["collafuse", *words])
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        shown = self.capsys.readouterr()
+        return subprocess.CompletedProcess(words, stop.value.code or 0, shown.out, shown.err)
 
 
 @pytest.fixture
 def run_cli(tmp_path):
     return Cli(tmp_path)
+
+
+@pytest.fixture
+def call_cli(tmp_path, monkeypatch, capsys):
+    return InProcess(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def call_trained(trained, monkeypatch, capsys):
+    return InProcess(trained, monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

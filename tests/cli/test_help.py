@@ -7,7 +7,7 @@ import pytest
 
 from cli.app import COMMANDS
 
-HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "pydantic", "sklearn")
+HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "yaml", "sklearn")
 PROGRAM = """
 import sys
 from cli.app import app

@@ -1,0 +1,375 @@
+"""collafuse.core.bundle: a bundle is checked before onnxruntime sees it. onnxruntime is not used in this file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from collafuse.core import bundle as bundles
+from collafuse.core.errors import FileFormatError
+from tests.bundles import SHAPE, halving_bundle, halving_info, halving_model, resealed, sealed, tensor_input
+from tests.damage import bit_flips, truncations
+
+
+def read(data: bytes) -> bundles.Bundle:
+    return bundles.from_bytes(data, "a.onnx")
+
+
+def test_metadata_there_and_back():
+    assert read(halving_bundle()).info == halving_info()
+
+
+def test_a_real_bundle_is_accepted(tiny_bundle):
+    bundle = bundles.read(tiny_bundle)
+    assert bundle.info.client == "north"
+    assert bundle.data == tiny_bundle.read_bytes()
+    assert len(bundle.digest) == 64
+
+
+def test_the_metadata_hold_the_allowed_fields_and_nothing_else(tiny_bundle):
+    model = onnx.load(tiny_bundle)
+    props = {p.key: p.value for p in model.metadata_props}
+    assert set(props) == {"collafuse", "collafuse_sha256"}
+    values = json.loads(props["collafuse"])
+    assert set(values) == {
+        "kind", "version", "client", "image_shape", "label_names", "sigma_min", "sigma_max", "sampler", "steps",
+        "sigma_low", "guidance", "precision", "opset", "provenance", "known_answer",
+    }  # fmt: skip
+    assert set(values["known_answer"]) == {"sigmas", "values", "tolerance"}
+    assert set(values["provenance"]) == {"weights", "training_steps", "collafuse", "torch", "onnx", "exported"}
+
+
+def test_a_bundle_says_nothing_of_the_machine_that_made_it(tiny_bundle):
+    data = tiny_bundle.read_bytes()
+    for trace in (b"/work/", b"/home/", b"site-packages", b".py", b"pkg.torch"):
+        assert trace not in data
+
+
+def test_the_digest_covers_the_whole_file():
+    data = halving_bundle()
+    digest = read(data).digest.encode()
+    assert hashlib.sha256(data.replace(digest, b"0" * 64)).hexdigest().encode() == digest
+
+
+def test_a_placeholder_that_occurs_twice_cannot_be_sealed():
+    with pytest.raises(FileFormatError, match="holds the digest's placeholder twice"):
+        sealed(halving_model(), halving_info(client=bundles.NO_DIGEST))
+
+
+# --- the known answer ---------------------------------------------------------------------------------------
+
+
+def test_known_answer_inputs_are_the_same_everywhere():
+    """The numbers are part of the format: a device must come to the very same input."""
+    x, sigma, labels = bundles.known_answer_input((1, 1, 2), 2, (0.5, 1.0, 2.0, 4.0))
+    expected = [
+        (0.5 * np.cos(0.37 * i) + 0.5 * np.sin(1.73 * i)) * (0.5 + level)
+        for i, level in enumerate(np.repeat([0.5, 1.0, 2.0, 4.0], 2))
+    ]
+    np.testing.assert_allclose(x.ravel(), expected, rtol=1e-6)
+    assert sigma.tolist() == [0.5, 1.0, 2.0, 4.0]
+    assert labels.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0], [1, 0, 0]]
+    assert {a.dtype for a in (x, sigma, labels)} == {np.dtype(np.float32)}
+
+
+def test_known_answer_inputs_of_a_model_without_labels():
+    assert bundles.known_answer_input((1, 1, 1), 0, (0.5, 1.0))[2].tolist() == [[1], [1]]
+
+
+def test_a_known_answer_keeps_both_ends_of_an_output():
+    values = bundles.known_answer_values(np.arange(1000, dtype=np.float32).reshape(10, 1, 10, 10), 5)
+    assert values.tolist() == [0, 249, 499, 749, 999]
+    assert bundles.known_answer_values(np.arange(3, dtype=np.float32)).tolist() == [0, 1, 2]
+
+
+# --- damage -------------------------------------------------------------------------------------------------
+
+
+def test_every_truncation_is_refused(tiny_bundle, tmp_path):
+    path = tmp_path / "spoiled.onnx"
+    for spoiled in truncations(tiny_bundle.read_bytes(), 100):
+        path.write_bytes(spoiled)
+        with pytest.raises(FileFormatError, match=r"spoiled\.onnx"):
+            bundles.read(path)
+
+
+@pytest.mark.parametrize("which", ["real", "halving"])
+def test_every_bit_flip_is_refused(tiny_bundle, which):
+    for spoiled in bit_flips(tiny_bundle.read_bytes() if which == "real" else halving_bundle(), 300):
+        with pytest.raises(FileFormatError, match=r"a\.onnx"):
+            read(spoiled)
+
+
+@pytest.mark.parametrize("extra", [b"\0", b"\x08\x0a"])
+def test_bytes_that_follow_are_refused(extra):
+    with pytest.raises(FileFormatError):
+        read(halving_bundle() + extra)
+
+
+def test_places_that_hold_no_bundle(tmp_path):
+    with pytest.raises(FileFormatError, match=r"is not a file; expected a client bundle"):
+        bundles.read(tmp_path)
+    with pytest.raises(FileFormatError, match=r"gone\.onnx is not a file; expected a client bundle"):
+        bundles.read(tmp_path / "gone.onnx")
+
+
+def test_a_huge_file_is_refused_unread(tmp_path):
+    with (tmp_path / "huge.onnx").open("wb") as file:
+        file.truncate(bundles.MAX_BUNDLE_BYTES + 1)
+    with pytest.raises(FileFormatError, match="bytes; a bundle has at most 536870912"):
+        bundles.read(tmp_path / "huge.onnx")
+
+
+@pytest.mark.parametrize("data", [b"\x89PNG\r\n\x1a\n" + bytes(100), b"PK\x03\x04" + bytes(100), b"{}", b"\0" * 1000])
+def test_other_files_are_refused(data):
+    with pytest.raises(FileFormatError, match=r"^a\.onnx "):
+        read(data)
+
+
+def test_an_onnx_model_that_is_no_bundle_is_told_how_to_become_one():
+    with pytest.raises(FileFormatError, match="is an ONNX model but no client bundle; make one with collafuse export-"):
+        read(halving_model().SerializeToString())
+
+
+# --- graphs that mean harm, sealed with a right digest ------------------------------------------------------
+
+
+def nodes(model: onnx.ModelProto, *more: onnx.NodeProto) -> None:
+    model.graph.node.extend(more)
+
+
+def constant(tensor: onnx.TensorProto) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], ["unused"], value=tensor)
+
+
+def tensor(dims, external: bool = False) -> onnx.TensorProto:
+    made = TensorProto(name="unused", data_type=TensorProto.FLOAT, dims=dims)
+    if external:
+        made.data_location = TensorProto.EXTERNAL
+        made.external_data.add(key="location", value="/etc/passwd")
+    return made
+
+
+def sparse() -> onnx.SparseTensorProto:
+    values = numpy_helper.from_array(np.ones(1, dtype=np.float32), "unused")
+    return helper.make_sparse_tensor(values, numpy_helper.from_array(np.zeros(1, dtype=np.int64)), [4])
+
+
+def subgraph() -> onnx.GraphProto:
+    return helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "body", [], [tensor_input("y")])
+
+
+def function(model: onnx.ModelProto) -> None:
+    body = [helper.make_node("Identity", ["a"], ["b"])]
+    model.functions.append(helper.make_function("ours", "Mul", ["a"], ["b"], body, [helper.make_opsetid("", 18)]))
+
+
+def only_location(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].data_location = TensorProto.EXTERNAL
+
+
+HOSTILE = {
+    "weights in another file": (lambda m: m.graph.initializer.append(tensor([4], external=True)), "external data"),
+    "weights said to be elsewhere": (only_location, "external data"),
+    "a constant in another file": (lambda m: nodes(m, constant(tensor([4], external=True))), "external data"),
+    "sparse weights": (lambda m: m.graph.sparse_initializer.append(sparse()), "sparse tensors"),
+    "a sparse constant": (
+        lambda m: nodes(m, helper.make_node("Constant", [], ["unused"], sparse_value=sparse())),
+        "sparse tensors",
+    ),
+    "a function": (function, "model-local functions"),
+    "training information": (lambda m: m.training_info.add(), "training information"),
+    "a loop": (lambda m: nodes(m, helper.make_node("Loop", ["", ""], ["y"], body=subgraph())), "subgraph"),
+    "a scan": (lambda m: nodes(m, helper.make_node("Scan", ["x"], ["y"], body=subgraph())), "subgraph"),
+    "a branch": (
+        lambda m: nodes(m, helper.make_node("If", ["x"], ["y"], then_branch=subgraph(), else_branch=subgraph())),
+        "subgraph",
+    ),
+    "a custom operator": (lambda m: nodes(m, helper.make_node("Shell", ["x"], ["y"], domain="evil")), "domain 'evil'"),
+    "an operator of Microsoft's": (
+        lambda m: nodes(m, helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")),
+        "domain 'com.microsoft'",
+    ),
+    "an unknown operator": (lambda m: nodes(m, helper.make_node("Shell", ["x"], ["y"])), "uses the operators 'Shell'"),
+    "an operator that draws": (
+        lambda m: nodes(m, helper.make_node("RandomNormalLike", ["x"], ["y"])),
+        "uses the operators 'RandomNormalLike'",
+    ),
+    "a loop without a body": (lambda m: nodes(m, helper.make_node("Loop", [], ["y"])), "uses the operators 'Loop'"),
+    "giant weights": (lambda m: m.graph.initializer.append(tensor([1 << 20, 1 << 20])), "more than 1073741824 elements"),
+    "weights of negative size": (lambda m: m.graph.initializer.append(tensor([-1])), "more than 1073741824 elements"),
+    "a giant constant": (lambda m: nodes(m, constant(tensor([1 << 40]))), "more than 1073741824 elements"),
+    "no operators": (lambda m: m.graph.ClearField("node"), "no ONNX model"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_graph_is_refused_before_it_is_loaded(name, tmp_path):
+    change, message = HOSTILE[name]
+    (tmp_path / "evil.onnx").write_bytes(halving_bundle(change))
+    with pytest.raises(FileFormatError, match=rf"evil\.onnx .*{message}"):
+        bundles.read(tmp_path / "evil.onnx")
+
+
+def replace_input(index: int, value: onnx.ValueInfoProto):
+    return lambda model: model.graph.input[index].CopyFrom(value)
+
+
+def sequence_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].CopyFrom(helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, None))
+
+
+WRONG_ENDS = {
+    "one input too few": (lambda m: m.graph.input.pop(), "maps 'sigma', 'x' to 'x0_hat'; a bundle maps x, sigma, labels"),
+    "one input too many": (lambda m: m.graph.input.append(tensor_input("y")), "maps 'labels', 'sigma', 'x', 'y'"),
+    "one input renamed": (replace_input(1, tensor_input("t")), "maps 'labels', 't', 'x'"),
+    "one input twice": (lambda m: m.graph.input.append(tensor_input("x", *SHAPE)), "names 'x' twice"),
+    "the output renamed": (lambda m: m.graph.output[0].MergeFrom(tensor_input("eps")), "to 'eps'; a bundle maps"),
+    "no output": (lambda m: m.graph.ClearField("output"), "a bundle maps"),
+    "a second output": (lambda m: m.graph.output.append(tensor_input("x", *SHAPE)), "a bundle maps"),
+    "half precision": (replace_input(0, tensor_input("x", *SHAPE, dtype=TensorProto.FLOAT16)), "x has ONNX type 10 "),
+    "other images": (replace_input(0, tensor_input("x", 3, 2, 2)), "x has ONNX type . and axes"),
+    "images without channels": (replace_input(0, tensor_input("x", 2, 2)), "x has ONNX type . and axes"),
+    "fewer labels": (replace_input(2, tensor_input("labels", 1)), "labels has ONNX type . and axes"),
+    "sigma as a column": (replace_input(1, tensor_input("sigma", 1)), "sigma has ONNX type . and axes"),
+    "any number of channels": (replace_input(0, tensor_input("x", "C", 2, 2)), "x has ONNX type . and axes"),
+    "a batch of 3 only": (
+        replace_input(0, helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, *SHAPE])),
+        "x has ONNX type . and axes",
+    ),
+    "a list of images": (sequence_input, "an input or output that is not a tensor"),
+    "no type": (lambda m: m.graph.input[0].ClearField("type"), "x has ONNX type . and axes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_ENDS)
+def test_a_graph_with_other_ends_is_refused(name):
+    change, message = WRONG_ENDS[name]
+    with pytest.raises(FileFormatError, match=message):
+        read(halving_bundle(change))
+
+
+# --- metadata that mean harm, sealed with a right digest ----------------------------------------------------
+
+HUGE = int("7" * 400)
+"""A whole number beyond every float, without the digest's placeholder in it."""
+
+BAD_FIELDS = [
+    ("kind", "release"),
+    ("version", 2),
+    ("version", True),
+    ("version", None),
+    ("client", 7),
+    ("client", "\x1b[2J"),
+    ("image_shape", [1, 2]),
+    ("image_shape", [1, 2, 2.0]),
+    ("image_shape", [0, 2, 2]),
+    ("image_shape", [5, 2, 2]),
+    ("image_shape", [1, 2, 1025]),
+    ("image_shape", [1, 4, 4]),
+    ("label_names", ["cat"]),
+    ("label_names", ["cat", "cat"]),
+    ("label_names", "cat"),
+    ("sigma_min", 0.0),
+    ("sigma_min", 0.6),
+    ("sigma_max", 0.002),
+    ("sigma_max", 81),
+    ("sigma_max", float("nan")),
+    ("sigma_max", HUGE),
+    ("sampler", "rk45"),
+    ("steps", 0),
+    ("steps", 1001),
+    ("steps", 2.5),
+    ("sigma_low", 0.0),
+    ("sigma_low", 0.7),
+    ("guidance", float("inf")),
+    ("guidance", -1),
+    ("precision", "fp16"),
+    ("opset", 0),
+    ("provenance", {"weights": 1}),
+    ("provenance", {"weights": "\x1b]0;evil"}),
+    ("known_answer", None),
+    ("known_answer", {}),
+    ("exif", "taken at home"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD_FIELDS, ids=lambda v: repr(v)[:20])
+def test_a_field_that_is_wrong_is_named(field, value):
+    with pytest.raises(FileFormatError, match=r"^a\.onnx"):
+        read(resealed(halving_bundle(), **{field: value}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sigmas": []},
+        {"sigmas": [0.1] * 17},
+        {"sigmas": [0.0, 0.1]},
+        {"sigmas": [-0.5]},
+        {"sigmas": [1e300]},
+        {"sigmas": [HUGE]},
+        {"values": []},
+        {"values": [0.0] * 5000},
+        {"values": ["0"]},
+        {"tolerance": 0.0},
+        {"tolerance": 2.0},
+        {"seed": 1},
+    ],
+    ids=lambda v: repr(v)[:24],
+)
+def test_a_known_answer_that_is_wrong_is_refused(change):
+    answer = {**vars(halving_info().known_answer), **change}
+    with pytest.raises(FileFormatError, match=r"^a\.onnx"):
+        read(resealed(halving_bundle(), known_answer=answer))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(sorted(json.loads(halving_info().to_json()))), JSON)
+def test_any_value_in_any_field_is_accepted_or_refused(field, value):
+    try:
+        read(resealed(halving_bundle(), **{field: value}))
+    except FileFormatError:
+        return
+    assert field in {"client", "sigma_min", "sigma_max", "steps", "sigma_low", "guidance", "opset", "provenance", "version"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", "{}", '{"kind": "bundle", "kind": "bundle"}', "[" * 10_000])
+def test_metadata_that_are_no_object_are_refused(text):
+    with pytest.raises(FileFormatError, match=r"^a\.onnx"):
+        read(sealed(halving_model(), text))
+
+
+def test_too_much_metadata_is_refused():
+    with pytest.raises(FileFormatError, match="bytes of metadata; at most 1048576 are read"):
+        read(resealed(halving_bundle(), client="x" * (1 << 20)))
+
+
+def test_metadata_changed_without_a_new_digest_are_refused():
+    data = halving_bundle()
+    for old, new in ((b'"client": "north"', b'"client": "south"'), (b'"steps": 3', b'"steps": 9')):
+        assert data.count(old) == 1
+        with pytest.raises(FileFormatError, match="does not match the SHA-256 that it carries"):
+            read(data.replace(old, new))
+
+
+@pytest.mark.parametrize("digest", [None, "", "0" * 64, "f" * 64, "0" * 63, "é" * 32])
+def test_a_bundle_without_a_right_digest_is_refused(digest):
+    model = halving_model()
+    props = {"collafuse": halving_info().to_json(), "collafuse_sha256": digest}
+    helper.set_model_props(model, {k: v for k, v in props.items() if v is not None})
+    with pytest.raises(FileFormatError, match="SHA-256"):
+        read(model.SerializeToString())

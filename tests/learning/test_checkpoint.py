@@ -1,0 +1,101 @@
+"""Checkpoints: whole or not there, the newest that verifies, of this very training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from collafuse.core.errors import MismatchError
+from collafuse.learning import checkpoint
+from collafuse.learning.checkpoint import Identity, digest_of_settings, digest_of_tensors
+from tests.tiny import denoiser
+
+HERE = Identity(config="c" * 64, data="d" * 64)
+
+
+class Training:
+    """A model, its average and an optimiser after one step."""
+
+    def __init__(self, seed: int) -> None:
+        self.model, self.ema = denoiser(seed=seed), denoiser(seed=seed + 100)
+        self.optimizer = torch.optim.AdamW(self.model.parameters())
+        self.model(torch.ones(1, 1, 4, 4), 0.5, torch.ones(1, 3)).sum().backward()
+        self.optimizer.step()
+
+    def save(self, folder: Path, step: int) -> Path:
+        return checkpoint.save(folder, step, self.model, self.ema, self.optimizer, HERE)
+
+    def resume(self, folder: Path, identity: Identity = HERE) -> tuple[int, list[str]]:
+        notes: list[str] = []
+        return checkpoint.resume(folder, self.model, self.ema, self.optimizer, identity, notes.append), notes
+
+    def state(self) -> list[torch.Tensor]:
+        moments = self.optimizer.state_dict()["state"]
+        values = [moments[index][name] for index in sorted(moments) for name in sorted(moments[index])]
+        return [*self.model.state_dict().values(), *self.ema.state_dict().values(), *values]
+
+
+def equal(one: Training, other: Training) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state(), other.state(), strict=True))
+
+
+def test_everything_comes_back_exactly(tmp_path):
+    one, other = Training(1), Training(2)
+    one.save(tmp_path, 7)
+    assert not equal(one, other)
+    assert other.resume(tmp_path) == (7, [])
+    assert equal(one, other)
+
+
+def test_without_a_checkpoint_training_starts_at_zero(tmp_path):
+    assert Training(1).resume(tmp_path / "none") == (0, [])
+
+
+def test_the_newest_two_are_kept_and_nothing_half_written(tmp_path):
+    training = Training(1)
+    for step in (1, 20, 300):
+        training.save(tmp_path, step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020.safetensors", "step-00000300.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-9], lambda d: d[:100], lambda d: b"", lambda d: d[:-1] + bytes([d[-1] ^ 1])]
+)
+def test_a_damaged_checkpoint_is_skipped_with_a_note_for_an_older_one(tmp_path, damage):
+    older, newer, found = Training(1), Training(2), Training(3)
+    older.save(tmp_path, 1)
+    path = newer.save(tmp_path, 2)
+    path.write_bytes(damage(path.read_bytes()))
+    step, notes = found.resume(tmp_path)
+    assert step == 1 and equal(found, older)
+    assert len(notes) == 1 and str(path) in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("identity", "what"),
+    [
+        (Identity(config="e" * 64, data=HERE.data), "configuration"),
+        (Identity(config=HERE.config, data="e" * 64), "data"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused_and_nothing_loaded(tmp_path, identity, what):
+    one, other, untouched = Training(1), Training(2), Training(2)
+    one.save(tmp_path, 1)
+    with pytest.raises(MismatchError, match=f"another {what} .*eeeeeeeeeeee.*new run folder"):
+        other.resume(tmp_path, identity)
+    assert equal(other, untouched)
+
+
+def test_a_digest_of_settings_ignores_their_order():
+    assert digest_of_settings({"a": 1, "b": (2, 3)}) == digest_of_settings({"b": (2, 3), "a": 1})
+    assert digest_of_settings({"a": 1}) != digest_of_settings({"a": 2})
+
+
+def test_a_digest_of_tensors_tells_values_shapes_and_types_apart():
+    tensors = [torch.zeros(4), torch.ones(4), torch.zeros(2, 2), torch.zeros(4, dtype=torch.int32), torch.zeros(0)]
+    assert len({digest_of_tensors(t) for t in tensors}) == len(tensors)
+    assert digest_of_tensors(torch.arange(6).reshape(2, 3).T.contiguous()) == digest_of_tensors(
+        torch.arange(6).reshape(2, 3).T
+    )

@@ -1,0 +1,98 @@
+"""The raw network F: sizes, conditions, and what it is at the start."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from collafuse.config import NetworkSettings
+from collafuse.core.errors import ConfigError
+from collafuse.learning.networks import SelfAttention, UNet, check_image_side, num_parameters
+from tests.tiny import denoiser
+
+
+def conditions(*rows: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "image_shape", "num_labels"),
+    [
+        ({"multipliers": (1,), "blocks": 1}, (1, 4, 4), 0),
+        ({"multipliers": (1, 2), "blocks": 2}, (3, 8, 8), 10),
+        ({"multipliers": (1, 2, 2), "blocks": 1, "attention": (4, 8)}, (3, 16, 16), 3),
+        ({"multipliers": (1, 1, 1, 1), "blocks": 1, "attention": (1,)}, (1, 8, 8), 1),
+        ({"multipliers": (2,), "blocks": 3, "dropout": 0.5}, (1, 5, 5), 40),
+        ({"channels": 72, "multipliers": (1, 3), "blocks": 1, "attention": (2,)}, (4, 4, 4), 2),
+    ],
+)
+def test_the_output_has_the_shape_of_the_input(settings, image_shape, num_labels):
+    network = UNet(NetworkSettings(**{"channels": 8} | settings), image_shape, num_labels)
+    x = torch.randn(3, *image_shape)
+    assert network(x, torch.zeros(3), torch.ones(3, num_labels + 1)).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("side", "multipliers", "nearest"), [(9, (1, 2), "8 or 10"), (30, (1, 1, 1), "28 or 32"), (1, (1, 1), "2")]
+)
+def test_a_side_that_cannot_be_halved_is_refused_with_the_nearest_that_can(side, multipliers, nearest):
+    with pytest.raises(ConfigError, match=f"image_size={side} .* use image_size {nearest},"):
+        check_image_side(side, NetworkSettings(multipliers=multipliers))
+
+
+def test_the_network_itself_refuses_such_a_side():
+    with pytest.raises(ConfigError, match="image_size=9"):
+        UNet(NetworkSettings(channels=8, multipliers=(1, 2)), (1, 9, 9), 0)
+
+
+def test_a_fresh_network_gives_zero():
+    network = UNet(NetworkSettings(channels=8, attention=(4,)), (1, 8, 8), 2)
+    assert not network(torch.randn(2, 1, 8, 8), torch.zeros(2), torch.ones(2, 3)).any()
+
+
+@pytest.mark.parametrize(("attention", "expected"), [((), 0), ((8,), 3), ((4,), 4), ((8, 4), 7), ((16,), 0)])
+def test_attention_stands_at_the_named_resolutions_only(attention, expected):
+    # One block down and two up per level; the middle block belongs to the lowest.
+    network = UNet(NetworkSettings(channels=8, multipliers=(1, 1), blocks=1, attention=attention), (1, 8, 8), 0)
+    assert sum(isinstance(m, SelfAttention) for m in network.modules()) == expected
+
+
+def test_attention_lets_a_pixel_see_all_others():
+    torch.manual_seed(0)
+    attention = SelfAttention(8)
+    torch.nn.init.normal_(attention.out.weight)
+    x = torch.randn(1, 8, 4, 4, requires_grad=True)
+    attention(x)[0, :, 0, 0].sum().backward()
+    assert (x.grad[0].abs().sum(0) > 0).all()
+
+
+def test_no_label_is_not_the_same_as_none_of_the_attributes():
+    model = denoiser(num_labels=2).eval()
+    x = torch.randn(1, 1, 4, 4).expand(4, -1, -1, -1)
+    rows = conditions((0, 0, 1), (0, 0, 0), (1, 0, 0), (1, 1, 0))
+    out = model(x, 0.5, rows)
+    apart = [(out[i] - out[j]).abs().max() for i in range(4) for j in range(i)]
+    assert min(apart) > 1e-3
+
+
+def test_an_image_does_not_depend_on_its_neighbours_in_the_batch():
+    model = denoiser(NetworkSettings(channels=8, multipliers=(1, 2), blocks=1, attention=(4, 2))).eval()
+    x, sigma = torch.randn(3, 1, 4, 4), torch.tensor([0.01, 0.5, 70.0])
+    rows = conditions((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    alone = torch.cat([model(x[i : i + 1], sigma[i : i + 1], rows[i : i + 1]) for i in range(3)])
+    assert torch.allclose(model(x, sigma, rows), alone, atol=1e-5)
+
+
+def test_dropout_acts_in_training_only():
+    model = denoiser(NetworkSettings(channels=8, multipliers=(1,), blocks=1, dropout=0.5))
+    arguments = torch.randn(2, 1, 4, 4), 0.5, conditions((1, 0, 0), (0, 1, 0))
+    assert not torch.equal(model.train()(*arguments), model(*arguments))
+    assert torch.equal(model.eval()(*arguments), model(*arguments))
+
+
+def test_server_and_client_may_have_very_different_sizes():
+    sizes = [
+        num_parameters(UNet(NetworkSettings(channels=c, multipliers=m), (1, 8, 8), 3))
+        for c, m in ((64, (1, 2)), (8, (1,)))
+    ]
+    assert sizes[0] > 50 * sizes[1]

@@ -1,0 +1,326 @@
+"""The one training loop: what a resumed training sees, what it logs, and what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from collafuse.core.errors import CollaFuseError, MismatchError
+from collafuse.learning.metrics import MetricsLog
+from collafuse.learning.training import (
+    BUCKET_NAMES,
+    FINAL_LEARNING_RATE,
+    Trainer,
+    TrainingData,
+    batch_rows,
+    choose_device,
+    estimate_sigma_data,
+    keyed_seed,
+    learning_rate_at,
+    to_float,
+)
+from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
+
+DROPPING = NETWORK.model_copy(update={"dropout": 0.3})
+
+
+def clean_data(count: int = 10, seed: int = 0) -> TrainingData:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    conditions = torch.eye(3)[torch.arange(count) % 2]
+    return TrainingData(images, conditions, torch.zeros(count), sigma_high=0.5, horizontal_flip=True)
+
+
+def released_data(count: int = 10, sigma_cut: float = 0.5) -> TrainingData:
+    generator = torch.Generator().manual_seed(0)
+    z = 0.5 + sigma_cut * torch.randn(count, 1, 4, 4, generator=generator)
+    return TrainingData(z.half(), torch.eye(3)[torch.arange(count) % 2], torch.full((count,), sigma_cut), 80.0)
+
+
+class Interrupt(Recorder):
+    """Stops a training like Ctrl-C does, once a step has been logged."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def logged(self, record: dict[str, Any]) -> None:
+        super().logged(record)
+        if record["step"] == self.step:
+            raise KeyboardInterrupt
+
+
+def trainer(
+    folder: Path, observer: Recorder | None = None, data: TrainingData | None = None, **settings: Any
+) -> Trainer:
+    data = clean_data() if data is None else data
+    return Trainer(denoiser(DROPPING), data, training_settings(**settings), folder, CPU, observer or Recorder())
+
+
+def state(trained: Trainer) -> dict[str, torch.Tensor]:
+    """Every number that a training goes on from."""
+    found = {f"model.{name}": tensor for name, tensor in trained.model.state_dict().items()}
+    found |= {f"ema.{name}": tensor for name, tensor in trained.ema.state_dict().items()}
+    for index, moments in trained.optimizer.state_dict()["state"].items():
+        found |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+    return found
+
+
+def equal(one: Trainer, other: Trainer) -> bool:
+    a, b = state(one), state(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def interrupted(folder: Path, at: int, **settings: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trainer(folder, Interrupt(at), **settings).run()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    whole = trainer(tmp_path_factory.mktemp("whole"))
+    whole.run()
+    return whole
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5])
+def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(tmp_path, uninterrupted, stop):
+    interrupted(tmp_path, at=stop)
+    torch.manual_seed(stop)  # whatever state the new process is in
+    observer = Recorder()
+    resumed = trainer(tmp_path, observer)
+    resumed.run(resume=True)
+    assert observer.starts == [(3 if stop > 3 else 0, 6)]  # checkpoints are written every three steps
+    assert equal(resumed, uninterrupted)
+
+
+def test_it_resumes_from_the_newest_checkpoint_that_is_whole(tmp_path, uninterrupted):
+    interrupted(tmp_path, at=5, checkpoint_every=2)
+    newest = tmp_path / "checkpoints" / "step-00000004.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    observer = Recorder()
+    resumed = trainer(tmp_path, observer, checkpoint_every=2)
+    resumed.run(resume=True)
+    assert observer.starts == [(2, 6)] and str(newest) in observer.notes[0]
+    assert equal(resumed, uninterrupted)
+
+
+def test_resuming_a_finished_training_changes_nothing(tmp_path, uninterrupted):
+    trainer(tmp_path).run()
+    observer = Recorder()
+    again = trainer(tmp_path, observer)
+    again.run(resume=True)
+    assert observer.starts == [(6, 6)] and not observer.records
+    assert equal(again, uninterrupted)
+
+
+def test_without_resume_a_training_starts_anew(tmp_path, uninterrupted):
+    interrupted(tmp_path, at=4)
+    observer = Recorder()
+    anew = trainer(tmp_path, observer)
+    anew.run()
+    assert observer.starts == [(0, 6)] and equal(anew, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"learning_rate": 1e-4}, "configuration"),
+        ({"seed": 1}, "configuration"),
+        ({"data": clean_data(seed=1)}, "data"),
+        ({"data": released_data()}, "data"),
+    ],
+)
+def test_resuming_with_other_settings_or_data_is_refused(tmp_path, change, what):
+    interrupted(tmp_path, at=4)
+    with pytest.raises(MismatchError, match=f"another {what}"):
+        trainer(tmp_path, **change).run(resume=True)
+
+
+def test_resuming_at_another_scale_of_the_data_is_refused(tmp_path):
+    # Preconditioning belongs to the weights: a warm start brings the teacher's scale, a start without one its own.
+    interrupted(tmp_path, at=4)
+    other = denoiser(DROPPING)
+    other.sigma_data = 0.4
+    with pytest.raises(MismatchError, match="another configuration"):
+        Trainer(other, clean_data(), training_settings(), tmp_path, CPU, Recorder()).run(resume=True)
+
+
+def test_training_leaves_all_global_random_numbers_alone(tmp_path):
+    def states() -> tuple[Any, ...]:
+        return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())  # noqa: NPY002
+
+    before = states()
+    trainer(tmp_path).run()
+    assert states() == before
+
+
+def test_another_seed_gives_another_training(tmp_path, uninterrupted):
+    other = trainer(tmp_path, seed=1)
+    other.run()
+    assert not equal(other, uninterrupted)
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (7, 7), (3, 8), (1, 2), (100, 1), (5, 3)])
+def test_each_epoch_visits_every_image_once(count, batch_size):
+    steps = math.ceil(4 * count / batch_size)
+    stream = torch.cat([batch_rows(count, batch_size, step, seed=0) for step in range(steps)])[: 4 * count]
+    epochs = stream.reshape(4, count)
+    assert (epochs.sort(dim=1).values == torch.arange(count)).all()
+    assert count < 5 or len({tuple(epoch.tolist()) for epoch in epochs}) == 4  # in a new order each time
+
+
+def test_a_batch_depends_on_its_step_and_the_seed_alone():
+    later, first = batch_rows(50, 8, 3, seed=0), batch_rows(50, 8, 0, seed=0)
+    assert torch.equal(batch_rows(50, 8, 3, seed=0), later)
+    assert not torch.equal(later, first) and not torch.equal(batch_rows(50, 8, 3, seed=1), later)
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine():
+    settings = training_settings(steps=1100, warmup_steps=100, learning_rate=2e-3)
+    rate = [learning_rate_at(step, settings) / 2e-3 for step in (0, 49, 99, 100, 600, 1099, 1100)]
+    middle = (1 + FINAL_LEARNING_RATE) / 2
+    assert rate == pytest.approx([0.01, 0.5, 1.0, 1.0, middle, FINAL_LEARNING_RATE, FINAL_LEARNING_RATE], abs=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [0, 6, 100])
+def test_any_length_of_warm_up_keeps_the_rate_in_range(warmup):
+    rates = [learning_rate_at(step, training_settings(warmup_steps=warmup, learning_rate=1.0)) for step in range(7)]
+    assert all(0 < rate <= 1 for rate in rates)
+
+
+class Weights(Recorder):
+    """Keeps the weights after each step."""
+
+    def logged(self, record: dict[str, Any]) -> None:
+        self.history.append([p.detach().double().clone() for p in self.trainer.model.parameters()])
+
+
+@pytest.mark.parametrize(("halflife", "ramps"), [(5, (0.4, 0.8, 1.2)), (0.5, (0.4, 0.5, 0.5))])
+def test_the_averaged_weights_follow_their_formula(tmp_path, halflife, ramps):
+    watching = Weights()
+    watching.trainer = trainer(tmp_path, watching, steps=3, ema_halflife_images=halflife)
+    expected = [p.detach().double().clone() for p in watching.trainer.ema.parameters()]
+    watching.history = []
+    ema = watching.trainer.run()
+    for weights, effective in zip(watching.history, ramps, strict=True):  # 4 images a step; 10 % of those seen
+        share = 0.5 ** (4 / effective)
+        expected = [share * old + (1 - share) * new for old, new in zip(expected, weights, strict=True)]
+    for found, value in zip(ema.parameters(), expected, strict=True):
+        assert torch.allclose(found.double(), value, rtol=1e-5, atol=1e-7)
+
+
+def test_the_loss_is_logged_per_noise_level(tmp_path):
+    observer = Recorder()
+    trainer(tmp_path, observer, data=released_data(), batch_size=64, steps=5, log_every=2).run()
+    assert [r["step"] for r in observer.records] == [2, 4, 5]
+    for record in observer.records:
+        per_level = record["loss_per_sigma"]
+        assert set(per_level) <= set(BUCKET_NAMES[4:])  # nothing at or below the release's 0.5
+        assert min(per_level.values()) <= record["loss"] <= max(per_level.values())
+        assert record["images_per_second"] > 0 and 0 < record["learning_rate"] <= 1e-3
+
+
+def test_what_is_logged_is_valid_json(tmp_path):
+    observer = Recorder()
+    trainer(tmp_path, observer).run()
+    log = MetricsLog(tmp_path)
+    for record in observer.records:
+        log.write(record)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_sample_sheets_come_when_due_and_at_the_end(tmp_path):
+    observer = Recorder()
+    trainer(tmp_path, observer, sample_every=4).run()
+    assert observer.sheets == [4, 6]
+
+
+@pytest.mark.parametrize("log_every", [1, 5])
+def test_a_loss_that_is_not_finite_stops_the_training_and_saves_no_such_weights(tmp_path, log_every):
+    data = released_data()
+    data.images[3] = float("inf")
+    with pytest.raises(CollaFuseError, match=r"loss is .* by step \d; lower learning_rate=0\.001"):
+        trainer(tmp_path, data=data, log_every=log_every, checkpoint_every=1, batch_size=10).run()
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_batches_stay_above_the_floor_and_drop_labels_and_mirror_images(tmp_path):
+    data = released_data(400)
+    data = TrainingData(data.images, data.conditions, data.sigma_floor, 80.0, horizontal_flip=True)
+    z, conditions, floor, sigma, noise = trainer(tmp_path, data=data, batch_size=400)._batch(0)
+    assert (sigma >= 1.05 * floor).all() and noise.shape == z.shape
+    dropped = (conditions == torch.tensor([0.0, 0.0, 1.0])).all(1)
+    assert float(dropped.float().mean()) == pytest.approx(0.3, abs=0.08)
+    original = to_float(data.images[batch_rows(400, 400, 0, 0)])
+    mirrored = (z == original.flip(-1)).flatten(1).all(1)
+    assert float(mirrored.float().mean()) == pytest.approx(0.5, abs=0.08)
+    assert (z == original).flatten(1).all(1)[~mirrored].all()
+
+
+def test_training_leaves_the_data_as_they_were(tmp_path):
+    data = clean_data()
+    before = copy.deepcopy(data)
+    trainer(tmp_path, data=data).run()
+    assert data.digest() == before.digest()
+
+
+def test_the_scale_of_clean_images_is_measured():
+    data = clean_data(200)
+    assert estimate_sigma_data(data) == pytest.approx(float(to_float(data.images).std()), rel=1e-3)
+
+
+@pytest.mark.parametrize("sigma_cut", [0.2, 1.0])
+def test_the_scale_behind_a_release_is_measured_without_its_noise(sigma_cut):
+    images = to_float(clean_data(2000).images)
+    z = images + sigma_cut * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    noisier = z[:500] + 5  # what has more noise says less and is left out
+    floors = torch.cat([torch.full((2000,), sigma_cut), torch.full((500,), 2 * sigma_cut)])
+    data = TrainingData(torch.cat([z, noisier]).half(), torch.zeros(2500, 1), floors, 80.0)
+    assert estimate_sigma_data(data) == pytest.approx(float(images.std()), abs=0.03)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_where_noise_hides_the_scale_it_is_one_that_images_can_have(seed):
+    z = 50 * torch.randn(100, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+    data = TrainingData(z.half(), torch.zeros(100, 1), torch.full((100,), 50.0), 80.0)
+    assert 0.1 <= estimate_sigma_data(data) <= 1  # images lie in [-1, 1]
+
+
+def test_a_device_is_chosen_and_can_be_named():
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert choose_device().type == best and choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_named(name):
+    with pytest.raises(CollaFuseError, match=f"device '{name}' cannot be used.*--device auto"):
+        choose_device(name)
+
+
+def test_keyed_seeds_are_fixed_forever_and_tell_places_apart():
+    assert (
+        keyed_seed(0, "step", 1)
+        == int.from_bytes(__import__("hashlib").sha256(b"0/step/1").digest()[:8], "little") >> 1
+    )
+    assert len({keyed_seed(s, kind, n) for s in range(5) for kind in ("step", "epoch") for n in range(20)}) == 200
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_on_cuda_resumes_and_stays_finite(tmp_path):
+    data, cuda = released_data(), torch.device("cuda")
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(denoiser(DROPPING), data, training_settings(), tmp_path, cuda, Interrupt(4)).run()
+    observer = Recorder()
+    Trainer(denoiser(DROPPING), data, training_settings(), tmp_path, cuda, observer).run(resume=True)
+    assert observer.starts == [(3, 6)] and all(math.isfinite(r["loss"]) for r in observer.records)
