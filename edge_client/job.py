@@ -13,7 +13,7 @@ import collafuse
 from collafuse.core.atomic import refuse_existing
 from collafuse.core.errors import MismatchError
 from collafuse.core.intermediate import Intermediate
-from collafuse.core.pictures import contact_sheet
+from collafuse.core.pictures import Pixels, contact_sheet
 
 from .finisher import DEFAULT_BATCH_SIZE, Finisher
 from .pictures import to_image, write_png
@@ -59,7 +59,8 @@ def finish_to_folder(
     for path in [*paths, folder / SHEET]:
         refuse_existing(path, overwrite)
     started = time.monotonic()
-    shown, index = [], 0
+    shown: list[Pixels] = []
+    index = 0
     for images in finisher.batches(intermediate, batch_size):
         for image in images:
             text = picture_text(finisher, intermediate, index)

@@ -139,11 +139,15 @@ def _read_metadata(data: bytes, size: int, kind: str, version: int, source: str)
     header = parse_json(data[8 : 8 + length], source)
     extra = header.get("__metadata__")
     if not isinstance(extra, dict) or set(extra) != {"collafuse"} or not isinstance(extra["collafuse"], str):
-        raise FileFormatError(f"{source} was not written by collafuse: it lacks our metadata; expected {_a(kind)} file.")
+        raise FileFormatError(
+            f"{source} was not written by collafuse: it lacks our metadata; expected {_a(kind)} file."
+        )
     metadata = parse_json(extra["collafuse"], source)
     found_kind, found_version = metadata.get("kind"), metadata.get("version")
     if found_kind != kind:
-        raise FileFormatError(f"{source} is a {shown(found_kind)} file, expected {_a(kind)}; check which file you pass.")
+        raise FileFormatError(
+            f"{source} is a {shown(found_kind)} file, expected {_a(kind)}; check which file you pass."
+        )
     if type(found_version) is not int or found_version != version:
         raise FileFormatError(
             f"{source} has {kind} format version {shown(found_version)}, this program reads version {version}; "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..core.errors import DataError
 
@@ -15,6 +16,18 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 MAX_PIXELS = 50_000_000
 """Far above any training image, far below what would fill a machine's memory."""
+DAMAGED = (OSError, SyntaxError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError, struct.error)
+"""What Pillow raises on damaged files (found by damaging some)."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
 
 
 def pixel_digest(pixels: NDArray[np.uint8]) -> bytes:
@@ -37,12 +50,12 @@ def read_image(path: Path, channels: int, side: int) -> tuple[NDArray[np.uint8],
         with Image.open(path, formats=FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise DataError(f"{path} has {file.width} x {file.height} pixels; at most {MAX_PIXELS} are read.")
-            upright = _as_rgb(ImageOps.exif_transpose(file), path)
+            upright = _as_rgb(_upright(file), path)
     except UnidentifiedImageError as error:
         raise DataError(
             f"{path} is not an image that can be read ({', '.join(FORMATS)}); remove or repair it."
         ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}); remove or repair it.") from error
     digest = pixel_digest(np.asarray(upright))
     if channels == 1:
@@ -51,6 +64,13 @@ def read_image(path: Path, channels: int, side: int) -> tuple[NDArray[np.uint8],
         upright = ImageOps.fit(upright, (side, side), method=Image.Resampling.LANCZOS)
     pixels = np.asarray(upright).reshape(side, side, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), digest
+
+
+def _upright(file: Image.Image) -> Image.Image:
+    """Not ImageOps.exif_transpose, which writes EXIF anew and stumbles over what it cannot write."""
+    file.load()  # which turns TIFF files by itself
+    method = UPRIGHT.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+    return file if method is None else file.transpose(method)
 
 
 def _as_rgb(image: Image.Image, path: Path) -> Image.Image:

@@ -66,19 +66,17 @@ def test_overwriting_on_request(tmp_path):
 def test_a_failure_in_the_block_leaves_the_old_file(tmp_path, failure):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
-    with pytest.raises(StorageError if failure is OSError else failure):
-        with atomic_file(path, overwrite=True) as file:
-            file.write(b"half of the new o")
-            raise failure
+    with pytest.raises(StorageError if failure is OSError else failure), atomic_file(path, overwrite=True) as file:
+        file.write(b"half of the new o")
+        raise failure
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["a.bin"]
 
 
 def test_a_failure_in_the_block_leaves_nothing_where_nothing_was(tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        with atomic_file(tmp_path / "a.bin") as file:
-            file.write(b"half")
-            _ = 1 / 0
+    with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "a.bin") as file:
+        file.write(b"half")
+        _ = 1 / 0
     assert names(tmp_path) == []
 
 
@@ -166,7 +164,10 @@ def test_a_file_over_the_size_limit_leaves_the_old_one_and_no_rest(tmp_path):
 def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path):
     """On a file system of 256 KiB, mounted for one process alone."""
     mount = f"mount -t tmpfs -o size=256k tmpfs {tmp_path}"
-    if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode
+    ):
         pytest.skip("mounting a small file system needs root")
     script = f'{mount} && "$0" -c "$1" {tmp_path}/a.bin 0'
     command = ["unshare", "-m", "sh", "-c", script, sys.executable, WRITE_TOO_MUCH]

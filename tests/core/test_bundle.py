@@ -203,7 +203,10 @@ HOSTILE = {
         "uses the operators 'RandomNormalLike'",
     ),
     "a loop without a body": (lambda m: nodes(m, helper.make_node("Loop", [], ["y"])), "uses the operators 'Loop'"),
-    "giant weights": (lambda m: m.graph.initializer.append(tensor([1 << 20, 1 << 20])), "more than 1073741824 elements"),
+    "giant weights": (
+        lambda m: m.graph.initializer.append(tensor([1 << 20, 1 << 20])),
+        "more than 1073741824 elements",
+    ),
     "weights of negative size": (lambda m: m.graph.initializer.append(tensor([-1])), "more than 1073741824 elements"),
     "a giant constant": (lambda m: nodes(m, constant(tensor([1 << 40]))), "more than 1073741824 elements"),
     "no operators": (lambda m: m.graph.ClearField("node"), "no ONNX model"),
@@ -227,7 +230,7 @@ def sequence_input(model: onnx.ModelProto) -> None:
 
 
 WRONG_ENDS = {
-    "one input too few": (lambda m: m.graph.input.pop(), "maps 'sigma', 'x' to 'x0_hat'; a bundle maps x, sigma, labels"),
+    "one input too few": (lambda m: m.graph.input.pop(), "maps 'sigma', 'x' to 'x0_hat'; a bundle maps x, sigma"),
     "one input too many": (lambda m: m.graph.input.append(tensor_input("y")), "maps 'labels', 'sigma', 'x', 'y'"),
     "one input renamed": (replace_input(1, tensor_input("t")), "maps 'labels', 't', 'x'"),
     "one input twice": (lambda m: m.graph.input.append(tensor_input("x", *SHAPE)), "names 'x' twice"),
@@ -344,7 +347,17 @@ def test_any_value_in_any_field_is_accepted_or_refused(field, value):
         read(resealed(halving_bundle(), **{field: value}))
     except FileFormatError:
         return
-    assert field in {"client", "sigma_min", "sigma_max", "steps", "sigma_low", "guidance", "opset", "provenance", "version"}
+    assert field in {
+        "client",
+        "sigma_min",
+        "sigma_max",
+        "steps",
+        "sigma_low",
+        "guidance",
+        "opset",
+        "provenance",
+        "version",
+    }
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "{}", '{"kind": "bundle", "kind": "bundle"}', "[" * 10_000])

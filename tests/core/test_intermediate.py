@@ -74,9 +74,9 @@ def test_the_file_holds_the_allowed_fields_and_nothing_else():
 TINY_BYTES = (
     b"\xd0\x01\x00\x00\x00\x00\x00\x00"  # 464 bytes of header
     rb'{"__metadata__":{"collafuse":"{\"guidance\": 1.5, \"kind\": \"intermediate\", '
-    rb'\"label_names\": [\"cat\", \"dog\"], \"nfe\": 16, \"previous_sigma\": null, \"sampler\": \"dpmpp_2m\", '
-    rb'\"server_model\": \"0123456789abcdef\", '
-    rb'\"sha256\": \"623b8e4756de61a6a1eb583907ed091223e96cb753c4b4fa2a7790c87fea192e\", '
+    rb"\"label_names\": [\"cat\", \"dog\"], \"nfe\": 16, \"previous_sigma\": null, \"sampler\": \"dpmpp_2m\", "
+    rb"\"server_model\": \"0123456789abcdef\", "
+    rb"\"sha256\": \"623b8e4756de61a6a1eb583907ed091223e96cb753c4b4fa2a7790c87fea192e\", "
     rb'\"sigma\": 0.75, \"version\": 1}"},'
     rb'"x":{"dtype":"F32","shape":[2,1,1,2],"data_offsets":[0,16]},'
     rb'"labels":{"dtype":"U8","shape":[2,2],"data_offsets":[16,20]}}     '
@@ -135,7 +135,7 @@ def test_the_unchanged_file_is_accepted():
         ({"fields": {"nfe": -1}}, "nfe=-1"),
         ({"fields": {"nfe": 1.0}}, "nfe=1.0"),
         ({"fields": {"guidance": math.inf}}, "guidance=inf"),
-        ({"fields": {"guidance": -10**400}}, "guidance=-1000"),
+        ({"fields": {"guidance": -(10**400)}}, "guidance=-1000"),
         ({"fields": {"server_model": "\x1b]0;"}}, "server_model"),
         ({"fields": {"server_model": None}}, "server_model=None"),
         ({"fields": {"client": "north"}}, "unknown fields 'client'"),

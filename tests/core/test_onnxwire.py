@@ -76,7 +76,7 @@ def test_most_truncations_are_refused_and_none_fails_otherwise(tiny_bundle):
 
 def test_bit_flips_are_refused_or_harmless(tiny_bundle):
     for data in (tiny_bundle.read_bytes(), halving_bundle()):
-        assert not all([refused_or_read(spoiled) for spoiled in bit_flips(data, 300)])
+        assert not all(list(map(refused_or_read, bit_flips(data, 300))))
 
 
 @given(st.binary(max_size=200))
@@ -124,7 +124,9 @@ def test_too_many_operators_are_refused():
     model = halving_model()
     node = onnx.GraphProto(node=[model.graph.node[0]]).SerializeToString()
     graph = model.graph.SerializeToString() + node * onnxwire.MAX_NODES
-    length = bytes([len(graph) & 0x7F | 0x80, len(graph) >> 7 & 0x7F | 0x80, len(graph) >> 14 & 0x7F | 0x80, len(graph) >> 21])
+    length = bytes(
+        [len(graph) & 0x7F | 0x80, len(graph) >> 7 & 0x7F | 0x80, len(graph) >> 14 & 0x7F | 0x80, len(graph) >> 21]
+    )
     with pytest.raises(FileFormatError, match="has more than 100000 operators"):
         summarise(b"\x3a" + length + graph)
 

@@ -157,7 +157,7 @@ TINY = Release(
 TINY_BYTES = (
     b"\xa0\x01\x00\x00\x00\x00\x00\x00"  # 416 bytes of header
     rb'{"__metadata__":{"collafuse":"{\"kind\": \"release\", \"label_names\": [\"cat\", \"dog\"], '
-    rb'\"sha256\": \"fbc4c66a3b4cb3efbe003002a4323b0b984c741e00ae3705a622f6275b3fa545\", '
+    rb"\"sha256\": \"fbc4c66a3b4cb3efbe003002a4323b0b984c741e00ae3705a622f6275b3fa545\", "
     rb'\"sigma_cut\": 0.75, \"simulated\": true, \"version\": 1}"},'
     rb'"z":{"dtype":"F16","shape":[2,1,1,2],"data_offsets":[0,8]},'
     rb'"ids":{"dtype":"U8","shape":[2,16],"data_offsets":[8,40]},'

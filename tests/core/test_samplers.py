@@ -191,7 +191,9 @@ def test_a_cut_near_the_bottom_still_finishes(name, cut):
 
 
 @methods
-@pytest.mark.parametrize("sigmas", [[], [1.0, 1.0], [1.0, 2.0], [1.0, -0.1], [1.0, 0.0, 0.0], [math.inf, 1.0], [math.nan]])
+@pytest.mark.parametrize(
+    "sigmas", [[], [1.0, 1.0], [1.0, 2.0], [1.0, -0.1], [1.0, 0.0, 0.0], [math.inf, 1.0], [math.nan]]
+)
 def test_levels_that_do_not_fall_are_refused(name, sigmas):
     with pytest.raises(UsageError, match="do not fall strictly to 0 or above"):
         getattr(samplers, name)(MIXTURE, pure_noise(1), sigmas)

@@ -296,7 +296,9 @@ def test_a_text_out_of_a_set():
         fields(a="rk45").text("a", one_of=["heun", "euler"])
 
 
-@pytest.mark.parametrize("value", [["a", "a"], [""], ["x" * 201], [1], "ab", None, ["\n"], [str(i) for i in range(4097)]])
+@pytest.mark.parametrize(
+    "value", [["a", "a"], [""], ["x" * 201], [1], "ab", None, ["\n"], [str(i) for i in range(4097)]]
+)
 def test_different_names(value):
     assert fields(a=["x", "y"]).names("a") == ("x", "y")
     with pytest.raises(FileFormatError, match="different names"):
@@ -317,7 +319,9 @@ def test_finite_numbers(value):
         fields(a=value).numbers("a", max_length=3)
 
 
-@pytest.mark.parametrize("value", [[], {"a": 1}, {"a": "x" * 201}, {"a": "\x1b[2J"}, {"\ud800": "a"}, {str(i): "" for i in range(33)}])
+@pytest.mark.parametrize(
+    "value", [[], {"a": 1}, {"a": "x" * 201}, {"a": "\x1b[2J"}, {"\ud800": "a"}, {str(i): "" for i in range(33)}]
+)
 def test_short_texts(value):
     assert fields(a={"b": "c"}).texts("a") == {"b": "c"}
     with pytest.raises(FileFormatError, match="at most 32 short printable texts"):
@@ -337,7 +341,9 @@ def test_a_long_value_is_shown_short():
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("text", ["", "[]", "1", "null", "{", '{"a": 1} x', "[" * 100_000, '{"a":' * 5000, b"\xff\xfe{", b"\x80"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "1", "null", "{", '{"a": 1} x', "[" * 100_000, '{"a":' * 5000, b"\xff\xfe{", b"\x80"]
+)
 def test_what_is_no_json_object_is_refused(text):
     with pytest.raises(FileFormatError, match="^f carries metadata that is not"):
         parse_json(text, "f")

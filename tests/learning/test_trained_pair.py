@@ -1,0 +1,90 @@
+"""Two tiny networks really trained, one on releases and one on clean images, against the closed form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from collafuse.config import NetworkSettings, TrainingSettings
+from collafuse.core.noise import SIGMA_MAX, client_sigmas, server_sigmas
+from collafuse.core.samplers import dpmpp_2m
+from collafuse.learning.denoiser import Denoiser
+from collafuse.learning.training import Trainer, TrainingData, estimate_sigma_data
+from tests.oracles import GaussianMixture
+from tests.tiny import CPU, Recorder
+
+CUT = 0.5
+SHAPE = (1, 2, 2)
+MIXTURE = GaussianMixture(
+    np.array([[[[0.7, -0.7], [0.7, -0.7]]], [[[-0.6, 0.2], [-0.6, 0.6]]]]), weights=(0.3, 0.7), std=0.1
+)
+NETWORK = NetworkSettings(channels=32, multipliers=(1,), blocks=1)
+SETTINGS = TrainingSettings(
+    steps=900, batch_size=256, warmup_steps=100, learning_rate=2e-3, ema_halflife_images=40_000, log_sigma_std=1.2
+)
+
+
+def trained(folder: Path, images: np.ndarray, floor: float, high: float) -> Denoiser:
+    data = TrainingData(
+        images=torch.from_numpy(images.astype(np.float16)),
+        conditions=torch.ones(len(images), 1),
+        sigma_floor=torch.full((len(images),), floor),
+        sigma_high=high,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        denoiser = Denoiser(NETWORK, SHAPE, 0, estimate_sigma_data(data))
+    return Trainer(denoiser, data, SETTINGS, folder, CPU, Recorder()).run()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A server that saw only images noised to the cut, and a client that saw clean ones up to the cut."""
+    rng = np.random.default_rng(0)
+    clean = MIXTURE.draw(20_000, rng).reshape(-1, *SHAPE)
+    released = clean + CUT * rng.standard_normal(clean.shape)
+    server = trained(tmp_path_factory.mktemp("server"), released, CUT, SIGMA_MAX)
+    client = trained(tmp_path_factory.mktemp("client"), MIXTURE.draw(4_000, rng).reshape(-1, *SHAPE), 0.0, CUT)
+    return server, client
+
+
+def error(denoiser: Denoiser, sigma: float) -> float:
+    """Root mean square distance to E[x0 | x], where x really lies."""
+    rng = np.random.default_rng(1)
+    x = MIXTURE.draw(4_000, rng).reshape(-1, *SHAPE)
+    x = torch.from_numpy((x + sigma * rng.standard_normal(x.shape)).astype(np.float32))
+    with torch.inference_mode():
+        return float((denoiser(x, sigma, torch.ones(len(x), 1)) - MIXTURE(x, sigma)).square().mean().sqrt())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times_cut", [1.05, 1.1, 1.5, 3.0, 10.0])
+def test_a_server_that_saw_only_releases_denoises_clean_images_also_just_above_the_cut(pair, times_cut):
+    # The clean images spread by 0.62; what a release hides at the cut has a root mean square of 0.5.
+    assert error(pair[0], times_cut * CUT) < 0.08
+
+
+@pytest.mark.parametrize("times_cut", [0.1, 0.5, 1.0])
+def test_the_client_denoises_below_the_cut(pair, times_cut):
+    assert error(pair[1], times_cut * CUT) < 0.05
+
+
+def test_server_then_client_draw_from_the_distribution_of_the_clean_images(pair):
+    server, client = pair
+    none = torch.ones(4_000, 1)
+    x = SIGMA_MAX * torch.randn(4_000, *SHAPE, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        x = dpmpp_2m(lambda x, sigma: server(x, sigma, none), x, server_sigmas(CUT, 18))
+        x = dpmpp_2m(lambda x, sigma: client(x, sigma, none), x, client_sigmas(CUT, 8, 0.02))
+    images = x.double().numpy().reshape(len(x), -1)
+    means = MIXTURE.means.reshape(2, -1)
+    distance = np.linalg.norm(images[:, None] - means, axis=2)
+    first = distance.argmin(axis=1) == 0
+    assert abs(first.mean() - 0.3) < 0.05
+    assert distance.min(axis=1).max() < 1.0  # nothing between the components
+    for component, mask in enumerate((first, ~first)):
+        assert np.abs(images[mask].mean(axis=0) - means[component]).max() < 0.05
+        assert np.abs(images[mask].std(axis=0) - 0.1).max() < 0.04

@@ -1,0 +1,259 @@
+"""A configuration: what is refused, with which words, and what a run is told in the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from collafuse.config import Config, from_mapping, load
+from collafuse.core.errors import ConfigError
+
+SHIPPED = sorted(path.name for path in (Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def values(**changes: Any) -> dict[str, Any]:
+    """The least configuration, with other top-level sections in place of its own."""
+    return {"data": {"dataset": "digits"}, "client": {"cut": {"sigma": 1.0}}, "clients": {"a": {}}} | changes
+
+
+def with_client(**settings: Any) -> Config:
+    return from_mapping(values(clients={"a": settings}))
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_everything_but_the_data_the_clients_and_their_cuts_has_a_default():
+    config = from_mapping(values())
+    assert config.client("a").cut.resolve().sigma == 1.0
+    assert config.server.sampler.steps == 18 and config.data.image_shape == (1, 8, 8)
+
+
+# --- refusals -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "closest"),
+    [
+        ({"sevrer": {}}, "sevrer", "server"),
+        ({"clinet": {}}, "clinet", "client"),
+        ({"server": {"training": {"batchsize": 4}}}, "server.training.batchsize", "batch_size"),
+        ({"server": {"netwrok": {}}}, "server.netwrok", "network"),
+        ({"data": {"dataset": "digits", "heldout": 0.1}}, "data.heldout", "held_out"),
+        ({"client": {"cut": {"sigma": 1.0}, "label": ["0"]}}, "clients.a.label", "labels"),
+        ({"client": {"cut": {"sigma": 1.0, "shedule": "cosine"}}}, "clients.a.cut.shedule", "schedule"),
+        ({"clients": {"a": {"sampler": {"sigmalow": 0.1}}}}, "clients.a.sampler.sigmalow", "sigma_low"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_closest_match(changes, key, closest):
+    with pytest.raises(ConfigError, match=f"unknown key {key}. Did you mean '{closest}'"):
+        from_mapping(values(**changes))
+
+
+def test_an_unknown_key_unlike_any_other_is_answered_with_those_there_are():
+    with pytest.raises(ConfigError, match="unknown key server.zzz. Known are network, training, sampler"):
+        from_mapping(values(server={"zzz": 1}))
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        ({"sigma": 1.0, "log_snr": 0.0}, "given by sigma and log_snr; give exactly one"),
+        ({"sigma": 1.0, "t": 0.5, "schedule": "cosine"}, "given by sigma and t"),
+        ({}, "given by nothing"),
+        ({"t": 0.5}, "t=0.5 and schedule=None"),
+        ({"sigma": 1.0, "schedule": "linear"}, "t=None and schedule='linear'"),
+        ({"t": 0.5, "schedule": "cosin"}, "'cosin'.*'cosine' or 'linear'"),
+        ({"t": 50, "schedule": "cosine"}, "t=50.* outside"),
+        ({"sigma": 0.002}, "0.002 lies outside"),
+        ({"sigma": 80.1}, "80.1 lies outside"),
+        ({"log_snr": 20.0}, "lies outside"),
+        ({"t": 0.0, "schedule": "linear"}, "sigma=0 lies outside"),
+        ({"sigma": float("nan")}, "cut.sigma=nan.*finite"),
+        ({"sigma": float("inf")}, "cut.sigma=inf.*finite"),
+        ({"sigma": "high"}, "cut.sigma='high'"),
+        (None, "cut=None"),
+        (0.5, "cut=0.5"),
+    ],
+)
+def test_a_cut_that_is_none_is_refused_with_its_value(cut, message):
+    with pytest.raises(ConfigError, match=rf"clients\.a\.cut.*{message}"):
+        with_client(cut=cut)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"client": {}}, "clients.a.cut is missing"),
+        ({"client": 5, "clients": {"a": {"cut": {"sigma": 1.0}}}}, "client=5.*expected"),
+        ({"clients": {}}, "clients: .*at least 1"),
+        ({"clients": None}, "clients=None"),
+        ({"clients": ["a"]}, "clients"),
+        ({"clients": {"a": 5}}, "clients.a=5"),
+        ({"clients": {"a": {"handover": float("nan")}}}, "handover=nan.*finite"),
+        ({"clients": {"a": {"handover": float("inf")}}}, "handover=inf.*finite"),
+        ({"clients": {"a": {"handover": 0.9}}}, "handover=0.9"),
+        ({"clients": {"a": {"sampler": {"sigma_low": 1.0}}}}, "clients.a.sampler.sigma_low=1.0 is not below its cut"),
+        ({"clients": {"a": {"labels": ["0", "1", "0"]}}}, "clients.a.labels.*'0' twice"),
+        ({"server": {"training": {"learning_rate": float("nan")}}}, "learning_rate=nan.*finite"),
+        ({"server": {"training": {"learning_rate": float("inf")}}}, "learning_rate=inf.*finite"),
+        ({"server": {"training": {"steps": "many"}}}, "server.training.steps='many'.*integer"),
+        ({"server": {"training": {"seed": -1}}}, "server.training.seed=-1"),
+        ({"server": {"network": {"channels": 12}}}, "server.network.channels=12.*multiple of 8"),
+        ({"server": {"sampler": {"name": "ddim"}}}, "server.sampler.name='ddim'.*'dpmpp_2m'"),
+        ({"data": {}}, "data.dataset is missing"),
+        ({"data": {"dataset": "celeba"}}, "data.dataset='celeba'.*'digits' or 'folder'"),
+        ({"data": {"dataset": "digits", "held_out": 1.0}}, "data.held_out=1.0"),
+        ({"data": {"dataset": "folder", "path": "x"}}, "needs image_size and channels"),
+        ({"data": {"dataset": "folder", "path": "x", "image_size": 1025, "channels": 1}}, "image_size=1025.*1024"),
+        ({"data": {"dataset": "folder", "image_size": 8, "channels": 1}}, "needs data.path, or a path of its own"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_name(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(values(**changes))
+
+
+def test_heun_at_the_server_needs_a_handover_above_the_cut():
+    server = {"sampler": {"name": "heun"}}
+    with pytest.raises(ConfigError, match="heun evaluates at its last level.*clients.a.handover at least 1.05"):
+        from_mapping(values(server=server))
+    from_mapping(values(server=server, clients={"a": {"handover": 1.05}}))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "a.b", "-a", "a\n", "é", "x" * 65])
+def test_a_client_name_that_is_no_file_name_everywhere_is_refused(name):
+    with pytest.raises(ConfigError, match="should match pattern"):
+        from_mapping(values(clients={name: {}}))
+
+
+@pytest.mark.parametrize("name", ["a", "A-1_b", "7", "x" * 64])
+def test_a_plain_client_name_is_taken(name):
+    assert list(from_mapping(values(clients={name: None})).clients) == [name]
+
+
+def test_a_client_that_does_not_exist_is_named_with_the_closest():
+    config = from_mapping(values(clients={"north": {}, "east": {}}))
+    with pytest.raises(ConfigError, match="client 'nort' does not exist; known are north, east. Did you mean 'north'"):
+        config.client("nort")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"data: [1", "not valid YAML"),
+        (b"- a\n- b\n", "holds list, expected keys and values"),
+        (b"", "holds NoneType"),
+        (b"just words", "holds str"),
+        (b"\xff\xfe\x00", "it is not text"),
+        (b"a: !!python/object/apply:os.system [ls]", "not valid YAML"),
+        (b"a: \x07", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"mine\.yaml.*{message}"):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", "."])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        load(tmp_path / name)
+
+
+# --- merging and overriding ---------------------------------------------------------------------------------
+
+
+def test_a_client_overrides_single_defaults_and_keeps_the_others():
+    client = {"cut": {"sigma": 1.0}, "training": {"steps": 5, "seed": 3}, "share_labels": False}
+    config = from_mapping(values(client=client, clients={"a": {"training": {"steps": 7}}, "b": None}))
+    a, b = config.client("a"), config.client("b")
+    assert (a.training.steps, a.training.seed, a.share_labels) == (7, 3, False)
+    assert (b.training.steps, b.training.seed, b.share_labels) == (5, 3, False)
+
+
+def test_a_cut_is_replaced_whole_and_never_mixed_from_two():
+    client = {"cut": {"t": 0.5, "schedule": "cosine"}}
+    config = from_mapping(values(client=client, clients={"a": {"cut": {"sigma": 2.0}}, "b": {}}))
+    assert config.client("a").cut.resolve().sigma == 2.0
+    assert config.client("b").cut.schedule == "cosine"
+
+
+def test_overrides_go_on_top_of_the_file_and_in_order(tmp_path):
+    path = written(tmp_path, "data: {dataset: digits}\nclient: {cut: {sigma: 1}}\nclients: {a: , b: {handover: 2}}\n")
+    overrides = [
+        "server.training.steps=3",
+        "server.training.steps=4",
+        "client.training.seed=9",
+        "clients.a.handover=1.5",
+        "clients.b.labels=['0', '1']",
+        "clients.b.cut={log_snr: 0}",
+        "name=a=b",
+    ]
+    config = load(path, overrides)
+    assert config.server.training.steps == 4 and config.name == "a=b"
+    assert config.client("a").training.seed == config.client("b").training.seed == 9
+    assert config.client("a").handover == 1.5 and config.client("b").handover == 2
+    assert config.client("b").labels == ("0", "1") and config.client("b").cut.log_snr == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("server.training.steps", "not of the form a.b=value"),
+        ("=5", "not of the form a.b=value"),
+        ("data.dataset.x=1", "'dataset' is a value, not a section"),
+        ("server.training.stesp=5", "unknown key server.training.stesp. Did you mean 'steps'"),
+        ("clients.a.labels=[1", r"override 'clients.a.labels=\[1' is not valid YAML"),
+        ("data.seed=.nan", "data.seed=nan"),
+    ],
+)
+def test_an_override_that_cannot_work_is_refused(tmp_path, override, message):
+    path = written(tmp_path, "data: {dataset: digits}\nclients: {a: {cut: {sigma: 1}}}\n")
+    with pytest.raises(ConfigError, match=message):
+        load(path, [override])
+
+
+# --- what is written beside the results ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_resolved_configuration_reads_back_as_itself(tmp_path, name):
+    config = load(name, ["data.path=images"] if "cifar" in name else [])
+    assert load(written(tmp_path, config.to_yaml())) == config
+
+
+def test_values_that_yaml_takes_for_something_else_survive(tmp_path):
+    clients = {
+        "1": {"labels": ["0", "no", "1e3", "ünï", "~"], "path": "null", "ledger": "yes"},
+        "no": {"cut": {"t": 0.1 + 0.2, "schedule": "linear"}, "training": {"learning_rate": 1e-5}},
+    }
+    config = from_mapping(values(name="on", clients=clients))
+    assert load(written(tmp_path, config.to_yaml())) == config
+
+
+def test_a_configuration_cannot_be_changed_afterwards():
+    with pytest.raises(ValueError, match="frozen"):
+        from_mapping(values()).client("a").handover = 2.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("prefix", ["", "configs/"])
+def test_a_bare_name_finds_the_file_that_ships(tmp_path, monkeypatch, name, prefix):
+    monkeypatch.chdir(tmp_path)
+    assert load(prefix + name, ["data.path=images"]).clients
+
+
+def test_a_file_of_ones_own_comes_before_the_one_that_ships(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits.yaml").write_text("{name: mine, data: {dataset: digits}, clients: {a: {cut: {sigma: 1}}}}")
+    assert load("digits.yaml").name == "mine"
+    with pytest.raises(ConfigError, match="cannot read"):
+        load("elsewhere/digits.yaml")
