@@ -14,10 +14,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .core.errors import CollaFuseError, ConfigError
 from .core.noise import SIGMA_MAX, SIGMA_MIN, Cut
+from .core.release import MAX_SIDE
 from .core.samplers import EVALUATES_AT_END, STEPS
 
 Positive = Annotated[float, Field(gt=0)]
@@ -65,7 +66,7 @@ class DataSettings(_Section):
     dataset: Literal["digits", "folder"]
     path: Path | None = None
     """folder only: the root, one sub-folder per label. Relative to the working directory."""
-    image_size: Count | None = None
+    image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)] | None = None
     """Side in pixels; images are resized by their shorter side and cropped in the middle."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for RGB; images are converted."""
@@ -178,6 +179,14 @@ class ClientSettings(_Section):
     training: TrainingSettings = TrainingSettings()
     sampler: ClientSamplerSettings = ClientSamplerSettings()
 
+    @field_validator("labels")
+    @classmethod
+    def _each_once(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        twice = [name for i, name in enumerate(labels or ()) if name in (labels or ())[:i]]
+        if twice:
+            raise ValueError(f"names {twice[0]!r} twice; list each label once")
+        return labels
+
     @property
     def handover_sigma(self) -> float:
         """The level at which the client takes over."""
@@ -256,9 +265,12 @@ def _shipped_or_own(path: Path) -> Path:
 def from_mapping(values: Mapping[str, Any], source: str = "the configuration") -> Config:
     """The configuration in a mapping; ``client`` is merged into each of ``clients``. Raises ConfigError."""
     values = dict(values)
-    defaults = values.pop("client", None) or {}
+    defaults = values.pop("client", None)
+    defaults = {} if defaults is None else defaults
+    if not isinstance(defaults, Mapping):
+        raise ConfigError(f"{source}: client={defaults!r}: expected keys and values, the defaults of every client.")
     clients = values.get("clients")
-    if isinstance(clients, Mapping) and isinstance(defaults, Mapping):
+    if isinstance(clients, Mapping):
         values["clients"] = {str(name): _merged(defaults, {} if one is None else one) for name, one in clients.items()}
     try:
         return Config.model_validate(values)
@@ -285,10 +297,16 @@ def _override(values: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     here = values
     for section in sections:
-        here = here.setdefault(section, {})
+        if here.get(section) is None:  # not there, or there with nothing in it
+            here[section] = {}
+        here = here[section]
         if not isinstance(here, dict):
             raise ConfigError(f"override {override!r}: {section!r} is a value, not a section.")
-    here[last] = _yaml().safe_load(text)
+    yaml = _yaml()
+    try:
+        here[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
 
 
 def _sentence(error: Any, source: str) -> str:

@@ -33,8 +33,8 @@ class OnnxDenoiser:
             output: NDArray[np.float32] = self._session.run([OUTPUT], dict(zip(INPUTS, values, strict=True)))[0]
         except Exception as error:  # onnxruntime raises its own classes, which differ between versions
             raise FileFormatError(
-                f"onnxruntime {onnxruntime.__version__} cannot run the bundle on {len(x)} images: {_first_line(error)}; "
-                "try a smaller batch, or export the bundle again."
+                f"onnxruntime {onnxruntime.__version__} cannot run the bundle on {len(x)} images: "
+                f"{_first_line(error)}; try a smaller batch, or export the bundle again."
             ) from error
         if output.shape != x.shape:
             raise FileFormatError(

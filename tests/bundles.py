@@ -23,12 +23,12 @@ LABELS = ("cat", "dog")
 LEVELS = (0.002, 0.05, 0.5)
 
 
-def halving_info(**changes: Any) -> BundleInfo:
-    x, _, _ = known_answer_input(SHAPE, len(LABELS), LEVELS)
+def halving_info(image_shape: tuple[int, int, int] = SHAPE, **changes: Any) -> BundleInfo:
+    x, _, _ = known_answer_input(image_shape, len(LABELS), LEVELS)
     values = tuple(float(v) for v in known_answer_values(0.5 * x))
     info = BundleInfo(
         client="north",
-        image_shape=SHAPE,
+        image_shape=image_shape,
         label_names=LABELS,
         sigma_min=0.002,
         sigma_max=0.5,
@@ -62,9 +62,17 @@ def halving_model() -> onnx.ModelProto:
 
 def sealed(model: onnx.ModelProto, info: BundleInfo | str | None = None) -> bytes:
     """The bundle of a graph with these metadata (text is taken as it is) and a digest that is right."""
+    del model.metadata_props[:]
     text = info if isinstance(info, str) else (info or halving_info()).to_json()
-    helper.set_model_props(model, {bundles.METADATA_KEY: text, bundles.DIGEST_KEY: bundles.NO_DIGEST})
-    return bundles.with_digest(model.SerializeToString())
+    return sealed_bytes(model.SerializeToString(), text)
+
+
+def sealed_bytes(graph: bytes, text: str) -> bytes:
+    """As :func:`sealed`, for a graph that the onnx package may not be able to read."""
+    metadata = onnx.ModelProto()
+    helper.set_model_props(metadata, {bundles.METADATA_KEY: text, bundles.DIGEST_KEY: bundles.NO_DIGEST})
+    # Messages in this format are joined by writing one after the other.
+    return bundles.with_digest(graph + metadata.SerializeToString())
 
 
 def halving_bundle(change: Callable[[onnx.ModelProto], Any] | None = None) -> bytes:

