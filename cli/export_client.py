@@ -17,7 +17,7 @@ def export_client(
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, max=1000, help="Default number of finishing steps in the bundle.")
     ] = None,
-    opset: Annotated[int, typer.Option("--opset", min=18, max=23, help="ONNX operator set.")] = 18,
+    opset: Annotated[int, typer.Option("--opset", min=18, max=20, help="ONNX operator set.")] = 18,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from collafuse.core.bundle import INPUTS, OUTPUT
-from collafuse.core.errors import ExportError
+from collafuse.core.errors import ExportError, UsageError
 from collafuse.learning.denoiser import Denoiser
 
 DEFAULT_OPSET = 18
 """Loads in onnxruntime 1.18 and newer and was the fastest on CPUs (research/edge.md, section 2)."""
+OPSETS = range(18, 21)
+"""Below 18 torch keeps to 18; from 21 it writes operators that a bundle does not have (GroupNormalization)."""
 MAX_BATCH = 65_536
 
 
@@ -32,7 +34,12 @@ class _Graph(nn.Module):
 
 
 def export_graph(denoiser: Denoiser, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
-    """The ONNX model of a denoiser, without metadata. Raises ExportError when torch cannot export it."""
+    """The ONNX model of a denoiser, without metadata.
+
+    Raises ExportError when torch cannot export it, UsageError for an opset that a bundle cannot have.
+    """
+    if opset not in OPSETS:
+        raise UsageError(f"opset {opset}; expected one of {', '.join(map(str, OPSETS))}.")
     denoiser = denoiser.eval().cpu()
     # An example batch of 2: torch.export takes a dimension of 1 as a constant.
     batch = torch.export.Dim("N", min=1, max=MAX_BATCH)

@@ -45,7 +45,14 @@ def check_parity(denoiser: Denoiser, model_bytes: bytes, info: BundleInfo, toler
 
     Raises ExportError, with the figures, when they differ by more than the tolerance.
     """
-    session = onnxruntime.InferenceSession(model_bytes, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(model_bytes, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except Exception as error:  # onnxruntime raises its own classes, which differ between versions
+        reason = str(error).splitlines()[0][:300]
+        raise ExportError(
+            f"onnxruntime {onnxruntime.__version__} cannot load the exported graph: {reason}. No bundle was written; "
+            "try another --opset or onnxruntime version."
+        ) from error
     denoiser = denoiser.eval().cpu()
 
     def with_onnx(x: NDArray[np.float32], sigma: object, conditions: NDArray[np.float32]) -> NDArray[np.float32]:

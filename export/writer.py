@@ -13,7 +13,8 @@ import collafuse
 from collafuse.config import ClientSettings
 from collafuse.core import bundle as bundles
 from collafuse.core.atomic import refuse_existing, write_bytes
-from collafuse.core.bundle import BundleInfo, KnownAnswer, known_answer_input, known_answer_values
+from collafuse.core.bundle import MAX_STEPS, BundleInfo, KnownAnswer, known_answer_input, known_answer_values
+from collafuse.core.errors import ExportError, FileFormatError, UsageError
 from collafuse.learning.weights import TrainedModel
 
 from .graph import DEFAULT_OPSET, export_graph
@@ -46,10 +47,13 @@ def export_client(
 ) -> Exported:
     """Write a client's bundle. ``steps`` takes the place of the configured number of finishing steps.
 
-    Raises ExportError, leaving nothing behind, when the graph does not compute what torch computes;
-    OutputExistsError and StorageError as every writer.
+    Raises ExportError, leaving nothing behind, when the graph does not compute what torch computes or a device
+    would refuse it; UsageError for steps or an opset that no bundle has; OutputExistsError and StorageError as
+    every writer.
     """
     refuse_existing(path, overwrite)
+    if steps is not None and not 1 <= steps <= MAX_STEPS:
+        raise UsageError(f"steps={steps}; expected a whole number from 1 to {MAX_STEPS}.")
     denoiser = model.denoiser
     info = BundleInfo(
         client=client,
@@ -58,7 +62,7 @@ def export_client(
         sigma_min=model.sigma_low,
         sigma_max=model.sigma_high,
         sampler=settings.sampler.name,
-        steps=steps or settings.sampler.steps,
+        steps=settings.sampler.steps if steps is None else steps,
         sigma_low=settings.sampler.sigma_low,
         guidance=settings.sampler.guidance,
         precision="fp32",
@@ -77,7 +81,10 @@ def export_client(
     onnx.helper.set_model_props(graph, {bundles.METADATA_KEY: info.to_json(), bundles.DIGEST_KEY: bundles.NO_DIGEST})
     data = bundles.with_digest(graph.SerializeToString(deterministic=True))
     parity = check_parity(denoiser, data, info)
-    digest = bundles.from_bytes(data, str(path)).digest  # the very checks that a device will make
+    try:
+        digest = bundles.from_bytes(data, str(path)).digest  # the very checks that a device will make
+    except FileFormatError as error:
+        raise ExportError(f"a device would refuse what was exported: {error} No bundle was written.") from error
     write_bytes(path, data, overwrite=overwrite)
     return Exported(size=len(data), digest=digest, info=info, parity=parity)
 

@@ -60,7 +60,7 @@ def deal(images: ImageSet, config: Config, clients: dict[str, ClientSettings]) -
 
 
 def _by_labels(images: ImageSet, order: NDArray[np.int64], clients: dict[str, ClientSettings]) -> NDArray[np.int64]:
-    """Each image to a client that lists one of its labels; where several do, in turn. -1 for nobody."""
+    """Each image to a client that lists one of its labels; where several do, to the one with fewest. -1 for nobody."""
     wanted = np.zeros((len(clients), len(images.label_names)), dtype=bool)
     for i, (name, client) in enumerate(clients.items()):
         wanted[i, _columns(client.labels or images.label_names, images.label_names, name)] = True

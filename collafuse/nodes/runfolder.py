@@ -108,7 +108,3 @@ class RunFolder:
                 f"{self.path} is no run folder ({', '.join(sorted(held)[:3])}); it is not overwritten."
             )
         shutil.rmtree(self.path)
-
-    def client_names(self) -> list[str]:
-        """Clients that have a folder here."""
-        return sorted(p.name for p in (self.path / "clients").glob("*") if p.is_dir())

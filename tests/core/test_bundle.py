@@ -192,6 +192,10 @@ HOSTILE = {
         lambda m: nodes(m, helper.make_node("If", ["x"], ["y"], then_branch=subgraph(), else_branch=subgraph())),
         "subgraph",
     ),
+    "a list of branches": (
+        lambda m: nodes(m, helper.make_node("Identity", ["x"], ["y"], branches=[subgraph(), subgraph()])),
+        "subgraph",
+    ),
     "a custom operator": (lambda m: nodes(m, helper.make_node("Shell", ["x"], ["y"], domain="evil")), "domain 'evil'"),
     "an operator of Microsoft's": (
         lambda m: nodes(m, helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")),

@@ -1,0 +1,142 @@
+"""The digits and folders of images: what is read, how it is labelled, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from collafuse.config import DataSettings
+from collafuse.core.errors import DataError
+from collafuse.data import datasets
+from collafuse.data.datasets import load
+from tests.tiny import image_set
+
+
+def folder(path: Path | None, **changes: Any) -> DataSettings:
+    return DataSettings(**({"dataset": "folder", "path": path, "image_size": 4, "channels": 1} | changes))
+
+
+def paint(path: Path, level: int, size: int = 4) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (size, size), level).save(path)
+
+
+# --- digits -------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_all_there_with_their_labels_and_full_contrast():
+    digits = load(DataSettings(dataset="digits"))
+    assert len(digits) == 1797 and digits.label_names == tuple("0123456789")
+    assert digits.pixels.shape == (1797, 1, 8, 8) and (digits.pixels.min(), digits.pixels.max()) == (0, 255)
+    assert (digits.labels.sum(axis=1) == 1).all()
+    assert digits.labels.sum(axis=0).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_x0_lies_in_minus_one_to_one():
+    x0 = load(DataSettings(dataset="digits")).x0()
+    assert x0.dtype == np.float32 and (x0.min(), x0.max()) == (-1.0, 1.0)
+
+
+def test_digits_of_another_size_are_refused():
+    with pytest.raises(DataError, match=r"grey and 8x8, .* \[3, 16, 16\]"):
+        load(DataSettings(dataset="digits", image_size=16, channels=3))
+
+
+# --- folders ------------------------------------------------------------------------------------------------
+
+
+def test_sub_folders_are_labels_at_any_depth_and_other_files_are_left_alone(tmp_path):
+    paint(tmp_path / "cat" / "a.png", 10)
+    paint(tmp_path / "cat" / "2024" / "b.jpg", 20, size=16)
+    paint(tmp_path / "ant" / "c.webp", 30)
+    (tmp_path / "cat" / "notes.txt").write_text("words")
+    (tmp_path / "README").write_text("words")
+    (tmp_path / "empty").mkdir()
+    found = load(folder(tmp_path))
+    assert found.label_names == ("ant", "cat")
+    levels = {int(pixels.mean()): labels.tolist() for pixels, labels in zip(found.pixels, found.labels, strict=True)}
+    assert levels == {30: [1, 0], 20: [0, 1], 10: [0, 1]}
+    assert len(np.unique(found.digests, axis=0)) == 3
+
+
+def test_images_in_the_folder_itself_have_no_label(tmp_path):
+    paint(tmp_path / "a.png", 10)
+    paint(tmp_path / "b.png", 20)
+    found = load(folder(tmp_path))
+    assert found.label_names == () and found.labels.shape == (2, 0) and len(found) == 2
+
+
+def test_images_are_read_in_the_same_order_whatever_the_number_of_threads(tmp_path):
+    for level in range(40):
+        paint(tmp_path / "x" / f"{level:02d}.png", level)
+    assert load(folder(tmp_path)).pixels[:, 0, 0, 0].tolist() == list(range(40))
+
+
+def test_a_path_given_takes_the_place_of_the_settings_one(tmp_path):
+    paint(tmp_path / "mine" / "x" / "a.png", 10)
+    paint(tmp_path / "all" / "x" / "a.png", 20)
+    assert load(folder(tmp_path / "all"), tmp_path / "mine").pixels.max() == 10
+
+
+@pytest.mark.parametrize("kind", ["empty", "missing", "a file", "no images"])
+def test_a_folder_without_images_is_refused_by_name(tmp_path, kind):
+    root = tmp_path / "images"
+    if kind in ("empty", "no images"):
+        (root / "cat").mkdir(parents=True)
+    if kind == "no images":
+        (root / "cat" / "a.txt").write_text("words")
+    if kind == "a file":
+        root.write_text("words")
+    with pytest.raises(DataError, match=rf"{root} .*sub-folder per label"):
+        load(folder(root))
+
+
+def test_no_folder_at_all_is_refused():
+    with pytest.raises(DataError, match=r"no image folder is given; set data\.path"):
+        load(folder(None))
+
+
+def test_images_beside_labelled_folders_are_refused(tmp_path):
+    paint(tmp_path / "stray.png", 10)
+    paint(tmp_path / "cat" / "a.png", 20)
+    with pytest.raises(DataError, match=r"beside labelled sub-folders, such as stray\.png"):
+        load(folder(tmp_path))
+
+
+def test_one_damaged_image_among_many_is_named(tmp_path):
+    for level in range(5):
+        paint(tmp_path / "cat" / f"{level}.png", level)
+    (tmp_path / "cat" / "3.png").write_bytes((tmp_path / "cat" / "2.png").read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"cat/3\.png .*remove or repair"):
+        load(folder(tmp_path))
+
+
+def test_more_than_memory_holds_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "MAX_IMAGE_BYTES", 4 * 4 * 2)
+    for level in range(3):
+        paint(tmp_path / "cat" / f"{level}.png", level)
+    monkeypatch.setattr(datasets, "read_image", pytest.fail)
+    with pytest.raises(DataError, match="holds 3 images"):
+        load(folder(tmp_path))
+
+
+# --- taking parts -------------------------------------------------------------------------------------------
+
+
+def test_rows_keep_their_labels_and_digests():
+    whole = image_set(6)
+    part = whole.take(np.array([4, 1]))
+    for new, old in enumerate((4, 1)):
+        assert np.array_equal(part.pixels[new], whole.pixels[old])
+        assert np.array_equal(part.labels[new], whole.labels[old])
+        assert np.array_equal(part.digests[new], whole.digests[old])
+
+
+def test_labels_are_kept_by_name_in_the_order_asked_for():
+    whole = image_set(6, ("a", "b", "c"))
+    part = whole.with_labels(("c", "a"))
+    assert part.label_names == ("c", "a") and np.array_equal(part.labels, whole.labels[:, [2, 0]])

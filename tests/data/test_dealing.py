@@ -1,0 +1,154 @@
+"""Who holds which images: disjoint, the same each time, and a site touches its own folder only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from collafuse.config import Config, from_mapping
+from collafuse.core.errors import ConfigError, DataError
+from collafuse.data.dealing import SiteData, load_site, load_sites
+
+MODES = {
+    "labels": {"by": "labels"},
+    "even": {"by": "even"},
+    "dirichlet": {"by": "dirichlet", "alpha": 0.5},
+}
+
+
+def config(split: dict[str, Any], clients: dict[str, Any] | None = None, **data: Any) -> Config:
+    """Digits dealt to three clients; when dealt by labels, two of them share the label 3."""
+    own = {"a": ["0", "1", "2", "3"], "b": ["3", "4", "5"], "c": ["6", "7"]}
+    by_label = {name: {"labels": labels} for name, labels in own.items()}
+    given = clients or (by_label if split["by"] == "labels" else {name: {} for name in own})
+    values = {"dataset": "digits", "held_out": 0.2, "split": split} | data
+    return from_mapping({"data": values, "client": {"cut": {"sigma": 1.0}}, "clients": given})
+
+
+def keys(site: SiteData) -> list[bytes]:
+    """The images of a site, held out or not; the digits are all different."""
+    return [d.tobytes() for part in (site.train, site.held_out) for d in part.digests]
+
+
+def counts(site: SiteData) -> dict[str, int]:
+    totals = site.train.labels.sum(axis=0) + site.held_out.labels.sum(axis=0)
+    return dict(zip(site.train.label_names, totals.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("split", MODES.values(), ids=MODES)
+def test_no_image_lies_at_two_sites_or_on_both_sides_of_one(split):
+    everything = [key for site in load_sites(config(split)).values() for key in keys(site)]
+    assert len(set(everything)) == len(everything)
+    assert len(everything) == (1797 if split["by"] != "labels" else 178 + 182 + 177 + 183 + 181 + 182 + 181 + 179)
+
+
+@pytest.mark.parametrize("split", MODES.values(), ids=MODES)
+def test_dealing_is_the_same_for_the_same_seed_and_another_for_another(split):
+    first, second, other = (load_sites(config(split, seed=seed)) for seed in (0, 0, 1))
+    for name in first:
+        assert np.array_equal(first[name].train.digests, second[name].train.digests)
+        assert np.array_equal(first[name].held_out.digests, second[name].held_out.digests)
+    assert any(keys(first[name]) != keys(other[name]) for name in first)
+
+
+@pytest.mark.parametrize("split", MODES.values(), ids=MODES)
+def test_a_site_alone_gets_what_it_gets_among_all(split):
+    settings = config(split)
+    together = load_sites(settings)
+    for name, site in together.items():
+        alone = load_site(settings, name)
+        assert np.array_equal(alone.train.pixels, site.train.pixels)
+        assert np.array_equal(alone.held_out.labels, site.held_out.labels)
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.2, 0.9])
+def test_the_held_out_share_is_kept_away_from_training(held_out):
+    for site in load_sites(config(MODES["even"], held_out=held_out)).values():
+        assert len(site.held_out) == round(599 * held_out) and len(site.train) == 599 - len(site.held_out)
+        train = {d.tobytes() for d in site.train.digests}
+        assert not train & {d.tobytes() for d in site.held_out.digests}
+
+
+def test_a_site_holds_only_its_labels_and_a_shared_label_goes_where_fewer_images_lie():
+    sites = load_sites(config(MODES["labels"]))
+    assert {name: tuple(counts(site)) for name, site in sites.items()} == {
+        "a": ("0", "1", "2", "3"),
+        "b": ("3", "4", "5"),
+        "c": ("6", "7"),
+    }
+    a, b = counts(sites["a"]), counts(sites["b"])
+    assert a["3"] + b["3"] == 183 and a["3"] < b["3"] and abs(sum(a.values()) - sum(b.values())) < 30
+    for site in sites.values():
+        assert (site.train.labels.sum(axis=1) == 1).all()
+
+
+def test_an_even_deal_filtered_by_labels_keeps_a_site_s_own_only():
+    sites = load_sites(config(MODES["even"], {"a": {"labels": ["4", "2"]}, "b": {}}))
+    assert sites["a"].train.label_names == ("4", "2") and len(sites["b"].train.label_names) == 10
+    assert not set(keys(sites["a"])) & set(keys(sites["b"]))
+
+
+def test_a_small_alpha_gives_few_labels_and_a_large_one_all():
+    def largest_share(alpha: float) -> float:
+        sites = load_sites(config({"by": "dirichlet", "alpha": alpha}))
+        held = [[counts(site).get(name, 0) for name in "0123456789"] for site in sites.values()]
+        return float(np.mean(np.max(held, axis=0) / np.sum(held, axis=0)))
+
+    assert largest_share(0.1) > 0.7 and largest_share(1000) < 0.4
+
+
+@pytest.mark.parametrize("split", MODES.values(), ids=MODES)
+def test_an_unknown_label_is_refused_with_the_closest(tmp_path, split):
+    for name in ("cats", "dogs"):
+        for level in range(4):
+            paint(tmp_path / name / f"{level}.png", 10 * level + len(name))
+    data = {"dataset": "folder", "path": str(tmp_path), "image_size": 4, "channels": 1}
+    with pytest.raises(DataError, match="client 'a': label 'cat' is not known; known are .*Did you mean 'cats'"):
+        load_sites(config(split, {"a": {"labels": ["cat"]}, "b": {"labels": ["dogs"]}}, **data))
+
+
+def test_a_site_that_is_left_with_nothing_is_refused(tmp_path):
+    paint(tmp_path / "x" / "only.png", 1)
+    data = {"dataset": "folder", "path": str(tmp_path), "image_size": 4, "channels": 1}
+    with pytest.raises(DataError, match="client 'b' has 0 images .* nothing is left to train on"):
+        load_sites(config(MODES["even"], {"a": {}, "b": {}}, held_out=0, **data))
+    with pytest.raises(DataError, match="client 'a' has 1 images of which 1 are held out"):
+        load_site(config(MODES["even"], {"a": {}}, held_out=0.9, **data), "a")
+
+
+def test_an_unknown_client_is_refused():
+    with pytest.raises(ConfigError, match="client 'd' does not exist"):
+        load_site(config(MODES["even"]), "d")
+
+
+def paint(path: Path, level: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 4), level).save(path)
+
+
+def test_a_site_with_a_path_of_its_own_does_not_touch_the_others(tmp_path):
+    for level in range(5):
+        paint(tmp_path / "mine" / "x" / f"{level}.png", level)
+    clients = {"a": {"path": str(tmp_path / "mine")}, "b": {"path": str(tmp_path / "theirs")}, "c": {}}
+    data = {"dataset": "folder", "path": str(tmp_path / "shared"), "image_size": 4, "channels": 1}
+    settings = config(MODES["even"], clients, **data)
+    assert len(keys(load_site(settings, "a"))) == 5
+    for other, missing in (("b", "theirs"), ("c", "shared")):
+        with pytest.raises(DataError, match=missing):
+            load_site(settings, other)
+
+
+def test_a_shared_folder_is_dealt_to_those_without_a_path_of_their_own(tmp_path):
+    for level in range(6):
+        paint(tmp_path / "mine" / "x" / f"{level}.png", level)
+        paint(tmp_path / "shared" / "x" / f"{level}.png", 100 + level)
+    clients = {"a": {"path": str(tmp_path / "mine")}, "b": {}, "c": {}}
+    data = {"dataset": "folder", "path": str(tmp_path / "shared"), "image_size": 4, "channels": 1, "held_out": 0}
+    sites = load_sites(config(MODES["even"], clients, **data))
+    levels = {name: sorted(site.train.pixels[:, 0, 0, 0].tolist()) for name, site in sites.items()}
+    assert levels["a"] == list(range(6)) and sorted(levels["b"] + levels["c"]) == list(range(100, 106))
+    assert len(levels["b"]) == len(levels["c"]) == 3

@@ -1,0 +1,155 @@
+"""What a server may learn from and what it may deliver."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from collafuse.core import release as releases
+from collafuse.core.atomic import write_bytes
+from collafuse.core.errors import ConfigError, FileFormatError, MismatchError, RefusedError, UsageError
+from collafuse.core.noise import SIGMA_MAX, SIGMA_MIN, Cut, system_noise
+from collafuse.learning.weights import TrainedModel
+from collafuse.nodes.runfolder import NodeFolder
+from collafuse.nodes.server import Server, Site, mixture_warning, read_releases, sites_of, train_server, training_data
+from tests.tiny import CPU, Recorder, denoiser, image_set
+
+SITES = {"north": Site(0.5, ("0", "1", "2")), "east": Site(1.0, ("3", "4", "5")), "south": Site(0.738, None)}
+DIGITS = tuple("012345")
+
+
+@pytest.fixture
+def server(tiny_config):
+    south = tiny_config.client("south").cut.resolve().sigma
+    model = TrainedModel(denoiser(image_shape=(1, 8, 8), num_labels=6), "server", DIGITS, 0.5, SIGMA_MAX, 0, "id")
+    return Server(tiny_config, model, {**SITES, "south": Site(south, None)}, CPU)
+
+
+def with_sampler(server, **changes):
+    sampler = server.config.server.sampler.model_copy(update=changes)
+    settings = server.config.server.model_copy(update={"sampler": sampler})
+    return Server(server.config.model_copy(update={"server": settings}), server.model, server.sites, CPU)
+
+
+def made(count=6, sigma=0.5, names=("0", "1", "2"), side=8, simulated=False, shared=True):
+    images = image_set(count, names, side=side)
+    labels = images.labels if shared else None
+    return releases.make(images.x0(), Cut(sigma), system_noise, labels=labels, label_names=names, simulated=simulated)
+
+
+def test_it_delivers_at_the_clients_own_cut(server):
+    assert server.deliver("north", 2).sigma == 0.5
+    assert server.deliver("east", 2).sigma == 1.0
+
+
+def test_labels_are_dealt_evenly_or_asked_for(server):
+    dealt = server.deliver("north", 7, seed=0)
+    assert dealt.labels[:, :3].argmax(axis=1).tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert server.deliver("east", 2, labels=["4"]).labels[:, 4].all()
+    assert server.deliver("south", 2).labels is None
+
+
+@pytest.mark.parametrize(("client", "label"), [("north", "3"), ("south", "4")])
+def test_a_label_released_above_a_clients_cut_is_refused(server, client, label):
+    with pytest.raises(RefusedError, match=rf"'{label}' was not released at or below"):
+        server.deliver(client, 1, labels=[label])
+
+
+def test_a_label_released_below_a_clients_cut_is_delivered(server):
+    assert server.deliver("east", 1, labels=["0"]).labels[0, 0] == 1
+
+
+def test_unknown_clients_labels_and_counts_are_refused(server):
+    with pytest.raises(RefusedError, match="'west'.*north, east, south"):
+        server.deliver("west", 1)
+    with pytest.raises(MismatchError, match="'nine'"):
+        server.deliver("north", 1, labels=["nine"])
+    with pytest.raises(UsageError, match="count=0"):
+        server.deliver("north", 0)
+
+
+def test_a_seed_repeats_and_batch_size_changes_no_picture(server):
+    whole = server.deliver("north", 9, seed=3)
+    assert np.array_equal(whole.x, server.deliver("north", 9, seed=3).x)
+    assert np.abs(whole.x - server.deliver("north", 9, seed=3, batch_size=2).x).max() < 1e-4
+    assert not np.allclose(server.deliver("north", 9).x, server.deliver("north", 9).x)
+    assert not np.allclose(whole.x[0], whole.x[1])
+
+
+def test_half_precision_and_the_last_estimate_travel_on_request(server):
+    assert server.deliver("north", 2, half=True).x.dtype == np.float16
+    assert server.deliver("north", 2).previous_x0_hat is None
+    settings = server.config.server.model_copy(update={"send_previous": True})
+    sending = Server(server.config.model_copy(update={"server": settings}), server.model, server.sites, CPU)
+    delivered = sending.deliver("north", 2)
+    assert delivered.previous_x0_hat.shape == delivered.x.shape
+    assert delivered.previous_sigma > delivered.sigma
+
+
+def test_levels_where_a_release_teaches_nothing_are_never_evaluated(server):
+    with pytest.raises(ConfigError, match="200 steps.*fewer steps"):
+        with_sampler(server, steps=200).deliver("north", 1)
+    with pytest.raises(ConfigError, match="heun"):
+        with_sampler(server, name="heun").deliver("north", 1)
+
+
+def test_a_cut_that_differs_from_the_release_is_refused(server):
+    server.sites["north"] = Site(0.6, ("0",))
+    with pytest.raises(MismatchError, match=r"0\.6.*0\.5"):
+        server.deliver("north", 1)
+
+
+def test_mixed_cuts_warn_only_where_labels_are_kept():
+    assert mixture_warning(SITES) is not None
+    assert mixture_warning({"a": Site(0.5, ("x",)), "b": Site(1.0, ("x",))}) is None
+    assert mixture_warning({"a": Site(0.5, None), "b": Site(0.5, None)}) is None
+
+
+def write(folder, name, release):
+    write_bytes(folder / f"{name}.safetensors", releases.to_bytes(release))
+
+
+def test_releases_are_read_by_client_and_simulated_ones_only_on_request(tmp_path):
+    write(tmp_path, "north", made())
+    write(tmp_path, "north.later", made(3))
+    write(tmp_path, "east", made(sigma=1.0, simulated=True))
+    with pytest.raises(RefusedError, match="--accept-simulated"):
+        read_releases(tmp_path, accept_simulated=False)
+    found = read_releases(tmp_path, accept_simulated=True)
+    assert {name: len(rs) for name, rs in found.items()} == {"north": 2, "east": 1}
+
+
+def test_releases_that_do_not_belong_together_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="no releases"):
+        read_releases(tmp_path, accept_simulated=False)
+    write(tmp_path, "north", made())
+    write(tmp_path, "north.2", made(sigma=0.7))
+    with pytest.raises(MismatchError, match="different cuts"):
+        read_releases(tmp_path, accept_simulated=False)
+    (tmp_path / "north.2.safetensors").unlink()
+    write(tmp_path, "east", made(side=4))
+    with pytest.raises(MismatchError, match="different shapes"):
+        read_releases(tmp_path, accept_simulated=False)
+    (tmp_path / "east.safetensors").write_bytes(b"\x00" * 50)
+    with pytest.raises(FileFormatError, match="east"):
+        read_releases(tmp_path, accept_simulated=False)
+
+
+def test_labels_kept_by_a_site_become_no_label():
+    data = training_data({"a": [made(4)], "b": [made(2, sigma=1.0, shared=False)]}, ("0", "1", "2"))
+    assert data.conditions[:, -1].tolist() == [0, 0, 0, 0, 1, 1]
+    assert data.sigma_floor.tolist() == [0.5] * 4 + [1.0] * 2
+
+
+def test_where_all_releases_are_pure_noise_no_server_can_learn():
+    with pytest.raises(RefusedError, match="pure noise"):
+        training_data({"a": [made(sigma=SIGMA_MAX)]}, ("0", "1", "2"))
+
+
+def test_training_needs_releases_and_nothing_else(tiny_config, tmp_path):
+    found = {"north": [made(20)], "east": [made(20, 1.0, ("3", "4", "5"))]}
+    trained = train_server(tiny_config, found, NodeFolder(tmp_path), CPU, Recorder())
+    again = Server.load(NodeFolder(tmp_path), CPU)
+    assert again.sites == sites_of(found) and again.model.label_names == DIGITS
+    assert np.array_equal(again.deliver("east", 3, seed=1).x, trained.deliver("east", 3, seed=1).x)
+    assert again.model.sigma_low > SIGMA_MIN
