@@ -24,11 +24,11 @@ def demo(
     """Train, export, deliver and finish on real digits, on a CPU, in minutes; then look at the pictures."""
     from collafuse.evaluation.demo import run_demo
     from collafuse.learning.training import choose_device
-    from collafuse.nodes.runfolder import RunFolder
 
-    RunFolder(out).prepare(resume=False, overwrite=overwrite)
     with reporting() as reporter:
-        result = run_demo(out, overrides or (), choose_device(device), reporter.observer, reporter.say)
+        result = run_demo(
+            out, overrides or (), choose_device(device), reporter.observer, reporter.say, overwrite=overwrite
+        )
     if as_json:
         emit(_plain(asdict(result)))
         return
@@ -56,7 +56,7 @@ def demo(
                 f"{c.bundle.size / 1e6:.1f} MB",
                 f"{c.bundle.parity.trajectory:.0e}",
                 f"{c.device_milliseconds:.1f} ms",
-                f"{c.read_as_asked:.0%}",
+                "-" if c.read_as_asked is None else f"{c.read_as_asked:.0%}",
             )
             for c in result.clients
         ],

@@ -18,6 +18,9 @@ def release(
         bool,
         typer.Option("--spend-again", help="Release images again that the ledger knows. Lowers their privacy."),
     ] = False,
+    new_ledger: Annotated[
+        bool, typer.Option("--new-ledger", help="Begin a ledger: this site has never released an image before.")
+    ] = False,
     overwrite: options.Overwrite = False,
     overrides: options.Overrides = None,
     as_json: options.Json = False,
@@ -41,7 +44,10 @@ def release(
             "where released images are recorded."
         )
     site = Client(settings, client, load_site(settings, client))
-    made = site.release(out, Ledger(ledger), simulated=False, spend_again=spend_again, overwrite=overwrite)
+    record = Ledger(ledger)
+    if not new_ledger:
+        record.require()
+    made = site.release(out, record, simulated=False, spend_again=spend_again, overwrite=overwrite)
     say(f"Released {len(made.z)} images of {client} at {site.settings.cut.resolve().describe()}.")
     say(f"Send {out} to the server, as {client}.safetensors. The ledger is {ledger}; keep it.")
     if as_json:

@@ -34,7 +34,6 @@ def train(
 
     settings = load(config, overrides or ())
     run = RunFolder(out)
-    run.prepare(resume=resume, overwrite=overwrite)
     with reporting() as reporter:
         experiment = run_experiment(
             settings,
@@ -42,6 +41,7 @@ def train(
             choose_device(device),
             reporter.observer,
             resume=resume,
+            overwrite=overwrite,
             warm_start=warm_start,
             trackers=track or (),
         )

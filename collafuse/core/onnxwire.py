@@ -19,6 +19,8 @@ MAX_NODES = 100_000
 MAX_TENSOR_ELEMENTS = 1 << 30
 MAX_METADATA_ENTRIES = 64
 DEFAULT_DOMAINS = ("", "ai.onnx")
+DIVISORS = frozenset({"strides", "dilations", "kernel_shape", "group"})
+"""Attributes that a runtime divides by: onnxruntime 1.23 ends the whole process where a stride is 0."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -155,20 +157,29 @@ class _Reader:
                 raise self.refuse(f"uses the custom operator domain {self.text(value)!r}")
 
     def attribute(self, data: memoryview) -> None:
-        for number, value in self.nested(data):
-            if number in (6, 11):
+        name, integers = "", []
+        for number, _, value in self.fields(data):
+            if number in (3, 8):
+                integers.append(value)
+            if isinstance(value, int):
+                continue
+            if number == 1:
+                name = self.text(value)
+            elif number in (6, 11):
                 raise self.refuse("holds a subgraph (a loop or a branch)")
-            if number in (22, 23):
+            elif number in (22, 23):
                 raise self.refuse("holds sparse tensors")
-            if number in (5, 10):
+            elif number in (5, 10):
                 self.tensor(value)
+        if name in DIVISORS and not all(0 < i < 1 << 31 for value in integers for i in self._integers(value)):
+            raise self.refuse(f"has an operator whose {name} is not positive")
 
     def tensor(self, data: memoryview) -> int:
         """Number of elements of a TensorProto; refuses external data and absurd sizes."""
         elements = 1
         for number, _, value in self.fields(data):
             if number == 1:
-                for size in [value] if isinstance(value, int) else self._packed(value):
+                for size in self._integers(value):
                     elements *= size
             elif number == 13 or (number == 14 and value != 0):
                 raise self.refuse("keeps tensors in another file (external data)")
@@ -176,7 +187,11 @@ class _Reader:
                 raise self.refuse(f"declares a tensor of more than {MAX_TENSOR_ELEMENTS} elements")
         return elements
 
-    def _packed(self, data: memoryview) -> Iterator[int]:
+    def _integers(self, data: int | memoryview) -> Iterator[int]:
+        """Of a repeated field, which is written one by one or packed; negative ones come as 2^63 and more."""
+        if isinstance(data, int):
+            yield data
+            return
         position = 0
         while position < len(data):
             value, position = self._varint(data, position)

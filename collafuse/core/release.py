@@ -100,6 +100,11 @@ def read(path: Path) -> Release:
     return from_tensorfile(tensorfile.read(path, KIND, VERSION), str(path))
 
 
+def from_bytes(data: bytes, source: str) -> Release:
+    """As :func:`read`, from bytes; ``source`` names them in messages."""
+    return from_tensorfile(tensorfile.from_bytes(data, KIND, VERSION, source=source), source)
+
+
 def from_tensorfile(file: tensorfile.TensorFile, source: str) -> Release:
     """Check every field and tensor of a release. Raises FileFormatError."""
     fields, tensors = file.fields, dict(file.tensors)

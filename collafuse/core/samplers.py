@@ -45,7 +45,8 @@ class History(NamedTuple):
 def _factor(value: Level, x: Array) -> Any:
     """A coefficient that multiplies x: a float as it is, a per-image one in x's dtype, shaped [N, 1, ...]."""
     if not hasattr(value, "reshape") or getattr(value, "ndim", 0) == 0:
-        return value
+        # A NumPy scalar would turn float32 images into float64 ones; a plain float does not.
+        return float(value) if isinstance(value, np.generic | np.ndarray) else value
     column = value.reshape((-1,) + (1,) * (x.ndim - 1))
     return column.astype(x.dtype) if isinstance(column, np.ndarray) else column.to(x.dtype)
 

@@ -51,8 +51,8 @@ def _digest(metadata: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) ->
 
 def to_bytes(kind: str, version: int, fields: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
     """The bytes of a tensor file; equal input gives equal bytes."""
-    # np.array with order C keeps zero-dimensional arrays as they are; ascontiguousarray would not.
-    arrays = {name: np.array(tensors[name], order="C", copy=None) for name in sorted(tensors)}
+    # asarray with order C keeps zero-dimensional arrays as they are; ascontiguousarray would not.
+    arrays = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     metadata = {"kind": kind, "version": version, **fields}
     metadata["sha256"] = _digest(metadata, arrays)
     text = json.dumps(metadata, sort_keys=True, ensure_ascii=True)

@@ -18,6 +18,7 @@ from PIL import Image
 from collafuse.config import Config, load
 from collafuse.core import intermediate as intermediates
 from collafuse.core.atomic import write_bytes
+from collafuse.core.errors import CollaFuseError
 from collafuse.core.intermediate import Intermediate
 from collafuse.core.noise import SIGMA_MAX
 from collafuse.core.pairing import conditions_for
@@ -53,7 +54,7 @@ class ClientResult:
     client_nfe: int
     bundle: Exported
     device_milliseconds: float
-    read_as_asked: float
+    read_as_asked: float | None
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,20 @@ class DemoResult:
 
 
 def run_demo(
-    folder: Path, overrides: Sequence[str], device: torch.device, observer_of: ObserverOf, say: Callable[[str], None]
+    folder: Path,
+    overrides: Sequence[str],
+    device: torch.device,
+    observer_of: ObserverOf,
+    say: Callable[[str], None],
+    *,
+    overwrite: bool = False,
 ) -> DemoResult:
     """Train a server and three clients, export, deliver, and finish in a process that cannot import torch."""
     started = time.monotonic()
     config = load(CONFIG, overrides)
     run = RunFolder(folder)
     say("Training one server and three sites on handwritten digits ...")
-    experiment = run_experiment(config, run, device, observer_of)
+    experiment = run_experiment(config, run, device, observer_of, overwrite=overwrite)
     training_seconds = time.monotonic() - started
     read = _digit_reader(config)
     results, columns, sheets = [], [], []
@@ -115,7 +122,7 @@ def _one_client(
         client_nfe=report["nfe"],
         bundle=exported,
         device_milliseconds=report["milliseconds_per_image"],
-        read_as_asked=float(np.mean(read(finished) == np.asarray(asked))),
+        read_as_asked=float(np.mean(read(finished) == np.asarray(asked))) if asked else None,
     )
     return result, delivered, finished
 
@@ -130,7 +137,9 @@ def finish_as_device(bundle: Path, handed: Path, pictures: Path) -> dict[str, An
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"finishing without torch failed: {done.stderr}")
+        failed = CollaFuseError(f"finishing in a process without torch failed: {done.stderr.strip()}")
+        failed.exit_code = done.returncode
+        raise failed
     return dict(json.loads(done.stdout))
 
 

@@ -171,17 +171,22 @@ class Trainer:
             "network": denoiser.network_settings.model_dump(),
             "sigma_data": denoiser.sigma_data,
         }
+        self.start = 0
         self.identity = checkpoint.Identity(checkpoint.digest_of_settings(plain), data.digest())
+
+    def restore(self) -> None:
+        """Load the newest checkpoint that verifies; ``run`` goes on from there. Raises MismatchError."""
+        arguments = (self.model, self.ema, self.optimizer, self.identity, self.observer.note)
+        self.start = checkpoint.resume(self.folder / "checkpoints", *arguments)
 
     def run(self, resume: bool = False) -> Denoiser:
         """Train to the configured number of steps; returns the denoiser with averaged weights.
 
         Raises MismatchError when a checkpoint to resume from was made with another configuration or data.
         """
-        start = 0
         if resume:
-            arguments = (self.model, self.ema, self.optimizer, self.identity, self.observer.note)
-            start = checkpoint.resume(self.folder / "checkpoints", *arguments)
+            self.restore()
+        start = self.start
         self.observer.started(start, self.settings.steps)
         self.model.train()
         window = _LossWindow(self.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import ClientSettings, Config, NetworkSettings
 from ..core import release as releases
 from ..core.conditioning import conditions_from_labels, guided
+from ..core.errors import DataError, FileFormatError
 from ..core.noise import SIGMA_MIN, client_sigmas, system_noise
 from ..core.pictures import Pixels, contact_sheet, side_by_side, to_uint8
 from ..core.samplers import STEPS, run
@@ -62,6 +63,10 @@ class Client:
             simulated=simulated,
         )
         data = releases.to_bytes(made)
+        try:
+            releases.from_bytes(data, str(path))
+        except FileFormatError as error:  # nothing is spent on a file that no server would read
+            raise DataError(f"no release was made, since a server would refuse it: {error}") from error
         ledger.commit(images.digests, made.sigma_cut, path, data, spend_again=spend_again, overwrite=overwrite)
         return made
 
@@ -94,10 +99,14 @@ class Client:
         denoiser = new_denoiser(self.config, self.settings.network, len(names), sigma_data, settings.seed, self.name)
         if init is not None:
             weights.warm_start(denoiser, names, init)
-        folder.write_config(self.config)
         watching = NodeObserver(folder.path, observer, trackers, lambda d: self._sample_sheet(d, device))
         try:
-            trained = Trainer(denoiser, data, settings, folder.path, device, watching).run(resume)
+            trainer = Trainer(denoiser, data, settings, folder.path, device, watching)
+            if resume:
+                trainer.restore()
+            # After a resume has been accepted: the configuration must stay that of the weights that lie there.
+            folder.write_config(self.config)
+            trained = trainer.run()
         finally:
             watching.close()
         model = weights.TrainedModel(trained, "client", names, SIGMA_MIN, data.sigma_high, settings.steps)

@@ -36,19 +36,23 @@ def run_experiment(
     observer_of: ObserverOf,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     warm_start: bool = False,
     trackers: Sequence[str] = (),
 ) -> Experiment:
-    """Release, train the server, train each client. ``resume`` goes on where an interrupted run stopped.
+    """Release, train the server, train each client. ``resume`` goes on where an interrupted run stopped,
+    ``overwrite`` removes an older run first; without either a folder that holds something is refused.
 
     ``warm_start`` begins each client at the server's weights; it needs clients of the server's size.
     """
+    run.check(resume=resume, overwrite=overwrite)
     clients = {name: Client(config, name, site) for name, site in load_sites(config).items()}
+    if overwrite and not resume:
+        run.clear()  # only now that configuration, device and data are known to be good
     for name, client in clients.items():
         path = run.server.releases / f"{name}{SUFFIX}"
-        ledger = Ledger(run.client(name).ledger)
-        if ledger.recover(path) or not (resume and path.exists()):
-            client.release(path, ledger, simulated=True)
+        if not (resume and path.exists()):
+            client.release(path, Ledger(run.client(name).ledger), simulated=True)
     found = read_releases(run.server.releases, accept_simulated=True)
     server = train_server(config, found, run.server, device, observer_of("server"), resume=resume, trackers=trackers)
     init = server.model if warm_start else None

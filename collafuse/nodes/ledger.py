@@ -44,6 +44,8 @@ class Ledger:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
                 connection.execute("PRAGMA synchronous = FULL")
+                if (found := connection.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
+                    raise sqlite3.DatabaseError(found)
                 connection.executescript(SCHEMA)
                 yield connection
         except OSError as error:
@@ -57,6 +59,14 @@ class Ledger:
                 f"the ledger {self.path} cannot be used ({error}); restore it from a backup. Without it nobody knows "
                 "which images were released, so nothing is released."
             ) from error
+
+    def require(self) -> None:
+        """Raise RefusedError when there is no ledger yet: nobody would know what was released before."""
+        if not self.path.is_file():
+            raise RefusedError(
+                f"there is no ledger at {self.path.absolute()}, so nobody knows what was released before. Pass "
+                "--new-ledger if this site has never released an image; otherwise restore the ledger, or run where it lies."
+            )
 
     def spent(self, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which of these images [N, 32] were released before."""

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import Config, load
-from ..core.atomic import write_bytes
+from ..core import release
+from ..core.atomic import storage_error, write_bytes
 from ..core.errors import FileFormatError, OutputExistsError
 
 CONFIG = "config.yaml"
 RESULTS = tuple(f"{CONFIG} weights.safetensors checkpoints metrics.jsonl samples sites.json tensorboard wandb".split())
 """What training a node writes."""
+RUN_ENTRIES = ("server", "clients", "pictures", "finished")
+RUN_SUFFIXES = (".onnx", ".safetensors")
+"""What ``train`` and ``demo`` write into a run folder."""
 
 
 @dataclass(frozen=True)
@@ -88,23 +92,42 @@ class RunFolder:
         """What this site may see."""
         return NodeFolder(self.path / "clients" / name)
 
-    def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Make sure that a run may be written here.
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Make sure that a run may be written here; changes nothing.
 
-        Raises OutputExistsError for a folder that holds something already, unless it is resumed; ``overwrite``
-        removes an older run, but refuses to remove anything that is not one.
+        Raises OutputExistsError for a folder that holds something, unless it is resumed, or is an older run of
+        ``train`` or ``demo`` and to be overwritten. A folder with anything else in it, or with releases of real
+        sites, is never overwritten.
         """
-        held = {p.name for p in self.path.iterdir()} if self.path.is_dir() else set()
-        if not self.path.is_dir() and self.path.exists():
-            raise OutputExistsError(f"{self.path} is a file; choose another run folder.")
+        if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
+            raise OutputExistsError(f"{self.path} is no plain folder; choose another run folder.")
+        held = sorted(self.path.iterdir()) if self.path.is_dir() else []
         if not held or resume:
             return
         if not overwrite:
             raise OutputExistsError(
                 f"{self.path} holds files already; pass --resume or --overwrite, or choose another."
             )
-        if not held & {"server", "clients"}:
-            raise OutputExistsError(
-                f"{self.path} is no run folder ({', '.join(sorted(held)[:3])}); it is not overwritten."
-            )
-        shutil.rmtree(self.path)
+        foreign = [p.name for p in held if p.name not in RUN_ENTRIES and p.suffix not in RUN_SUFFIXES]
+        trained = any(self.path.glob("server/releases/*.safetensors")) and any(
+            self.path.glob("clients/*/ledger.sqlite")
+        )
+        if foreign or not trained:
+            shown = ", ".join(foreign or [p.name for p in held][:3])
+            raise OutputExistsError(f"{self.path} is no run of train or demo alone ({shown}); it is not overwritten.")
+        for path in self.server.releases.glob("*.safetensors"):
+            if not release.read(path).simulated:
+                raise OutputExistsError(
+                    f"{path} is a real site's release; it is not overwritten. Choose another folder."
+                )
+
+    def clear(self) -> None:
+        """Remove an older run that :meth:`check` has accepted. Raises StorageError."""
+        try:
+            for path in sorted(self.path.iterdir()) if self.path.is_dir() else []:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        except OSError as error:
+            raise storage_error(self.path, error) from error

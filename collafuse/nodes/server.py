@@ -130,13 +130,12 @@ class Server:
         labels: what every image shows (several: all at once); None deals the client's shared labels out evenly, or
         delivers without labels when it keeps them. Each image has its own noise, keyed by (seed, index), so that
         batch size does not change a picture; no seed takes the system's randomness. Raises RefusedError for what
-        the server has not learned: see :meth:`plan_labels` and :meth:`handover_sigma`.
+        the server has not learned: see :meth:`plan_labels` and :meth:`levels`.
         """
         if not 1 <= count <= MAX_DELIVERY:
             raise UsageError(f"count={count}; ask for 1 to {MAX_DELIVERY} images.")
         multi_hot = self.plan_labels(client, count, labels)
-        sigmas = server_sigmas(self.handover_sigma(client), self.config.server.sampler.steps)
-        self._check_levels(client, sigmas)
+        sigmas = self.levels(client)
         base = secrets.randbits(64) if seed is None else seed
         parts = [
             self._sample(multi_hot, slice(i, min(i + batch_size, count)), sigmas, base)
@@ -216,8 +215,12 @@ class Server:
         known = {n for s in self.sites.values() if s.sigma_cut <= cut * (1 + SIGMA_SLACK) for n in s.label_names or ()}
         return tuple(name for name in self.model.label_names if name in known)
 
-    def _check_levels(self, client: str, sigmas: Sequence[float]) -> None:
-        """Refuse a schedule that would ask the denoiser about levels where nothing was learned."""
+    def levels(self, client: str) -> list[float]:
+        """The server's noise levels for a client, from SIGMA_MAX down to where it takes over.
+
+        Raises ConfigError for a schedule that would ask the denoiser about levels where nothing was learned.
+        """
+        sigmas = server_sigmas(self.handover_sigma(client), self.config.server.sampler.steps)
         name = self.config.server.sampler.name
         evaluated = sigmas if name in EVALUATES_AT_END else sigmas[:-1]
         lowest = Cut(self.site(client).sigma_cut).lowest_trained
@@ -227,6 +230,7 @@ class Server:
                 f"{min(evaluated):.4g}, below {lowest:.4g} where the release of {client!r} teaches nothing; "
                 f"use fewer steps, or give clients.{client}.handover at least 1.05."
             )
+        return sigmas
 
     @torch.inference_mode()
     def _sample(
@@ -275,11 +279,13 @@ def train_server(
         )
     sigma_data = estimate_sigma_data(data) if settings.sigma_data == "auto" else settings.sigma_data
     denoiser = new_denoiser(config, config.server.network, len(label_names), sigma_data, settings.seed, "server")
-    folder.write_config(config)
-    _write_sites(folder.sites, sites)
     model = weights.TrainedModel(
         denoiser, "server", label_names, float(data.sigma_floor.min()), SIGMA_MAX, settings.steps
     )
+
+    untrained = Server(config, model, sites, device)
+    for name in sites:
+        untrained.levels(name)  # what could not be delivered is refused now, not after the training
 
     def sheet(averaged: Denoiser) -> Pixels:
         server = Server(config, replace(model, denoiser=averaged), sites, device)
@@ -288,7 +294,13 @@ def train_server(
 
     watching = NodeObserver(folder.path, observer, trackers, sheet)
     try:
-        trained = Trainer(denoiser, data, settings, folder.path, device, watching).run(resume)
+        trainer = Trainer(denoiser, data, settings, folder.path, device, watching)
+        if resume:
+            trainer.restore()
+        # After a resume has been accepted: both must stay those of the weights that lie there.
+        folder.write_config(config)
+        _write_sites(folder.sites, sites)
+        trained = trainer.run()
     finally:
         watching.close()
     weights.save(folder.weights, replace(model, denoiser=trained))
@@ -300,21 +312,23 @@ def training_data(found: Mapping[str, Sequence[releases.Release]], label_names: 
 
     A release at SIGMA_MAX teaches nothing and is left out. Raises RefusedError when nothing else is there.
     """
-    each = [r for of_client in found.values() for r in of_client if Cut(r.sigma_cut).lowest_trained < SIGMA_MAX]
+    sites = sites_of(found)
+    each = [(name, r) for name, rs in found.items() for r in rs if Cut(r.sigma_cut).lowest_trained < SIGMA_MAX]
     if not each:
         raise RefusedError(
             f"every release stands at sigma {SIGMA_MAX:g}, which is pure noise: the clients do everything themselves "
             "and no server can learn. Lower a cut, or train the clients alone."
         )
     conditions = []
-    for release in each:
-        labels = release.labels
+    for name, release in each:
+        # A site that shares its labels in one release and keeps them in another keeps them.
+        labels = release.labels if sites[name].label_names is not None else None
         if labels is not None:
             labels = translate_labels(labels, release.label_names, label_names)
         conditions.append(conditions_from_labels(labels, len(release.z), len(label_names)))
-    floors = [np.full(len(release.z), release.sigma_cut, dtype=np.float32) for release in each]
+    floors = [np.full(len(release.z), release.sigma_cut, dtype=np.float32) for _, release in each]
     return TrainingData(
-        images=torch.from_numpy(np.concatenate([release.z for release in each])),
+        images=torch.from_numpy(np.concatenate([release.z for _, release in each])),
         conditions=torch.from_numpy(np.concatenate(conditions)),
         sigma_floor=torch.from_numpy(np.concatenate(floors)),
         sigma_high=SIGMA_MAX,

@@ -89,7 +89,7 @@ def test_existing_outputs_are_not_overwritten(call_trained, trained, tmp_path):
     old.write_bytes(b"mine")
     call_trained("export-client", "run", "--client", "north", "-o", old, code=8)
     call_trained("deliver", "run", "--client", "north", "-n", 1, "-o", old, code=8)
-    call_trained("release", "digits.yaml", "--client", "north", "-o", old, code=8)
+    call_trained("release", "digits.yaml", "--client", "north", "--new-ledger", "-o", old, code=8)
     assert old.read_bytes() == b"mine"
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -116,3 +116,17 @@ def test_a_command_that_needs_torch_says_so_where_there_is_none(call_cli, monkey
     monkeypatch.setitem(sys.modules, "torch", None)
     stderr = call_cli("train", "digits.yaml", "-o", "run", code=11).stderr
     assert "torch" in stderr and "collafuse[train]" in stderr
+
+
+def test_a_first_release_must_say_that_it_is_the_first(call_cli):
+    stderr = call_cli("release", "digits.yaml", "--client", "north", "-o", "a.safetensors", code=7).stderr
+    assert "--new-ledger" in stderr and not list(call_cli.folder.iterdir())
+
+
+def test_an_older_run_stays_until_everything_else_is_known_to_be_good(call_cli):
+    call_cli("train", "digits.yaml", "-o", "run")
+    call_cli("train", "digits.yaml", "-o", "run", "--overwrite", "--device", "cuda:99", code=1)
+    call_cli("train", "digits.yaml", "-o", "run", "--overwrite", "--set", "clients.north.labels=[zero]", code=4)
+    assert (call_cli.folder / "run/server/weights.safetensors").exists()
+    (call_cli.folder / "run" / "notes.txt").write_text("mine")
+    assert "notes.txt" in call_cli("train", "digits.yaml", "-o", "run", "--overwrite", code=8).stderr

@@ -38,7 +38,9 @@ def test_separate_machines(run_cli):
     """Release at each site, train the server on the files alone, train a client, then the same path."""
     sites = ("north", "east", "south")
     for name in sites:
-        done = run_cli("release", "digits.yaml", "--client", name, "-o", f"inbox/{name}.safetensors", "--json")
+        done = run_cli(
+            "release", "digits.yaml", "--client", name, "--new-ledger", "-o", f"inbox/{name}.safetensors", "--json"
+        )
         assert json.loads(done.stdout)["images"] > 100
     again = run_cli("release", "digits.yaml", "--client", "north", "-o", "second.safetensors", code=7)
     assert "--spend-again" in again.stderr

@@ -171,6 +171,10 @@ def function(model: onnx.ModelProto) -> None:
     model.functions.append(helper.make_function("ours", "Mul", ["a"], ["b"], body, [helper.make_opsetid("", 18)]))
 
 
+def convolution(**attributes):
+    return lambda m: nodes(m, helper.make_node("Conv", ["x", "half"], ["unused"], **attributes))
+
+
 def only_location(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].data_location = TensorProto.EXTERNAL
 
@@ -213,6 +217,11 @@ HOSTILE = {
     ),
     "weights of negative size": (lambda m: m.graph.initializer.append(tensor([-1])), "more than 1073741824 elements"),
     "a giant constant": (lambda m: nodes(m, constant(tensor([1 << 40]))), "more than 1073741824 elements"),
+    "a stride of nothing": (convolution(strides=[0, 1]), "whose strides is not positive"),
+    "a step backwards": (convolution(strides=[1, -1]), "whose strides is not positive"),
+    "no groups": (convolution(group=0), "whose group is not positive"),
+    "no dilation": (convolution(dilations=[1, 0]), "whose dilations is not positive"),
+    "an empty kernel": (convolution(kernel_shape=[0, 0]), "whose kernel_shape is not positive"),
     "no operators": (lambda m: m.graph.ClearField("node"), "no ONNX model"),
 }
 

@@ -199,6 +199,15 @@ def test_levels_that_do_not_fall_are_refused(name, sigmas):
         getattr(samplers, name)(MIXTURE, pure_noise(1), sigmas)
 
 
+@methods
+@pytest.mark.parametrize("scalar", [np.float64, np.float32, np.array])
+def test_levels_may_be_numpy_scalars(name, scalar):
+    sampler, x, sigmas = getattr(samplers, name), pure_noise(2, dtype="float32"), [80.0, 4.0, 1.0, 0.0]
+    got = sampler(MIXTURE, x, [scalar(sigma) for sigma in sigmas])
+    assert got.dtype == np.float32
+    assert relative_difference(got, sampler(MIXTURE, x, sigmas)) < 1e-6
+
+
 # --- order and cost -----------------------------------------------------------------------------------------
 
 GAUSSIAN = LinearGaussian(mean=0.2, variance=0.25)

@@ -323,21 +323,36 @@ def test_a_graph_that_cannot_work_is_refused_in_one_sentence(tmp_path, capfd, ch
     assert capfd.readouterr() == ("", "")  # stdout is data, and onnxruntime's own log says nothing new
 
 
+LOAD_EACH = """
+import sys
+from pathlib import Path
+from collafuse.core import bundle
+from collafuse.core.errors import FileFormatError
+from edge_client.session import open_session
+
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        open_session(bundle.read(path), threads=1)
+        print("accepted")
+    except FileFormatError:
+        print("refused")
+"""
+
+
 @pytest.mark.parametrize("which", ["real", "halving"])
-def test_a_damaged_graph_with_a_right_digest_is_refused_or_meets_its_known_answer(tiny_bundle, capfd, which):
-    """The checks before onnxruntime, onnxruntime itself and the known answer together let nothing else through."""
+def test_a_damaged_graph_with_a_right_digest_is_refused_or_meets_its_known_answer(tiny_bundle, tmp_path, which):
+    """What the checks let pass, onnxruntime or the known answer refuses, without a word and without a crash."""
     model = onnx.load(tiny_bundle) if which == "real" else halving_model()
     text = next((p.value for p in model.metadata_props if p.key == bundles.METADATA_KEY), halving_info().to_json())
     del model.metadata_props[:]
-    outcomes = []
-    for graph in bit_flips(model.SerializeToString(), 60):
-        try:
-            open_session(bundles.from_bytes(sealed_bytes(graph, text), "evil.onnx"), threads=1)
-            outcomes.append("accepted")
-        except FileFormatError:
-            outcomes.append("refused")
-    assert {"accepted", "refused"} == set(outcomes)
-    assert capfd.readouterr().out == ""
+    for index, graph in enumerate(bit_flips(model.SerializeToString(), 60)):
+        (tmp_path / f"{index:02d}.onnx").write_bytes(sealed_bytes(graph, text))
+    command = [sys.executable, "-c", LOAD_EACH, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    outcomes = done.stdout.split()
+    assert len(outcomes) == 60
+    assert set(outcomes) == {"accepted", "refused"}
 
 
 # --- on a device --------------------------------------------------------------------------------------------

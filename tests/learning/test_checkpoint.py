@@ -99,3 +99,26 @@ def test_a_digest_of_tensors_tells_values_shapes_and_types_apart():
     assert digest_of_tensors(torch.arange(6).reshape(2, 3).T.contiguous()) == digest_of_tensors(
         torch.arange(6).reshape(2, 3).T
     )
+
+
+def test_a_resumed_fused_optimiser_steps_as_the_uninterrupted_one_in_channels_last(tmp_path):
+    def made():
+        torch.manual_seed(0)
+        model = torch.nn.Conv2d(8, 4, 3).to(memory_format=torch.channels_last)
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+
+    def step(model, optimizer, seed):
+        x = torch.randn(2, 8, 5, 5, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        model(x.to(memory_format=torch.channels_last)).square().sum().backward()
+        optimizer.step()
+
+    with torch.random.fork_rng(devices=[]):
+        (model, optimizer), (other, resumed) = made(), made()
+    identity = checkpoint.Identity("c", "d")
+    step(model, optimizer, 1)
+    checkpoint.save(tmp_path, 1, model, model, optimizer, identity)
+    assert checkpoint.resume(tmp_path, other, other, resumed, identity, print) == 1
+    step(model, optimizer, 2)
+    step(other, resumed, 2)
+    assert torch.equal(model.weight, other.weight)
