@@ -64,8 +64,8 @@ class Ledger:
         """Raise RefusedError when there is no ledger yet: nobody would know what was released before."""
         if not self.path.is_file():
             raise RefusedError(
-                f"there is no ledger at {self.path.absolute()}, so nobody knows what was released before. Pass "
-                "--new-ledger if this site has never released an image; otherwise restore the ledger, or run where it lies."
+                f"there is no ledger at {self.path.absolute()}, so nobody knows what was released. Pass "
+                "--new-ledger if this site has never released an image; otherwise restore it, or run where it lies."
             )
 
     def spent(self, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:

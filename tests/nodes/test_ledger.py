@@ -193,8 +193,9 @@ def test_a_ledger_that_is_locked_is_waited_for_and_then_named(ledger, tmp_path, 
 def test_a_damaged_ledger_is_refused_and_nothing_is_released(ledger, tmp_path):
     commit(ledger, tmp_path / "a")
     whole = ledger.path.read_bytes()
+    # A few bytes short of the last page SQLite still reads everything, so a whole page is missing here.
     foreign = [b"words " * 1000, whole[:100] + bytes(len(whole) - 100), b"\0" * len(whole)]
-    for spoiled in (*[t for t in truncations(whole, 5) if t], *foreign):
+    for spoiled in (*[t for t in truncations(whole[:-4096], 5) if t], *foreign):
         ledger.path.write_bytes(spoiled)
         with pytest.raises(FileFormatError, match="cannot be used.*nothing is released"):
             commit(ledger, tmp_path / "b", spend_again=True)
