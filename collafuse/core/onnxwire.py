@@ -172,7 +172,7 @@ class _Reader:
             elif number in (5, 10):
                 self.tensor(value)
         if name in DIVISORS and not all(0 < i < 1 << 31 for value in integers for i in self._integers(value)):
-            raise self.refuse(f"has an operator whose {name} is not positive")
+            raise self.refuse(f"has an operator with {name} below 1")
 
     def tensor(self, data: memoryview) -> int:
         """Number of elements of a TensorProto; refuses external data and absurd sizes."""

@@ -7,6 +7,7 @@ knows, and the next ``release`` gives it its name instead of drawing new noise.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import sqlite3
@@ -91,18 +92,20 @@ class Ledger:
         path = path.absolute()
         refuse_existing(path, overwrite)
         release = secrets.token_hex(16)
-        partial = path.with_name(f".release-{release}.partial")
+        partial = path.with_name(f"{_partial_prefix(path)}{release}.partial")
         committed = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
             with self._open() as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 if not spend_again and (again := _spent(connection, digests)).any():
                     raise already_released(int(again.sum()), len(digests))
+                _remove_unrecorded(connection, path)
+                with partial.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                sync_folder(path.parent)
                 values = (release, sigma_cut, datetime.now(timezone.utc).isoformat(), partial.name, str(path))
                 connection.execute("INSERT INTO releases VALUES (?, ?, ?, ?, ?, 0)", values)
                 connection.executemany(
@@ -153,6 +156,19 @@ def _spent(connection: sqlite3.Connection, digests: NDArray[np.uint8]) -> NDArra
     query = "SELECT 1 FROM spent WHERE image = ? LIMIT 1"
     found = [connection.execute(query, (digest.tobytes(),)).fetchone() is not None for digest in digests]
     return np.asarray(found, dtype=bool)
+
+
+def _partial_prefix(path: Path) -> str:
+    """How the temporary names of releases to this path begin."""
+    return f".release-{hashlib.sha256(path.name.encode()).hexdigest()[:16]}-"
+
+
+def _remove_unrecorded(connection: sqlite3.Connection, path: Path) -> None:
+    """Remove what an interrupted call left that had spent nothing yet: beside the release that is about to be made it
+    would be a second noisy copy. To be called under the lock, so that nobody is still writing it."""
+    for left in path.parent.glob(f"{_partial_prefix(path)}*.partial"):
+        if connection.execute("SELECT 1 FROM releases WHERE partial = ?", (left.name,)).fetchone() is None:
+            left.unlink()
 
 
 def already_released(again: int, total: int) -> RefusedError:

@@ -53,7 +53,7 @@ def read_releases(folder: Path, *, accept_simulated: bool) -> dict[str, list[rel
     unless accepted, MismatchError when shapes differ or one client's cuts do.
     """
     found: dict[str, list[releases.Release]] = {}
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in sorted(folder.glob(f"[!.]*{SUFFIX}")):  # a hidden file is one that was never finished
         release = releases.read(path)
         if release.simulated and not accept_simulated:
             raise RefusedError(

@@ -217,11 +217,11 @@ HOSTILE = {
     ),
     "weights of negative size": (lambda m: m.graph.initializer.append(tensor([-1])), "more than 1073741824 elements"),
     "a giant constant": (lambda m: nodes(m, constant(tensor([1 << 40]))), "more than 1073741824 elements"),
-    "a stride of nothing": (convolution(strides=[0, 1]), "whose strides is not positive"),
-    "a step backwards": (convolution(strides=[1, -1]), "whose strides is not positive"),
-    "no groups": (convolution(group=0), "whose group is not positive"),
-    "no dilation": (convolution(dilations=[1, 0]), "whose dilations is not positive"),
-    "an empty kernel": (convolution(kernel_shape=[0, 0]), "whose kernel_shape is not positive"),
+    "a stride of nothing": (convolution(strides=[0, 1]), "an operator with strides below 1"),
+    "a step backwards": (convolution(strides=[1, -1]), "an operator with strides below 1"),
+    "no groups": (convolution(group=0), "an operator with group below 1"),
+    "no dilation": (convolution(dilations=[1, 0]), "an operator with dilations below 1"),
+    "an empty kernel": (convolution(kernel_shape=[0, 0]), "an operator with kernel_shape below 1"),
     "no operators": (lambda m: m.graph.ClearField("node"), "no ONNX model"),
 }
 

@@ -121,9 +121,9 @@ def test_at_least_five_levels_and_the_batches_1_2_5():
 
 
 def test_an_error_is_measured_as_large_as_it_is(check):
-    parity = check(off_by(5e-5))
-    assert parity.step == pytest.approx(5e-5, rel=0.1)
-    assert parity.trajectory == pytest.approx(5e-5, rel=0.5)
+    parity = check(off_by(5e-4), tolerance=1.0)
+    assert parity.step == pytest.approx(5e-4, rel=0.02)
+    assert 2e-4 < parity.trajectory < 5e-3  # of the same size; the network carries it from step to step
 
 
 # --- and closes ---------------------------------------------------------------------------------------------
@@ -167,12 +167,12 @@ def test_the_trajectory_counts_with_the_guidance_it_will_run_with(check):
             graph,
             ("Slice", ["labels", "from", "to", "axis"], "attributes"),
             ("ReduceSum", ["attributes", "axes"], "labelled"),
-            ("Mul", ["labelled", number(graph, "error", 5e-5)], "errors"),
+            ("Mul", ["labelled", number(graph, "error", 1e-5)], "errors"),
             ("Reshape", ["errors", "per image"], "shaped"),
             ("Add", ["honest", "shaped"], "x0_hat"),
         )
 
-    assert check(labelled_only).step == pytest.approx(5e-5, rel=0.1)
+    assert check(labelled_only).step < TOLERANCE / 5
     with pytest.raises(ExportError, match="over the trajectory"):
         check(labelled_only, guidance=40.0)
 

@@ -58,10 +58,9 @@ def test_a_bundle_is_one_whole_file_of_opset_18(tiny_bundle):
 
 
 def test_every_weight_of_the_network_is_inside(tiny_bundle, tiny_model):
-    inside = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(tiny_bundle).graph.initializer}
+    inside = [numpy_helper.to_array(tensor).ravel() for tensor in onnx.load(tiny_bundle).graph.initializer]
     for name, weights in tiny_model.denoiser.state_dict().items():
-        found = [array for key, array in inside.items() if key.endswith(name)] or inside.values()
-        assert any(np.array_equal(array.ravel(), weights.numpy().ravel()) for array in found), name
+        assert any(np.array_equal(array, weights.numpy().ravel()) for array in inside), name
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 17])
@@ -157,7 +156,7 @@ def change_a_weight(model: onnx.ModelProto) -> None:
 
 
 def use_an_unknown_operator(model: onnx.ModelProto) -> None:
-    """Computes the same, by an operator that devices refuse: the identity by way of Abs is not one of ours."""
+    """Computes the same, by way of an operator that devices refuse."""
     last = next(node for node in model.graph.node if "x0_hat" in node.output)
     last.output[0] = "before"
     model.graph.node.append(helper.make_node("Celu", ["before"], ["bent"]))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from collafuse.config import NetworkSettings
+from collafuse.config import NetworkSettings, load
 from collafuse.core.errors import ConfigError
+from collafuse.learning.denoiser import Denoiser
 from collafuse.learning.networks import SelfAttention, UNet, check_image_side, num_parameters
 from tests.tiny import denoiser
 
@@ -96,3 +99,17 @@ def test_server_and_client_may_have_very_different_sizes():
         for c, m in ((64, (1, 2)), (8, (1,)))
     ]
     assert sizes[0] > 50 * sizes[1]
+
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_networks_of_every_shipped_configuration_can_be_built_and_run(path):
+    """On torch's meta device: shapes alone, so that a GPU-sized network costs nothing."""
+    config = load(path)
+    shape = config.data.image_shape
+    for network in (config.server.network, *(config.client(name).network for name in config.clients)):
+        with torch.device("meta"):
+            built = Denoiser(network, shape, 10)
+            assert built(torch.zeros(2, *shape), torch.ones(2), torch.zeros(2, 11)).shape == (2, *shape)

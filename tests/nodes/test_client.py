@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_a_release_holds_the_allowed_fields_alone(tmp_path, ledger):
     client(image_set(3)).release(tmp_path / "patient-7.safetensors", ledger, simulated=False)
     data = (tmp_path / "patient-7.safetensors").read_bytes()
     header, _ = safetensors_parts(data)
-    fields = __import__("json").loads(header.pop("__metadata__")["collafuse"])
+    fields = json.loads(header.pop("__metadata__")["collafuse"])
     assert set(header) == {"z", "ids", "labels"}
     assert set(fields) == {"kind", "version", "sha256", "sigma_cut", "label_names", "simulated"}
     assert b"patient" not in data and str(tmp_path).encode() not in data

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from collafuse.core import release as releases
+from collafuse.core.errors import OutputExistsError
 from collafuse.data.dealing import load_sites
 from collafuse.nodes.experiment import run_experiment
+from collafuse.nodes.ledger import Ledger
 from collafuse.nodes.runfolder import RunFolder
 from tests.tiny import CPU, Recorder
 
@@ -37,3 +41,45 @@ def test_warm_start_begins_at_the_servers_weights(tiny_config, tmp_path):
     done = run_experiment(tiny_config, RunFolder(tmp_path), CPU, lambda name: Recorder(), warm_start=True)
     sigma_data = done.server.model.denoiser.sigma_data
     assert all(model.denoiser.sigma_data == sigma_data for model in done.models.values())
+
+
+def test_a_clients_folder_holds_nothing_of_the_others_or_of_the_server(tiny_config, run):
+    sites = load_sites(tiny_config)
+    assert sorted(p.name for p in (run.path / "clients").iterdir()) == sorted(sites)
+    foreign = {name: [p.tobytes() for p in site.train.pixels[:20]] for name, site in sites.items()}
+    server = run.server.weights.read_bytes()[-1000:]
+    for name in sites:
+        files = [p.read_bytes() for p in run.client(name).path.rglob("*") if p.is_file()]
+        assert files and not list(run.client(name).path.rglob("*release*"))
+        needles = [needle for other in sites if other != name for needle in foreign[other]] + [server]
+        assert not any(needle in file for file in files for needle in needles)
+        spent = [Ledger(run.client(name).ledger).spent(site.train.digests) for site in sites.values()]
+        assert [bool(s.any()) for s in spent] == [other == name for other in sites]
+
+
+def test_a_run_stopped_between_spending_and_naming_a_release_resumes_with_its_bytes(tiny_config, tmp_path, monkeypatch):
+    replace = Path.replace
+
+    def stop(self: Path, target: Path) -> Path:
+        if target.name == "east.safetensors":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    run = RunFolder(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(tiny_config, run, CPU, lambda name: Recorder())
+    (waiting,) = run.server.releases.glob(".release-*.partial")
+    drawn = waiting.read_bytes()
+    north = (run.server.releases / "north.safetensors").read_bytes()
+    run_experiment(tiny_config, run, CPU, lambda name: Recorder(), resume=True)
+    assert (run.server.releases / "east.safetensors").read_bytes() == drawn
+    assert (run.server.releases / "north.safetensors").read_bytes() == north and not waiting.exists()
+
+
+def test_a_run_that_lies_there_is_neither_mixed_with_nor_removed_unasked(tiny_config, run):
+    files = {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file()}
+    with pytest.raises(OutputExistsError, match="--resume or --overwrite"):
+        run_experiment(tiny_config, run, CPU, lambda name: Recorder())
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file()} == files

@@ -12,6 +12,7 @@ from collafuse.core.noise import SIGMA_MAX, SIGMA_MIN, Cut, system_noise
 from collafuse.learning.weights import TrainedModel
 from collafuse.nodes.runfolder import NodeFolder
 from collafuse.nodes.server import Server, Site, mixture_warning, read_releases, sites_of, train_server, training_data
+from tests.nodes.sites import config, release_of
 from tests.tiny import CPU, Recorder, denoiser, image_set
 
 SITES = {"north": Site(0.5, ("0", "1", "2")), "east": Site(1.0, ("3", "4", "5")), "south": Site(0.738, None)}
@@ -153,3 +154,110 @@ def test_training_needs_releases_and_nothing_else(tiny_config, tmp_path):
     assert again.sites == sites_of(found) and again.model.label_names == DIGITS
     assert np.array_equal(again.deliver("east", 3, seed=1).x, trained.deliver("east", 3, seed=1).x)
     assert again.model.sigma_low > SIGMA_MIN
+
+
+def untrained(settings, sites):
+    """A server with arbitrary weights that knows x and y, the labels of ``release_of``."""
+    model = TrainedModel(denoiser(), "server", ("x", "y"), SIGMA_MIN, SIGMA_MAX, 0, "id")
+    return Server(settings, model, sites, CPU)
+
+
+def test_hidden_files_beside_the_releases_are_left_alone(tmp_path):
+    write(tmp_path, "north", made())
+    for name in (".partial-x.safetensors", "._north.safetensors", ".release-1.partial", "notes.txt"):
+        (tmp_path / name).write_bytes(b"half a file")
+    assert list(read_releases(tmp_path, accept_simulated=False)) == ["north"]
+
+
+def test_it_trains_on_what_was_released_at_the_level_it_was_released():
+    release = release_of(0.5)
+    data = training_data({"a": [release]}, ("x", "y"))
+    assert np.array_equal(data.images.numpy(), release.z) and (data.sigma_floor == 0.5).all()
+    assert data.sigma_high == SIGMA_MAX and not data.horizontal_flip
+
+
+def test_it_needs_nobodys_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the configured folder of images does not exist
+    train_server(config(), {"a": [release_of(0.5)]}, NodeFolder(tmp_path / "server"), CPU, Recorder())
+    assert (tmp_path / "server" / "weights.safetensors").exists()
+
+
+def test_mixed_cuts_over_kept_labels_warn_whoever_watches(tmp_path):
+    settings, observer = config({"a": {}, "b": {"cut": {"sigma": 1.0}}}), Recorder()
+    found = {"a": [release_of(0.5, None)], "b": [release_of(1.0)]}
+    train_server(settings, found, NodeFolder(tmp_path), CPU, observer)
+    assert any("different cuts" in note for note in observer.notes)
+
+
+def test_a_label_kept_in_one_of_a_sites_releases_is_kept_in_all():
+    found = {"a": [release_of(0.5), release_of(0.5, None)]}
+    assert sites_of(found)["a"].label_names is None
+    assert (training_data(found, ())).conditions.tolist() == [[1.0]] * 16
+
+
+def test_only_labels_that_occur_were_learned():
+    release = release_of(0.5)
+    release.labels[:, 1] = 0
+    assert sites_of({"a": [release]})["a"] == Site(0.5, ("x",))
+
+
+@pytest.mark.parametrize(
+    ("server", "client", "message"),
+    [
+        ({"sampler": {"steps": 500}}, {}, "500 steps.*fewer steps"),
+        ({}, {"cut": {"sigma": 0.6}}, "released at sigma 0.5, the configuration says 0.6"),
+    ],
+)
+def test_what_could_not_be_delivered_is_refused_before_training(tmp_path, server, client, message):
+    settings, folder = config({"a": client}, server=server), NodeFolder(tmp_path / "server")
+    with pytest.raises((ConfigError, MismatchError), match=message):
+        train_server(settings, {"a": [release_of(0.5)]}, folder, CPU, Recorder())
+    assert not folder.path.exists() or not [p for p in folder.path.rglob("*") if p.is_file()]
+
+
+def test_releases_of_another_shape_than_configured_are_refused(tmp_path):
+    with pytest.raises(MismatchError, match=r"\(1, 8, 8\).*\(1, 4, 4\)"):
+        train_server(config(), {"a": [release_of(0.5, side=8)]}, NodeFolder(tmp_path), CPU, Recorder())
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_lowest_level_evaluated_is_one_that_was_trained(steps):
+    settings = config(server={"sampler": {"steps": steps, "name": "heun"}}, handover=1.05)
+    server, asked = untrained(settings, {"a": Site(0.5, ("x",))}), []
+    server.model.denoiser.register_forward_pre_hook(lambda module, inputs: asked.append(float(inputs[1])))
+    delivered = server.deliver("a", 1)
+    assert delivered.sigma == pytest.approx(0.525) and min(asked) == pytest.approx(0.525)
+    assert delivered.nfe == len(asked)
+
+
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
+def test_batch_size_changes_no_number_that_matters(name):
+    settings = config(server={"sampler": {"steps": 4, "name": name, "guidance": 1.5}, "send_previous": True})
+    server = untrained(settings, {"a": Site(0.5, ("x", "y"))})
+    whole = server.deliver("a", 7, seed=3)
+    for batch_size in (1, 3, 7):
+        parts = server.deliver("a", 7, seed=3, batch_size=batch_size)
+        np.testing.assert_allclose(parts.x, whole.x, rtol=1e-5, atol=1e-5)
+        assert parts.nfe == whole.nfe and np.array_equal(parts.labels, whole.labels)
+        if name == "dpmpp_2m":
+            np.testing.assert_allclose(parts.previous_x0_hat, whole.previous_x0_hat, rtol=1e-5, atol=1e-5)
+
+
+def test_a_longer_delivery_begins_with_the_shorter_one():
+    server = untrained(config(), {"a": Site(0.5, ("x",))})
+    np.testing.assert_allclose(server.deliver("a", 5, seed=3).x[:2], server.deliver("a", 2, seed=3).x, atol=1e-5)
+    assert not np.allclose(server.deliver("a", 2, seed=3).x, server.deliver("a", 2, seed=4).x)
+
+
+def test_a_client_that_does_everything_gets_pure_noise():
+    settings = config({"a": {}, "b": {"cut": {"sigma": SIGMA_MAX}}})
+    server = untrained(settings, {"a": Site(0.5, ("x",)), "b": Site(SIGMA_MAX, ("y",))})
+    server.model.denoiser.register_forward_pre_hook(lambda *inputs: pytest.fail("the server was asked"))
+    delivered = server.deliver("b", 500, seed=0)
+    assert delivered.sigma == SIGMA_MAX and delivered.nfe == 0 and delivered.previous_x0_hat is None
+    assert delivered.x.std() == pytest.approx(SIGMA_MAX, rel=0.05)
+
+
+def test_a_release_of_pure_noise_is_left_out_of_training():
+    data = training_data({"a": [release_of(0.5)], "b": [release_of(SIGMA_MAX)]}, ("x", "y"))
+    assert len(data.images) == 8 and (data.sigma_floor == 0.5).all()
