@@ -64,7 +64,8 @@ def _by_labels(images: ImageSet, order: NDArray[np.int64], clients: dict[str, Cl
     wanted = np.zeros((len(clients), len(images.label_names)), dtype=bool)
     for i, (name, client) in enumerate(clients.items()):
         wanted[i, _columns(client.labels or images.label_names, images.label_names, name)] = True
-    eligible = images.labels.astype(bool) @ wanted.T
+    takes_all = [client.labels is None for client in clients.values()]
+    eligible = (images.labels.astype(bool) @ wanted.T) | np.asarray(takes_all)
     owners = np.full(len(images), -1, dtype=np.int64)
     dealt = np.zeros(len(clients), dtype=np.int64)
     for row in order:

@@ -100,12 +100,7 @@ class Ledger:
                 connection.execute("BEGIN IMMEDIATE")
                 if not spend_again and (again := _spent(connection, digests)).any():
                     raise already_released(int(again.sum()), len(digests))
-                _remove_unrecorded(connection, path)
-                with partial.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                sync_folder(path.parent)
+                _write_partial(connection, partial, path, data)
                 values = (release, sigma_cut, datetime.now(timezone.utc).isoformat(), partial.name, str(path))
                 connection.execute("INSERT INTO releases VALUES (?, ?, ?, ?, ?, 0)", values)
                 connection.executemany(
@@ -163,12 +158,23 @@ def _partial_prefix(path: Path) -> str:
     return f".release-{hashlib.sha256(path.name.encode()).hexdigest()[:16]}-"
 
 
-def _remove_unrecorded(connection: sqlite3.Connection, path: Path) -> None:
-    """Remove what an interrupted call left that had spent nothing yet: beside the release that is about to be made it
-    would be a second noisy copy. To be called under the lock, so that nobody is still writing it."""
-    for left in path.parent.glob(f"{_partial_prefix(path)}*.partial"):
-        if connection.execute("SELECT 1 FROM releases WHERE partial = ?", (left.name,)).fetchone() is None:
-            left.unlink()
+def _write_partial(connection: sqlite3.Connection, partial: Path, path: Path, data: bytes) -> None:
+    """Write a release durably under its temporary name.
+
+    What an interrupted call left, which spent nothing, is removed: beside this one it would be a second noisy copy.
+    Under the lock, so that nobody is still writing it.
+    """
+    try:
+        for left in path.parent.glob(f"{_partial_prefix(path)}*.partial"):
+            if connection.execute("SELECT 1 FROM releases WHERE partial = ?", (left.name,)).fetchone() is None:
+                left.unlink()
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(path, error) from error
 
 
 def already_released(again: int, total: int) -> RefusedError:

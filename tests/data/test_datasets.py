@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def test_digits_of_another_size_are_refused():
         load(DataSettings(dataset="digits", image_size=16, channels=3))
 
 
+def test_digits_saved_as_files_are_known_as_the_same_images(tmp_path):
+    digits = load(DataSettings(dataset="digits"))
+    for row in range(3):
+        Image.fromarray(digits.pixels[row, 0]).save(tmp_path / f"{row}.png")
+    found = load(folder(tmp_path, image_size=8))
+    assert np.array_equal(found.pixels, digits.pixels[:3]) and np.array_equal(found.digests, digits.digests[:3])
+
+
 # --- folders ------------------------------------------------------------------------------------------------
 
 
@@ -74,6 +83,15 @@ def test_images_are_read_in_the_same_order_whatever_the_number_of_threads(tmp_pa
     for level in range(40):
         paint(tmp_path / "x" / f"{level:02d}.png", level)
     assert load(folder(tmp_path)).pixels[:, 0, 0, 0].tolist() == list(range(40))
+
+
+def test_reading_leaves_the_filters_of_warnings_as_they_were(tmp_path):
+    # They are the whole process's: threads that each set and restore them would leave some behind.
+    for level in range(40):
+        paint(tmp_path / f"{level}.png", level)
+    before = list(warnings.filters)
+    load(folder(tmp_path))
+    assert warnings.filters == before
 
 
 def test_a_path_given_takes_the_place_of_the_settings_one(tmp_path):

@@ -92,6 +92,17 @@ def test_an_even_deal_filtered_by_labels_keeps_a_site_s_own_only():
     assert not set(keys(sites["a"])) & set(keys(sites["b"]))
 
 
+@pytest.mark.parametrize("split", MODES.values(), ids=MODES)
+def test_images_without_labels_are_dealt_too(tmp_path, split):
+    for level in range(8):
+        paint(tmp_path / f"{level}.png", level)
+    data = {"dataset": "folder", "path": str(tmp_path), "image_size": 4, "channels": 1, "held_out": 0, "seed": 3}
+    sites = load_sites(config(split, {"a": {}, "b": {}}, **data))
+    everything = [key for site in sites.values() for key in keys(site)]
+    assert len(everything) == len(set(everything)) == 8
+    assert all(site.train.label_names == () for site in sites.values())
+
+
 def test_a_small_alpha_gives_few_labels_and_a_large_one_all():
     def largest_share(alpha: float) -> float:
         sites = load_sites(config({"by": "dirichlet", "alpha": alpha}))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from collafuse.core.errors import DataError
 from collafuse.data import images
 from collafuse.data.images import pixel_digest, read_image
+from tests.damage import bit_flips, truncations
 
 LEFT, RIGHT = (250, 10, 20), (0, 200, 90)
 
@@ -55,6 +57,41 @@ def test_exif_orientation_is_applied(tmp_path, name):
     pixels, _ = read_image(saved(tmp_path, two_halves(32, 32), name, exif=exif, quality=95), 3, 32)
     np.testing.assert_allclose(pixels[:, 8, 4], RIGHT, atol=30)
     np.testing.assert_allclose(pixels[:, 8, 28], LEFT, atol=30)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_each_exif_orientation_is_turned_upright(tmp_path, name, orientation):
+    stored = np.arange(36, dtype=np.uint8).reshape(6, 6) * 7
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels, digest = read_image(saved(tmp_path, Image.fromarray(stored), name, exif=exif), 1, 6)
+    shown = [stored, stored[:, ::-1], stored[::-1, ::-1], stored[::-1], stored.T]
+    shown += [np.rot90(stored, -1), np.rot90(stored, 2).T, np.rot90(stored)]
+    assert np.array_equal(pixels[0], shown[orientation - 1])
+    assert digest == pixel_digest(shown[orientation - 1][:, :, None])  # known as what it shows
+
+
+def test_a_turned_photograph_is_upright_before_it_is_cropped(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored as 40 x 20, shown as 20 x 40 with what lies left at the top
+    picture = Image.new("L", (40, 20), 0)
+    picture.paste(255, (0, 0, 10, 20))
+    pixels, _ = read_image(saved(tmp_path, picture, "a.png", exif=exif), 1, 20)
+    assert not pixels.any()  # the middle 20 rows of 40
+
+
+def test_exif_that_makes_no_sense_does_not_keep_a_good_image_out(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0128] = 6, 2
+    path = saved(tmp_path, two_halves(16, 16), "a.jpg", exif=exif, quality=95)
+    data = bytearray(path.read_bytes())
+    entry = data.index(struct.pack(">HHI", 0x0128, 3, 1))
+    data[entry + 2 : entry + 8] = struct.pack(">HI", 2, 4)  # what was a number claims to be a text
+    path.write_bytes(data)
+    with Image.open(path) as file, pytest.raises((TypeError, ValueError, AttributeError, struct.error)):
+        ImageOps.exif_transpose(file)  # Pillow's own way stumbles, since it writes EXIF anew
+    assert read_image(path, 3, 16)[0].shape == (3, 16, 16)
 
 
 def test_a_palette_gives_its_colours(tmp_path):
@@ -184,6 +221,24 @@ def test_a_file_that_is_no_whole_image_is_refused_by_name(tmp_path, kind):
     path.write_bytes(spoiled(kind))
     with pytest.raises(DataError, match=r"scan\.png .*remove or repair"):
         read_image(path, 3, 8)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # its remarks on damaged metadata, which we do not heed
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif", "a.bmp"])
+def test_a_damaged_file_is_read_or_refused_by_name_and_raises_nothing_else(tmp_path, name):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    path = saved(tmp_path, noise, name, **({} if name == "a.bmp" else {"exif": exif}))
+    data, refused = path.read_bytes(), 0
+    for damaged in [*truncations(data, 30), *bit_flips(data, 200)]:
+        path.write_bytes(damaged)
+        try:
+            read_image(path, 3, 8)
+        except DataError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused >= 15
 
 
 def test_a_file_that_is_not_there_is_refused_by_name(tmp_path):

@@ -109,7 +109,7 @@ def test_an_existing_file_is_not_overwritten_and_nothing_is_spent(ledger, tmp_pa
     "setup",
     [
         "Path.replace = die",  # the file lies whole under its temporary name
-        "ledger.sync_folder = die",  # it has its name, and the ledger does not know
+        "ledger.sync_folder = lambda at: (at / 'a').exists() and die()",  # it has its name, the ledger does not know
         "ledger.Ledger._mark = die",
     ],
 )
@@ -133,7 +133,26 @@ def test_a_release_that_was_killed_before_it_was_recorded_spends_nothing(tmp_pat
     assert not ledger.spent(IMAGES).any() and not ledger.recover(tmp_path / "a")
     assert not (tmp_path / "a").exists()
     commit(ledger, tmp_path / "a", data=b"anew")
-    assert (tmp_path / "a").read_bytes() == b"anew"
+    # What the killed process had written is gone: it was another noisy copy of the same images.
+    assert files(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"anew"
+
+
+def test_what_is_waiting_for_its_name_is_not_taken_for_a_leftover(tmp_path):
+    killed(tmp_path, "Path.replace = die")
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    commit(ledger, tmp_path / "a", np.roll(IMAGES, 1, axis=1), b"others", spend_again=True, overwrite=True)
+    assert ledger.recover(tmp_path / "a") and (tmp_path / "a").read_bytes() == b"first"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a device that is always full, as Linux has")
+def test_a_full_disk_spends_nothing_and_is_named(ledger, tmp_path, monkeypatch):
+    opened = Path.open
+    full = lambda path, mode="r", **rest: opened(Path("/dev/full") if ".partial" in path.name else path, "wb")  # noqa: E731
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(StorageError, match=rf"cannot write {tmp_path}/a: the disk is full"):
+        commit(ledger, tmp_path / "a")
+    monkeypatch.undo()
+    assert files(tmp_path) == [] and not ledger.spent(IMAGES).any()
 
 
 def test_ctrl_c_before_it_was_recorded_leaves_nothing_behind(ledger, tmp_path, monkeypatch):
