@@ -146,7 +146,7 @@ class ClientSamplerSettings(SamplerSettings):
     """A device's half."""
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 6
-    sigma_low: Positive = 0.02
+    sigma_low: Annotated[float, Field(ge=SIGMA_MIN)] = 0.02
     """Lowest level evaluated before the last step to 0; 0.02 is 2.5 of 255 grey levels."""
 
 
@@ -167,7 +167,7 @@ class ClientSettings(_Section):
     handover: Annotated[float, Field(ge=1, le=4)] = 1.0
     """The server stops at this multiple of the cut and the client is trained up to it. Above 1 the server is
     not asked about levels just above the release, where it is least well trained."""
-    labels: tuple[str, ...] | None = None
+    labels: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """The labels this site holds; all of its data when not given."""
     share_labels: bool = True
     """Whether labels go into the release."""
@@ -244,11 +244,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(f"cannot read the configuration {path}: {reason}; see configs/ for examples.") from error
-    yaml = _yaml()
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
+    values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, expected keys and values; see configs/ for examples.")
     for override in overrides:
@@ -302,11 +298,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         here = here[section]
         if not isinstance(here, dict):
             raise ConfigError(f"override {override!r}: {section!r} is a value, not a section.")
-    yaml = _yaml()
-    try:
-        here[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
+    here[last] = _parse(text, f"override {override!r}")
 
 
 def _sentence(error: Any, source: str) -> str:
@@ -344,6 +336,26 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for inner in getattr(annotation, "__args__", ()):
         yield from _models_in(inner)
+
+
+def _parse(text: str, source: str) -> Any:
+    """YAML as plain values. A key that stands there twice is refused, where YAML itself keeps the last in silence."""
+    yaml = _yaml()
+
+    class Loader(yaml.SafeLoader):  # type: ignore[name-defined, misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = next((name for i, name in enumerate(names) if name in names[:i] and name != "<<"), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {twice!r} is given twice", node.start_mark
+                )
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
 
 
 def _yaml() -> Any:

@@ -97,4 +97,6 @@ def torch_values(
 def _difference(here: NDArray[np.float32], there: NDArray[np.float32], where: str) -> float:
     if here.shape != there.shape or not np.isfinite(here).all():
         raise ExportError(f"at {where} the exported graph gives shape {here.shape} or values that are not finite.")
+    if not np.isfinite(there).all():  # compared with such values, nothing is larger than the tolerance
+        raise ExportError(f"at {where} torch itself gives values that are not finite; train the client again.")
     return float(np.abs(here - there).max())

@@ -99,7 +99,10 @@ def test_a_cut_that_is_none_is_refused_with_its_value(cut, message):
         ({"clients": {"a": {"handover": float("inf")}}}, "handover=inf.*finite"),
         ({"clients": {"a": {"handover": 0.9}}}, "handover=0.9"),
         ({"clients": {"a": {"sampler": {"sigma_low": 1.0}}}}, "clients.a.sampler.sigma_low=1.0 is not below its cut"),
+        ({"clients": {"a": {"sampler": {"sigma_low": 0.001}}}}, "clients.a.sampler.sigma_low=0.001.*0.002"),
         ({"clients": {"a": {"labels": ["0", "1", "0"]}}}, "clients.a.labels: names '0' twice"),
+        ({"clients": {"a": {"labels": []}}}, "clients.a.labels: .*at least 1"),
+        ({"clients": {"a": {"labels": [0]}}}, "clients.a.labels.0=0: .*string"),
         ({"server": {"training": {"learning_rate": float("nan")}}}, "learning_rate=nan.*finite"),
         ({"server": {"training": {"learning_rate": float("inf")}}}, "learning_rate=inf.*finite"),
         ({"server": {"training": {"steps": "many"}}}, "server.training.steps='many'.*integer"),
@@ -153,6 +156,8 @@ def test_a_client_that_does_not_exist_is_named_with_the_closest():
         (b"\xff\xfe\x00", "it is not text"),
         (b"a: !!python/object/apply:os.system [ls]", "not valid YAML"),
         (b"a: \x07", "not valid YAML"),
+        (b"a: 2024-13-45", "not valid YAML: month"),
+        (b"[" * 5000, "not valid YAML"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused_by_name(tmp_path, content, message):
@@ -160,6 +165,26 @@ def test_a_file_that_is_no_configuration_is_refused_by_name(tmp_path, content, m
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=rf"mine\.yaml.*{message}"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("data: {dataset: digits}\nclients:\n  a: {cut: {sigma: 1}}\n  a: {cut: {sigma: 2}}\n", "a"),
+        ("data: {dataset: digits}\nclients: {a: {cut: {sigma: 1, sigma: 2}}}\n", "sigma"),
+        ("data: {dataset: digits}\nclients: {a: {cut: {sigma: 1}}}\ndata: {dataset: digits}\n", "data"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(tmp_path, text, key):
+    with pytest.raises(ConfigError, match=rf"mine\.yaml is not valid YAML: the key '{key}' is given twice"):
+        load(written(tmp_path, text))
+
+
+def test_yaml_anchors_and_merging_work(tmp_path):
+    text = "data: {dataset: digits}\nclients: {a: &a {cut: {sigma: 1}, handover: 2}, b: {<<: *a, handover: 3}}\n"
+    config = load(written(tmp_path, text))
+    assert (config.client("a").handover, config.client("b").handover) == (2, 3)
+    assert config.client("b").cut.sigma == 1
 
 
 @pytest.mark.parametrize("name", ["nowhere.yaml", "."])

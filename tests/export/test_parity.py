@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from collafuse.core import bundle as bundles
@@ -180,6 +182,13 @@ def test_the_trajectory_counts_with_the_guidance_it_will_run_with(check):
 def test_values_that_are_not_finite_are_refused(check):
     with pytest.raises(ExportError, match=r"at sigma 0.002, batch 1 the exported graph gives .* not finite"):
         check(off_by(float("nan")))
+
+
+def test_a_model_that_gives_no_finite_values_itself_is_refused(tiny_bundle, tiny_model, info):
+    broken = copy.deepcopy(tiny_model.denoiser)
+    torch.nn.init.constant_(broken.network.last.bias, float("nan"))
+    with pytest.raises(ExportError, match=r"at sigma 0.002, batch 1 torch itself gives values that are not finite"):
+        check_parity(broken, tiny_bundle.read_bytes(), info)
 
 
 def test_a_graph_that_forgets_images_is_refused(check):
