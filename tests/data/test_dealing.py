@@ -55,6 +55,12 @@ def test_dealing_is_the_same_for_the_same_seed_and_another_for_another(split):
     assert any(keys(first[name]) != keys(other[name]) for name in first)
 
 
+def test_what_is_held_out_follows_the_seed():
+    first, other = (load_site(config(MODES["even"], {"a": {}}, seed=seed), "a") for seed in (0, 1))
+    assert sorted(keys(first)) == sorted(keys(other))
+    assert not np.array_equal(first.held_out.digests, other.held_out.digests)
+
+
 @pytest.mark.parametrize("split", MODES.values(), ids=MODES)
 def test_a_site_alone_gets_what_it_gets_among_all(split):
     settings = config(split)

@@ -120,9 +120,9 @@ def test_half_transparent_ink_is_mixed_with_the_paper(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
 def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, name):
-    levels = np.array([[0, 65535], [257 * 128, 257 * 7]], dtype=np.uint16)
-    pixels, _ = read_image(saved(tmp_path, Image.fromarray(levels), name), 1, 2)
-    assert pixels.tolist() == [[[0, 255], [128, 7]]]
+    levels = np.array([[0, 65535], [257 * 128, 257 * 7], [40000, 128], [129, 300]], dtype=np.uint16).reshape(2, 4)
+    pixels, _ = read_image(saved(tmp_path, Image.fromarray(levels.repeat(2, axis=0)), name), 1, 4)
+    assert pixels[0, ::2].ravel().tolist() == [0, 255, 128, 7, 156, 0, 1, 1]
 
 
 def test_black_and_white_and_cmyk_are_read(tmp_path):

@@ -256,6 +256,7 @@ def test_a_client_that_does_everything_gets_pure_noise():
     delivered = server.deliver("b", 500, seed=0)
     assert delivered.sigma == SIGMA_MAX and delivered.nfe == 0 and delivered.previous_x0_hat is None
     assert delivered.x.std() == pytest.approx(SIGMA_MAX, rel=0.05)
+    assert len(np.unique(delivered.x.reshape(500, -1), axis=0)) == 500  # each image has noise of its own
 
 
 def test_a_release_of_pure_noise_is_left_out_of_training():
