@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .core.conditioning import MAX_GUIDANCE
 from .core.errors import CollaFuseError, ConfigError
 from .core.noise import SIGMA_MAX, SIGMA_MIN, Cut
 from .core.release import MAX_SIDE
@@ -138,7 +139,7 @@ class SamplerSettings(_Section):
 
     name: SamplerName = "dpmpp_2m"
     steps: Annotated[int, Field(ge=1, le=1000)] = 18
-    guidance: Annotated[float, Field(ge=0, le=100)] = 1.0
+    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 1.0
     """Weight of classifier-free guidance; 1 is plain conditioning at half the cost."""
 
 
@@ -353,7 +354,7 @@ def _parse(text: str, source: str) -> Any:
             return super().construct_mapping(node, deep)
 
     try:
-        return yaml.load(text, Loader)
+        return Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
 

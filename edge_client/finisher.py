@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collafuse.core import bundle as bundles
-from collafuse.core.conditioning import guided
+from collafuse.core.conditioning import MAX_GUIDANCE, guided
 from collafuse.core.errors import MismatchError, UsageError
 from collafuse.core.intermediate import Intermediate
 from collafuse.core.noise import client_sigmas
@@ -72,9 +72,9 @@ class Finisher:
         )
         if settings.sampler not in STEPS:
             raise UsageError(f"sampler {settings.sampler!r} is not known; use one of {', '.join(STEPS)}.")
-        if not 0.0 <= settings.guidance <= bundles.MAX_GUIDANCE:
+        if not 0.0 <= settings.guidance <= MAX_GUIDANCE:
             raise UsageError(
-                f"guidance={settings.guidance}; expected a number from 0 (labels ignored) to {bundles.MAX_GUIDANCE:g}; "
+                f"guidance={settings.guidance}; expected a number from 0 (labels ignored) to {MAX_GUIDANCE:g}; "
                 "1 is plain."
             )
         if not 1 <= settings.steps <= bundles.MAX_STEPS:

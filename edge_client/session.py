@@ -10,7 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from collafuse.core.bundle import INPUTS, OUTPUT, Bundle, known_answer_input, known_answer_values
-from collafuse.core.errors import FileFormatError, RuntimeMissingError
+from collafuse.core.errors import FileFormatError, RuntimeMissingError, first_line
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 """Execution providers by the names that commands use."""
@@ -34,7 +34,7 @@ class OnnxDenoiser:
         except Exception as error:  # onnxruntime raises its own classes, which differ between versions
             raise FileFormatError(
                 f"onnxruntime {onnxruntime.__version__} cannot run the bundle on {len(x)} images: "
-                f"{_first_line(error)}; try a smaller batch, or export the bundle again."
+                f"{first_line(error)}; try a smaller batch, or export the bundle again."
             ) from error
         if output.shape != x.shape:
             raise FileFormatError(
@@ -60,7 +60,7 @@ def open_session(bundle: Bundle, provider: str = "cpu", threads: int | None = No
         )
     except Exception as error:  # onnxruntime raises its own classes, which differ between versions
         raise FileFormatError(
-            f"onnxruntime {onnxruntime.__version__} cannot load the bundle: {_first_line(error)}; export it again."
+            f"onnxruntime {onnxruntime.__version__} cannot load the bundle: {first_line(error)}; export it again."
         ) from error
     denoiser = OnnxDenoiser(session)
     check_known_answer(denoiser, bundle)
@@ -76,10 +76,6 @@ def _options(threads: int | None) -> onnxruntime.SessionOptions:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # errors come as exceptions, no need to log them as well
     return options
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
 def known_answer_error(denoiser: OnnxDenoiser, bundle: Bundle) -> float:

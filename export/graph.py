@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from collafuse.core.bundle import INPUTS, OUTPUT
-from collafuse.core.errors import ExportError, UsageError
+from collafuse.core.errors import ExportError, UsageError, first_line
 from collafuse.learning.denoiser import Denoiser
 
 DEFAULT_OPSET = 18
@@ -58,8 +58,9 @@ def export_graph(denoiser: Denoiser, opset: int = DEFAULT_OPSET) -> onnx.ModelPr
                 verbose=False,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0][:300]
-            raise ExportError(f"torch could not export the client's network to opset {opset}: {reason}") from error
+            raise ExportError(
+                f"torch could not export the client's network to opset {opset}: {first_line(error)}"
+            ) from error
     model = program.model_proto
     model.graph.name = "collafuse-client"
     model.doc_string = ""

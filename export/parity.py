@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from collafuse.core.bundle import INPUTS, OUTPUT, BundleInfo, known_answer_input
 from collafuse.core.conditioning import guided
-from collafuse.core.errors import ExportError
+from collafuse.core.errors import ExportError, first_line
 from collafuse.core.noise import client_sigmas
 from collafuse.core.pictures import to_uint8
 from collafuse.core.samplers import STEPS, run
@@ -48,10 +48,9 @@ def check_parity(denoiser: Denoiser, model_bytes: bytes, info: BundleInfo, toler
     try:
         session = onnxruntime.InferenceSession(model_bytes, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime raises its own classes, which differ between versions
-        reason = str(error).splitlines()[0][:300]
         raise ExportError(
-            f"onnxruntime {onnxruntime.__version__} cannot load the exported graph: {reason}. No bundle was written; "
-            "try another --opset or onnxruntime version."
+            f"onnxruntime {onnxruntime.__version__} cannot load the exported graph: {first_line(error)}. "
+            "No bundle was written; try another --opset or onnxruntime version."
         ) from error
     denoiser = denoiser.eval().cpu()
 

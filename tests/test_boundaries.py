@@ -151,7 +151,7 @@ def test_nothing_that_ships_reads_or_writes_what_could_run_code(folder):
     texts = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in (ROOT / folder).rglob("*.py")}
     assert texts
     found = {(str(path), match.group()) for path, text in texts.items() for match in DANGEROUS.finditer(text)}
-    assert found <= {("collafuse/config.py", "yaml.load(")}  # with a safe loader, as test_config holds
+    assert not found
 
 
 @pytest.mark.parametrize("line", ["from pickle import loads", "torch.load(path)", "yaml.load(text)", "x = eval(text)"])

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import onnxwire
-from .conditioning import conditions_from_labels
+from .conditioning import MAX_GUIDANCE, conditions_from_labels
 from .errors import FileFormatError
 from .metadata import Fields, parse_json, shown, shown_names
 from .noise import SIGMA_MAX, SIGMA_MIN
@@ -40,7 +40,6 @@ VERSION = 1
 MAX_BUNDLE_BYTES = 512 << 20
 MAX_METADATA_BYTES = 1 << 20
 MAX_STEPS = 1000
-MAX_GUIDANCE = 100.0
 METADATA_KEY = "collafuse"
 DIGEST_KEY = "collafuse_sha256"
 NO_DIGEST = "0" * 64

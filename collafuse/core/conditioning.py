@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from .errors import MismatchError
 
+MAX_GUIDANCE = 100.0
+"""The largest guidance weight that a file, a configuration or a command may ask for."""
+
 Labels = NDArray[np.uint8]
 """Multi-hot labels [N, K], each 0 or 1."""
 Conditions = NDArray[np.float32]

@@ -81,3 +81,8 @@ class RuntimeMissingError(CollaFuseError):
     """A package or execution provider that this command needs is not installed or does not work."""
 
     exit_code = 11
+
+
+def first_line(error: Exception) -> str:
+    """What a foreign error says, short enough for a sentence of ours; its class where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0][:300]

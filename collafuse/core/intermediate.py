@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import tensorfile
-from .conditioning import Labels
+from .conditioning import MAX_GUIDANCE, Labels
 from .errors import FileFormatError
 from .noise import SIGMA_MAX, SIGMA_MIN
 from .release import check_image_shape, read_labels
@@ -116,7 +116,7 @@ def from_tensorfile(file: tensorfile.TensorFile, source: str) -> Intermediate:
         server_model=fields.text("server_model"),
         sampler=fields.text("sampler", one_of=STEPS),
         nfe=fields.integer("nfe", at_least=0, at_most=MAX_NFE),
-        guidance=fields.number("guidance", at_least=0.0, at_most=100.0),
+        guidance=fields.number("guidance", at_least=0.0, at_most=MAX_GUIDANCE),
         previous_x0_hat=previous,
         previous_sigma=previous_sigma,
     )

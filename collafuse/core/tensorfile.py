@@ -20,7 +20,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from .atomic import atomic_file
-from .errors import FileFormatError
+from .errors import FileFormatError, first_line
 from .metadata import Fields, parse_json, shown, shown_names
 
 MAX_HEADER_BYTES = 1 << 20
@@ -108,7 +108,7 @@ def from_bytes(data: bytes, kind: str, version: int, *, source: str) -> TensorFi
     try:
         tensors = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise FileFormatError(f"{source} is damaged ({_short(error)}); get the file anew.") from error
+        raise FileFormatError(f"{source} is damaged ({first_line(error)}); get the file anew.") from error
     digest = metadata.pop("sha256", None)
     if digest != _digest(metadata, tensors):
         raise FileFormatError(f"{source} does not match the SHA-256 that it carries; it was damaged. Get it anew.")
@@ -158,10 +158,6 @@ def _read_metadata(data: bytes, size: int, kind: str, version: int, source: str)
 
 def _a(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def expect_tensor(

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..config import TrainingSettings
-from ..core.errors import CollaFuseError
+from ..config import NetworkSettings, TrainingSettings
+from ..core.errors import CollaFuseError, first_line
 from . import checkpoint
 from .denoiser import Denoiser
 from .objective import denoising_loss, draw_levels, lowest_level
@@ -76,6 +77,24 @@ def estimate_sigma_data(data: TrainingData) -> float:
     return math.sqrt(variance) if 0.01 < variance <= 1 else 0.5
 
 
+def fresh_denoiser(
+    network: NetworkSettings,
+    image_shape: tuple[int, int, int],
+    num_labels: int,
+    data: TrainingData,
+    settings: TrainingSettings,
+    node: str,
+) -> Denoiser:
+    """A denoiser to train on this data, with fresh weights that are the same for the same seed and node.
+
+    ``sigma_data: auto`` is estimated from the data. torch's own random state is put back.
+    """
+    sigma_data = estimate_sigma_data(data) if settings.sigma_data == "auto" else settings.sigma_data
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed_seed(settings.seed, "weights", node))
+        return Denoiser(network, image_shape, num_labels, sigma_data)
+
+
 class Observer(Protocol):
     """Who watches a training: a progress bar, a metrics file, sample sheets."""
 
@@ -99,8 +118,7 @@ def choose_device(name: str = "auto") -> torch.device:
             device = torch.device(name)
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise CollaFuseError(f"device {name!r} cannot be used: {reason}. Try --device auto.") from error
+            raise CollaFuseError(f"device {name!r} cannot be used: {first_line(error)}. Try --device auto.") from error
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -171,22 +189,20 @@ class Trainer:
             "network": denoiser.network_settings.model_dump(),
             "sigma_data": denoiser.sigma_data,
         }
-        self.start = 0
         self.identity = checkpoint.Identity(checkpoint.digest_of_settings(plain), data.digest())
 
-    def restore(self) -> None:
-        """Load the newest checkpoint that verifies; ``run`` goes on from there. Raises MismatchError."""
-        arguments = (self.model, self.ema, self.optimizer, self.identity, self.observer.note)
-        self.start = checkpoint.resume(self.folder / "checkpoints", *arguments)
-
-    def run(self, resume: bool = False) -> Denoiser:
+    def run(self, resume: bool = False, ready: Callable[[], None] = lambda: None) -> Denoiser:
         """Train to the configured number of steps; returns the denoiser with averaged weights.
 
-        Raises MismatchError when a checkpoint to resume from was made with another configuration or data.
+        ``ready`` is called once a resume has been accepted and before the first step: the place to write what
+        belongs to this training beside its weights. Raises MismatchError when a checkpoint to resume from was made with another configuration
+        or data.
         """
+        start = 0
         if resume:
-            self.restore()
-        start = self.start
+            arguments = (self.model, self.ema, self.optimizer, self.identity, self.observer.note)
+            start = checkpoint.resume(self.folder / "checkpoints", *arguments)
+        ready()
         self.observer.started(start, self.settings.steps)
         self.model.train()
         window = _LossWindow(self.device)

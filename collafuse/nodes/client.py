@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config import ClientSettings, Config, NetworkSettings
+from ..config import ClientSettings, Config
 from ..core import release as releases
 from ..core.conditioning import conditions_from_labels, guided
 from ..core.errors import DataError, FileFormatError
@@ -20,7 +20,7 @@ from ..core.samplers import STEPS, run
 from ..data.dealing import SiteData
 from ..learning import weights
 from ..learning.denoiser import Denoiser
-from ..learning.training import Observer, Trainer, TrainingData, estimate_sigma_data, keyed_seed
+from ..learning.training import Observer, Trainer, TrainingData, fresh_denoiser, keyed_seed
 from .ledger import Ledger, already_released
 from .runfolder import NodeFolder
 from .watching import NodeObserver
@@ -95,18 +95,15 @@ class Client:
         """Train the low-noise denoiser and write its weights; ``init`` is a server's model to start from."""
         data, settings = self.training_data(), self.settings.training
         names = self.site.train.label_names
-        sigma_data = estimate_sigma_data(data) if settings.sigma_data == "auto" else settings.sigma_data
-        denoiser = new_denoiser(self.config, self.settings.network, len(names), sigma_data, settings.seed, self.name)
+        shape = self.config.data.image_shape
+        denoiser = fresh_denoiser(self.settings.network, shape, len(names), data, settings, self.name)
         if init is not None:
             weights.warm_start(denoiser, names, init)
         watching = NodeObserver(folder.path, observer, trackers, lambda d: self._sample_sheet(d, device))
         try:
             trainer = Trainer(denoiser, data, settings, folder.path, device, watching)
-            if resume:
-                trainer.restore()
-            # After a resume has been accepted: the configuration must stay that of the weights that lie there.
-            folder.write_config(self.config)
-            trained = trainer.run()
+            # Not before a resume is accepted: the configuration must stay that of the weights that lie there.
+            trained = trainer.run(resume, ready=lambda: folder.write_config(self.config))
         finally:
             watching.close()
         model = weights.TrainedModel(trained, "client", names, SIGMA_MIN, data.sigma_high, settings.steps)
@@ -125,15 +122,6 @@ class Client:
         return contact_sheet(
             side_by_side(images.pixels.transpose(0, 2, 3, 1), to_uint8(x.numpy()), to_uint8(finished.numpy()))
         )
-
-
-def new_denoiser(
-    config: Config, network: NetworkSettings, num_labels: int, sigma_data: float, seed: int, node: str
-) -> Denoiser:
-    """A denoiser with fresh weights, the same for the same seed and node; torch's own state is put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(keyed_seed(seed, "weights", node))
-        return Denoiser(network, config.data.image_shape, num_labels, sigma_data)
 
 
 @torch.inference_mode()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import Config, load
 from ..core import release
-from ..core.atomic import storage_error, write_bytes
-from ..core.errors import FileFormatError, OutputExistsError
+from ..core.atomic import write_bytes
+from ..core.errors import FileFormatError, OutputExistsError, StorageError
 
 CONFIG = "config.yaml"
 RESULTS = tuple(f"{CONFIG} weights.safetensors checkpoints metrics.jsonl samples sites.json tensorboard wandb".split())
@@ -53,18 +54,15 @@ class NodeFolder:
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
         """Make sure that a node may be trained here: nothing there yet, or ``resume``, or ``overwrite``.
 
-        Overwriting removes an older training's results only; releases and a ledger stay. Raises OutputExistsError.
+        Overwriting removes an older training's results only; releases and a ledger stay. Raises OutputExistsError
+        or StorageError.
         """
         held = [self.path / name for name in RESULTS if (self.path / name).exists()]
         if not held or resume:
             return
         if not overwrite:
             raise OutputExistsError(f"{held[0]} exists already; pass --resume or --overwrite, or choose another run.")
-        for path in held:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        _remove(held)
 
     def write_config(self, config: Config) -> None:
         """Write the fully resolved configuration beside the results."""
@@ -123,11 +121,15 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove an older run that :meth:`check` has accepted. Raises StorageError."""
+        _remove(sorted(self.path.iterdir()) if self.path.is_dir() else [])
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
         try:
-            for path in sorted(self.path.iterdir()) if self.path.is_dir() else []:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         except OSError as error:
-            raise storage_error(self.path, error) from error
+            raise StorageError(f"cannot remove {path}: {error.strerror}; remove it by hand and try again.") from error

@@ -26,8 +26,7 @@ from ..core.pictures import Pixels, contact_sheet, to_uint8
 from ..core.samplers import EVALUATES_AT_END, STEPS, Counted, History, run
 from ..learning import weights
 from ..learning.denoiser import Denoiser
-from ..learning.training import Observer, Trainer, TrainingData, estimate_sigma_data
-from .client import new_denoiser
+from ..learning.training import Observer, Trainer, TrainingData, fresh_denoiser
 from .runfolder import NodeFolder
 from .watching import NodeObserver
 
@@ -277,8 +276,7 @@ def train_server(
         raise MismatchError(
             f"the releases hold images of shape {shape}, the configuration says {config.data.image_shape}."
         )
-    sigma_data = estimate_sigma_data(data) if settings.sigma_data == "auto" else settings.sigma_data
-    denoiser = new_denoiser(config, config.server.network, len(label_names), sigma_data, settings.seed, "server")
+    denoiser = fresh_denoiser(config.server.network, shape, len(label_names), data, settings, "server")
     model = weights.TrainedModel(
         denoiser, "server", label_names, float(data.sigma_floor.min()), SIGMA_MAX, settings.steps
     )
@@ -292,15 +290,14 @@ def train_server(
         parts = [server.deliver(name, SHEET_IMAGES, seed=settings.seed).x for name in sites]
         return contact_sheet(to_uint8(np.concatenate(parts)), columns=SHEET_IMAGES)
 
-    watching = NodeObserver(folder.path, observer, trackers, sheet)
-    try:
-        trainer = Trainer(denoiser, data, settings, folder.path, device, watching)
-        if resume:
-            trainer.restore()
-        # After a resume has been accepted: both must stay those of the weights that lie there.
+    def ready() -> None:
+        # Not before a resume is accepted: both must stay those of the weights that lie there.
         folder.write_config(config)
         _write_sites(folder.sites, sites)
-        trained = trainer.run()
+
+    watching = NodeObserver(folder.path, observer, trackers, sheet)
+    try:
+        trained = Trainer(denoiser, data, settings, folder.path, device, watching).run(resume, ready)
     finally:
         watching.close()
     weights.save(folder.weights, replace(model, denoiser=trained))
