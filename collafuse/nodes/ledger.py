@@ -62,8 +62,8 @@ class Ledger:
             ) from error
 
     def require(self) -> None:
-        """Raise RefusedError when there is no ledger yet: nobody would know what was released before."""
-        if not self.path.is_file():
+        """Raise RefusedError when there is no ledger yet, or an empty file: nobody would know what was released."""
+        if not self.path.is_file() or not self.path.stat().st_size:
             raise RefusedError(
                 f"there is no ledger at {self.path.absolute()}, so nobody knows what was released. Pass "
                 "--new-ledger if this site has never released an image; otherwise restore it, or run where it lies."
