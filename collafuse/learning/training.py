@@ -195,8 +195,8 @@ class Trainer:
         """Train to the configured number of steps; returns the denoiser with averaged weights.
 
         ``ready`` is called once a resume has been accepted and before the first step: the place to write what
-        belongs to this training beside its weights. Raises MismatchError when a checkpoint to resume from was made with another configuration
-        or data.
+        belongs to this training beside its weights. Raises MismatchError when a checkpoint to resume from was made
+        with another configuration or data.
         """
         start = 0
         if resume:

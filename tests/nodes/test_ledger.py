@@ -234,6 +234,7 @@ def test_a_ledger_that_cannot_be_written_is_named(tmp_path, kind):
 @pytest.mark.parametrize("found", ["nothing", "an empty file"])
 def test_where_no_ledger_lies_none_is_begun_in_silence(ledger, tmp_path, found):
     if found == "an empty file":
+        ledger.path.parent.mkdir()
         ledger.path.write_bytes(b"")
     with pytest.raises(RefusedError, match="--new-ledger"):
         ledger.require()
