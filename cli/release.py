@@ -7,13 +7,19 @@ from typing import Annotated
 import typer
 
 from . import options
-from .console import emit, say
+from .console import emit, reporting, say
 
 
 def release(
     config: options.ConfigFile,
     client: options.ClientOption,
     out: options.OutFile,
+    new_only: Annotated[
+        bool,
+        typer.Option(
+            "--new-only", help="Leave out images that the ledger knows: a later release, to NAME.2.safetensors."
+        ),
+    ] = False,
     spend_again: Annotated[
         bool,
         typer.Option("--spend-again", help="Release images again that the ledger knows. Lowers their privacy."),
@@ -47,8 +53,20 @@ def release(
     record = Ledger(ledger)
     if not new_ledger:
         record.require()
-    made = site.release(out, record, simulated=False, spend_again=spend_again, overwrite=overwrite)
+    with reporting() as reporter:
+        made = site.release(
+            out,
+            record,
+            simulated=False,
+            new_only=new_only,
+            spend_again=spend_again,
+            overwrite=overwrite,
+            advance=reporter.bar("noising", len(site.site.train)).advance,
+        )
     say(f"Released {len(made.z)} images of {client} at {site.settings.cut.resolve().describe()}.")
-    say(f"Send {out} to the server, as {client}.safetensors. The ledger is {ledger}; keep it.")
+    say(
+        f"Send {out} to the server, as {client}.safetensors (a later one as {client}.2.safetensors). "
+        f"The ledger is {ledger}; keep it."
+    )
     if as_json:
         emit({"release": str(out), "images": len(made.z), "sigma_cut": made.sigma_cut, "ledger": str(ledger)})

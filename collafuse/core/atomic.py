@@ -72,7 +72,7 @@ def atomic_file(path: Path, *, overwrite: bool = False, durable: bool = True) ->
             if durable:
                 os.fsync(file.fileno())
         _permissions_of_a_new_file(temporary)
-        _rename(temporary, path, overwrite)
+        give_name(temporary, path, overwrite=overwrite)
         temporary = None
         if durable:
             sync_folder(path.parent)
@@ -91,7 +91,8 @@ def _permissions_of_a_new_file(path: Path) -> None:
     path.chmod(0o666 & ~mask)
 
 
-def _rename(temporary: Path, path: Path, overwrite: bool) -> None:
+def give_name(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    """Rename a finished file to its name. Raises OutputExistsError when somebody made that file meanwhile."""
     if overwrite:
         os.replace(temporary, path)
         return

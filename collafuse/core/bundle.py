@@ -32,7 +32,7 @@ from .conditioning import MAX_GUIDANCE, conditions_from_labels
 from .errors import FileFormatError
 from .metadata import Fields, parse_json, shown, shown_names
 from .noise import SIGMA_MAX, SIGMA_MIN
-from .release import MAX_CHANNELS, MAX_SIDE
+from .pictures import MAX_CHANNELS, MAX_SIDE
 from .samplers import STEPS
 
 KIND = "bundle"

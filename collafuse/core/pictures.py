@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_CHANNELS = 4
+MAX_SIDE = 1024
+"""The largest images that any file of ours holds, H and W in pixels."""
 SHEET_PIXELS = 1024
 """About how wide a contact sheet becomes."""
 LARGEST_TILE = 256

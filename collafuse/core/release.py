@@ -16,6 +16,7 @@ derived from x0. Limits: N >= 1, C in 1..4, H and W in 1..1024, K <= 4096. ``sim
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +28,10 @@ from .conditioning import Labels
 from .errors import FileFormatError
 from .metadata import Fields
 from .noise import SIGMA_MAX, SIGMA_MIN, Cut, Noise
+from .pictures import MAX_CHANNELS, MAX_SIDE
 
 KIND = "release"
 VERSION = 1
-MAX_CHANNELS = 4
-MAX_SIDE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Release:
 
 
 def make(
-    x0: NDArray[np.float32],
+    blocks: Iterable[NDArray[np.float32]],
     cut: Cut,
     noise: Noise,
     *,
@@ -65,15 +65,16 @@ def make(
     label_names: tuple[str, ...],
     simulated: bool,
 ) -> Release:
-    """The release of clean images x0 [N, C, H, W] in [-1, 1] at this cut.
+    """The release of clean images at this cut: blocks of x0 [n, C, H, W] in [-1, 1], N images in all.
 
-    ``noise`` draws the noise; only the ``release`` command and the client node decide what it is, and they
-    pass :func:`collafuse.core.noise.system_noise`. labels None means that they are not shared.
+    A block at a time, because noise takes ten times the memory of grey levels. ``noise`` draws it; only the
+    ``release`` command and the client node decide what it is, and they pass
+    :func:`collafuse.core.noise.system_noise`. labels None means that they are not shared.
     """
-    z = x0 + cut.sigma * noise(x0.shape)
-    ids = np.frombuffer(secrets.token_bytes(16 * len(x0)), dtype=np.uint8).reshape(len(x0), 16)
+    z = np.concatenate([(x0 + cut.sigma * noise(x0.shape)).astype(np.float16) for x0 in blocks])
+    ids = np.frombuffer(secrets.token_bytes(16 * len(z)), dtype=np.uint8).reshape(len(z), 16)
     return Release(
-        z=z.astype(np.float16),
+        z=z,
         sigma_cut=cut.sigma,
         ids=ids,
         labels=labels,

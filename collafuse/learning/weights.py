@@ -20,12 +20,12 @@ from ..config import NetworkSettings
 from ..core import tensorfile
 from ..core.errors import ConfigError, FileFormatError, MismatchError
 from ..core.noise import SIGMA_MAX
+from ..core.pictures import MAX_SIDE
 from .denoiser import Denoiser
 
 KIND = "weights"
 VERSION = 1
 ID_DIGITS = 16
-MAX_IMAGE_SIDE = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ def load(path: Path, role: str | None = None) -> TrainedModel:
         raise MismatchError(f"{path} holds the weights of a {found}, expected those of a {role}.")
     label_names = fields.names("label_names")
     settings = _network(fields.take("network"), source)
-    channels, height, width = fields.integers("image_shape", length=3, at_least=1, at_most=MAX_IMAGE_SIDE)
+    channels, height, width = fields.integers("image_shape", length=3, at_least=1, at_most=MAX_SIDE)
     sigma_data = fields.number("sigma_data", above=0, at_most=1e3)
     parts = (settings, (channels, height, width), len(label_names), sigma_data)
     tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,18 @@ from ..core.errors import DataError, FileFormatError
 from ..core.noise import SIGMA_MIN, client_sigmas, system_noise
 from ..core.pictures import Pixels, contact_sheet, side_by_side, to_uint8
 from ..core.samplers import STEPS, run
+from ..data.datasets import ImageSet
 from ..data.dealing import SiteData
 from ..learning import weights
 from ..learning.denoiser import Denoiser
 from ..learning.training import Observer, Trainer, TrainingData, fresh_denoiser, keyed_seed
-from .ledger import Ledger, already_released
+from .ledger import Ledger
 from .runfolder import NodeFolder
 from .watching import NodeObserver
 
 SHEET_IMAGES = 16
+BLOCK_VALUES = 1 << 22
+"""Pixel values noised at a time: some 200 MB of memory."""
 
 
 class Client:
@@ -38,24 +42,34 @@ class Client:
         self.settings: ClientSettings = config.client(name)
 
     def release(
-        self, path: Path, ledger: Ledger, *, simulated: bool, spend_again: bool = False, overwrite: bool = False
+        self,
+        path: Path,
+        ledger: Ledger,
+        *,
+        simulated: bool,
+        new_only: bool = False,
+        spend_again: bool = False,
+        overwrite: bool = False,
+        advance: Callable[[int], None] = lambda count: None,
     ) -> releases.Release:
         """Noise each training image once, with the operating system's randomness, and write the release file.
 
         The ledger records every image first. Images that are equal pixel by pixel are released once. A release
-        that was interrupted after it was recorded is completed instead of drawn again. Raises RefusedError when
-        an image was released before, unless ``spend_again``.
+        that was interrupted after it was recorded is completed instead of drawn again. ``new_only`` leaves out what
+        was released before. ``advance`` hears of each block of images that was noised. Raises RefusedError when an
+        image was released before, unless ``new_only`` or ``spend_again``, or when nothing is new.
         """
-        if ledger.recover(path):
+        if ledger.recover(path, overwrite=overwrite):
             return releases.read(path)
-        images = self.site.train
-        _, first = np.unique(images.digests, axis=0, return_index=True)
-        images = images.take(np.sort(first))
-        # Looked up before the noise is drawn, to answer at once; commit looks again under a lock.
-        if not spend_again and (again := ledger.spent(images.digests)).any():
-            raise already_released(int(again.sum()), len(images))
+        images = self._to_release(ledger, new_only=new_only, spend_again=spend_again)
+
+        def blocks() -> Iterator[NDArray[np.float32]]:
+            for rows in np.array_split(np.arange(len(images)), math.ceil(images.pixels.size / BLOCK_VALUES)):
+                yield images.take(rows).x0()
+                advance(len(rows))
+
         made = releases.make(
-            images.x0(),
+            blocks(),
             self.settings.cut.resolve(),
             system_noise,
             labels=images.labels if self.settings.share_labels else None,
@@ -69,6 +83,19 @@ class Client:
             raise DataError(f"no release was made, since a server would refuse it: {error}") from error
         ledger.commit(images.digests, made.sigma_cut, path, data, spend_again=spend_again, overwrite=overwrite)
         return made
+
+    def _to_release(self, ledger: Ledger, *, new_only: bool, spend_again: bool) -> ImageSet:
+        """The training images to release, each once. Looked up before any noise is drawn, to answer at once; the
+        ledger looks again under its lock."""
+        images = self.site.train
+        _, first = np.unique(images.digests, axis=0, return_index=True)
+        images = images.take(np.sort(first))
+        if spend_again:
+            return images
+        spent = ledger.spent(images.digests)
+        if spent.all() or (spent.any() and not new_only):
+            raise ledger.refusal(int(spent.sum()), len(images))
+        return images.take(np.flatnonzero(~spent))
 
     def training_data(self) -> TrainingData:
         """Its clean images with their labels, trained from SIGMA_MIN up to where it takes over."""
@@ -101,9 +128,10 @@ class Client:
             weights.warm_start(denoiser, names, init)
         watching = NodeObserver(folder.path, observer, trackers, lambda d: self._sample_sheet(d, device))
         try:
-            trainer = Trainer(denoiser, data, settings, folder.path, device, watching)
+            start = f"weights {init.id}" if init is not None else "fresh"
+            trainer = Trainer(denoiser, data, settings, folder.path, device, watching, start)
             # Not before a resume is accepted: the configuration must stay that of the weights that lie there.
-            trained = trainer.run(resume, ready=lambda: folder.write_config(self.config))
+            trained = trainer.run(resume, ready=lambda: folder.write_config(self.config.for_client(self.name)))
         finally:
             watching.close()
         model = weights.TrainedModel(trained, "client", names, SIGMA_MIN, data.sigma_high, settings.steps)

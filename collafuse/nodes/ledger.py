@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.atomic import refuse_existing, storage_error, sync_folder
-from ..core.errors import FileFormatError, RefusedError, StorageError
+from ..core.atomic import give_name, refuse_existing, storage_error, sync_folder
+from ..core.errors import FileFormatError, OutputExistsError, RefusedError, StorageError
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS releases (
@@ -99,7 +99,7 @@ class Ledger:
             with self._open() as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 if not spend_again and (again := _spent(connection, digests)).any():
-                    raise already_released(int(again.sum()), len(digests))
+                    raise _already_released(int(again.sum()), len(digests), _pending(connection))
                 _write_partial(connection, partial, path, data)
                 values = (release, sigma_cut, datetime.now(timezone.utc).isoformat(), partial.name, str(path))
                 connection.execute("INSERT INTO releases VALUES (?, ?, ?, ?, ?, 0)", values)
@@ -114,33 +114,49 @@ class Ledger:
             if isinstance(error, OSError):
                 raise storage_error(path, error) from error
             raise
-        self._complete(release, partial, path)
+        self._complete(release, partial, path, overwrite)
 
-    def recover(self, path: Path) -> bool:
+    def refusal(self, again: int, total: int) -> RefusedError:
+        """The refusal to release ``again`` of ``total`` images a second time; names what still waits for its name."""
+        with self._open() as connection:
+            return _already_released(again, total, _pending(connection))
+
+    def recover(self, path: Path, *, overwrite: bool = False) -> bool:
         """Give a release its name that was finished but not named when the machine stopped.
 
-        True when there was one for this path; its images are spent already.
+        True when there was one for this path; its images are spent already. Raises OutputExistsError when another
+        file has that name and ``overwrite`` is not set.
         """
         path = path.absolute()
         with self._open() as connection:
-            rows = connection.execute("SELECT id, partial FROM releases WHERE complete = 0 AND path = ?", (str(path),))
-            pending = [(release, path.with_name(partial)) for release, partial in rows]
+            pending = [(release, partial) for release, partial, at in _pending(connection) if at == path]
         found = False
         for release, partial in pending:
             if partial.exists():
                 found = True
-                self._complete(release, partial, path)
+                self._complete(release, partial, path, overwrite)
             elif path.exists():
                 self._mark(release)
         return found
 
-    def _complete(self, release: str, partial: Path, path: Path) -> None:
+    def _complete(self, release: str, partial: Path, path: Path, overwrite: bool) -> None:
         try:
-            partial.replace(path)
+            if path.exists() and path.samefile(partial):  # stopped between the two halves of giving it its name
+                partial.unlink()
+            else:
+                give_name(partial, path, overwrite=overwrite)
+        except OutputExistsError as error:
+            raise OutputExistsError(f"{error} {self._waiting(partial)}") from error
         except OSError as error:
-            raise storage_error(path, error) from error
+            raise StorageError(f"cannot write {path}: {error.strerror}. {self._waiting(partial)}") from error
         sync_folder(path.parent)
         self._mark(release)
+
+    def _waiting(self, partial: Path) -> str:
+        return (
+            f"The images are recorded as released in {self.path}, and their release lies finished in {partial}; "
+            "make room, then run the same command again, which gives it its name."
+        )
 
     def _mark(self, release: str) -> None:
         with self._open() as connection:
@@ -177,9 +193,21 @@ def _write_partial(connection: sqlite3.Connection, partial: Path, path: Path, da
         raise storage_error(path, error) from error
 
 
-def already_released(again: int, total: int) -> RefusedError:
-    """The refusal of a second release."""
+def _pending(connection: sqlite3.Connection) -> list[tuple[str, Path, Path]]:
+    """Releases that were recorded but have no name yet: id, where the file lies, what it is to be called."""
+    rows = connection.execute("SELECT id, partial, path FROM releases WHERE complete = 0")
+    return [(release, Path(path).with_name(partial), Path(path)) for release, partial, path in rows]
+
+
+def _already_released(again: int, total: int, pending: list[tuple[str, Path, Path]]) -> RefusedError:
+    waiting = "".join(
+        f" One was interrupted after it was recorded: run the command again with -o {path} to complete it."
+        for _, partial, path in pending
+        if partial.exists()
+    )
+    others = "pass --new-only to release the others alone, " if again < total else ""
     return RefusedError(
         f"{again} of {total} images were released before. A second noisy copy lets the server average the noise away. "
-        "Send the first release's file again instead, or pass --spend-again if you accept the loss of privacy."
+        f"Send the first release's file again instead, {others}or pass --spend-again if you accept the loss of "
+        f"privacy.{waiting}"
     )

@@ -22,7 +22,7 @@ def files(tmp_path, tiny_intermediate):
     """One file of each kind, by kind."""
     labels = np.array([[1, 0], [0, 1], [0, 1]], dtype=np.uint8)
     x0 = np.zeros((3, 1, 8, 8), dtype=np.float32)
-    made = releases.make(x0, Cut(0.5), system_noise, labels=labels, label_names=("a", "b"), simulated=True)
+    made = releases.make([x0], Cut(0.5), system_noise, labels=labels, label_names=("a", "b"), simulated=True)
     contents = {
         "release": releases.to_bytes(made),
         "intermediate": intermediates.to_bytes(tiny_intermediate),

@@ -32,7 +32,7 @@ def labels_of(count: int) -> np.ndarray:
 
 def make(x0: np.ndarray, sigma: float = 0.7, noise=system_noise, labels: bool = True) -> Release:
     given = labels_of(len(x0)) if labels else None
-    return releases.make(x0, Cut(sigma), noise, labels=given, label_names=NAMES, simulated=False)
+    return releases.make([x0], Cut(sigma), noise, labels=given, label_names=NAMES, simulated=False)
 
 
 def read(data: bytes) -> Release:

@@ -45,5 +45,5 @@ def release_of(
     generator = np.random.default_rng(0)
     kept = None if labels is None else images.labels
     return releases.make(
-        images.x0(), Cut(sigma), generator.standard_normal, labels=kept, label_names=labels or (), simulated=simulated
+        [images.x0()], Cut(sigma), generator.standard_normal, labels=kept, label_names=labels or (), simulated=simulated
     )

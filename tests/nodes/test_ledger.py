@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sqlite3
@@ -108,7 +109,8 @@ def test_an_existing_file_is_not_overwritten_and_nothing_is_spent(ledger, tmp_pa
 @pytest.mark.parametrize(
     "setup",
     [
-        "Path.replace = die",  # the file lies whole under its temporary name
+        "os.link = die",  # the file lies whole under its temporary name
+        "Path.unlink = lambda self, **_: die()",  # it has both names
         "ledger.sync_folder = lambda at: (at / 'a').exists() and die()",  # it has its name, the ledger does not know
         "ledger.Ledger._mark = die",
     ],
@@ -137,11 +139,36 @@ def test_a_release_that_was_killed_before_it_was_recorded_spends_nothing(tmp_pat
     assert files(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"anew"
 
 
-def test_what_is_waiting_for_its_name_is_not_taken_for_a_leftover(tmp_path):
-    killed(tmp_path, "Path.replace = die")
+def test_what_is_waiting_for_its_name_is_not_taken_for_a_leftover_and_replaces_nothing(tmp_path):
+    killed(tmp_path, "os.link = die")
     ledger = Ledger(tmp_path / "ledger.sqlite")
     commit(ledger, tmp_path / "a", np.roll(IMAGES, 1, axis=1), b"others", spend_again=True, overwrite=True)
+    with pytest.raises(OutputExistsError, match="recorded as released.*lies finished in.*run the same command again"):
+        ledger.recover(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"others"
+    (tmp_path / "a").rename(tmp_path / "b")
     assert ledger.recover(tmp_path / "a") and (tmp_path / "a").read_bytes() == b"first"
+
+
+def test_a_refusal_names_the_release_that_waits_for_its_name(tmp_path):
+    killed(tmp_path, "os.link = die")
+    with pytest.raises(RefusedError, match=rf"interrupted after it was recorded.*-o {tmp_path}/a to complete"):
+        commit(Ledger(tmp_path / "ledger.sqlite"), tmp_path / "b")
+
+
+def test_a_name_that_cannot_be_given_leaves_a_finished_release_and_says_that_it_is_spent(ledger, tmp_path, monkeypatch):
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(module, "give_name", full)
+    with pytest.raises(
+        StorageError, match="no space left.*recorded as released in .*ledger.sqlite.*finished in"
+    ) as info:
+        commit(ledger, tmp_path / "a")
+    waiting = next(tmp_path.glob(".release-*.partial"))
+    assert str(waiting) in str(info.value) and waiting.read_bytes() == b"first" and ledger.spent(IMAGES).all()
+    monkeypatch.undo()
+    assert ledger.recover(tmp_path / "a") and files(tmp_path) == ["a"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a device that is always full, as Linux has")
@@ -167,14 +194,14 @@ def test_ctrl_c_before_it_was_recorded_leaves_nothing_behind(ledger, tmp_path, m
 
 
 def test_a_release_waiting_for_its_name_belongs_to_its_own_path(tmp_path):
-    killed(tmp_path, "Path.replace = die")
+    killed(tmp_path, "os.link = die")
     ledger = Ledger(tmp_path / "ledger.sqlite")
     assert not ledger.recover(tmp_path / "b") and not (tmp_path / "a").exists()
     assert ledger.recover(tmp_path / "a")
 
 
 def test_a_relative_path_is_recovered_from_wherever_the_next_call_stands(tmp_path, monkeypatch):
-    killed(tmp_path, "Path.replace = die")
+    killed(tmp_path, "os.link = die")
     monkeypatch.chdir(tmp_path)
     assert Ledger(Path("ledger.sqlite")).recover(Path("a")) and Path("a").read_bytes() == b"first"
 
