@@ -30,7 +30,7 @@ DIGITS = tuple("0123456789")
 def main(run: Path) -> None:
     """Print a table for one run folder."""
     server = Server.load(RunFolder(run).server, torch.device("cpu"))
-    sites = load_sites(server.config)
+    sites = load_sites(RunFolder(run).read_config())
     train, held_out = (_pooled(sites, part) for part in ("train", "held_out"))
     classifier = train_classifier(train)
     print(

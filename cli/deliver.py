@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .console import emit, say
+from .console import emit, reporting, say
 
 
 def deliver(
@@ -40,7 +40,11 @@ def deliver(
 
     refuse_existing(out, overwrite)
     server = Server.load(RunFolder(run).server, choose_device(device))
-    made = server.deliver(client, count, labels=label, seed=seed, batch_size=batch_size, half=half)
+    with reporting() as reporter:
+        bar = reporter.bar("deliver", count)
+        made = server.deliver(
+            client, count, labels=label, seed=seed, batch_size=batch_size, half=half, advance=bar.advance
+        )
     data = intermediate.to_bytes(made)
     write_bytes(out, data, overwrite=overwrite)
     say(

@@ -29,7 +29,7 @@ def export_client(
     from collafuse.learning import weights
     from collafuse.nodes.runfolder import RunFolder
 
-    folder = RunFolder(run).client(client)
+    folder = RunFolder(run).trained_client(client)
     settings = folder.read_config().client(client)
     model = weights.load(folder.weights, "client")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .core.conditioning import MAX_GUIDANCE
 from .core.errors import CollaFuseError, ConfigError
 from .core.noise import SIGMA_MAX, SIGMA_MIN, Cut
-from .core.release import MAX_SIDE
+from .core.pictures import MAX_SIDE
 from .core.samplers import EVALUATES_AT_END, STEPS
 
 Positive = Annotated[float, Field(gt=0)]
@@ -105,6 +105,23 @@ class NetworkSettings(_Section):
     """Resolutions (in pixels) at which self-attention is used."""
     dropout: Share = 0.0
 
+    def check_side(self, side: int) -> None:
+        """Raise ConfigError, naming what works, unless a U-Net of this kind can halve an image's side cleanly and has
+        each resolution at which attention is asked for."""
+        halvings = len(self.multipliers) - 1
+        if side % 2**halvings:
+            below, above = (side // 2**halvings + more << halvings for more in (0, 1))
+            raise ConfigError(
+                f"image_size={side} cannot be halved {halvings} times, which multipliers={list(self.multipliers)} "
+                f"need; use image_size {f'{below} or {above}' if below else above}, or fewer multipliers."
+            )
+        sides = [side >> level for level in range(halvings + 1)]
+        if missing := [s for s in self.attention if s not in sides]:
+            raise ConfigError(
+                f"attention={list(self.attention)}: a network for image_size={side} has the resolutions "
+                f"{', '.join(map(str, sides))}, not {missing[0]}; name some of these."
+            )
+
 
 class TrainingSettings(_Section):
     """One training loop serves every node."""
@@ -148,7 +165,7 @@ class ClientSamplerSettings(SamplerSettings):
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 6
     sigma_low: Annotated[float, Field(ge=SIGMA_MIN)] = 0.02
-    """Lowest level evaluated before the last step to 0; 0.02 is 2.5 of 255 grey levels."""
+    """Lowest level evaluated before the last step to 0; 0.02 is 2.5 of 255 grey levels. At most half the cut."""
 
 
 class ServerSettings(_Section):
@@ -204,6 +221,12 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        networks = {"server": self.server.network} | {f"clients.{n}": c.network for n, c in self.clients.items()}
+        for where, network in networks.items():
+            try:
+                network.check_side(self.data.image_shape[1])
+            except ConfigError as error:
+                raise ConfigError(f"{where}.network: {error}") from error
         for name, client in self.clients.items():
             if (
                 self.server.sampler.name in EVALUATES_AT_END
@@ -213,23 +236,48 @@ class Config(_Section):
                     f"server.sampler.name={self.server.sampler.name} evaluates at its last level, where a release "
                     f"teaches nothing; give clients.{name}.handover at least 1.05, or use dpmpp_2m or euler"
                 )
-            if client.sampler.sigma_low >= client.cut.resolve().sigma:
-                raise ValueError(f"clients.{name}.sampler.sigma_low={client.sampler.sigma_low} is not below its cut")
-        sites = [c.path for c in self.clients.values()]
-        if self.data.dataset == "folder" and self.data.path is None and all(p is None for p in sites):
-            raise ValueError("dataset 'folder' needs data.path, or a path of its own for each client")
+            if client.sampler.sigma_low > client.handover_sigma / 2:
+                raise ValueError(
+                    f"clients.{name}.sampler.sigma_low={client.sampler.sigma_low} is above half the level "
+                    f"{client.handover_sigma:.3g} at which it takes over; lower it, or raise the cut"
+                )
+        if self.server.send_previous and self.server.sampler.name != "dpmpp_2m":
+            raise ValueError(
+                f"server.send_previous is for dpmpp_2m, which remembers a step; server.sampler.name="
+                f"{self.server.sampler.name} does not. Leave it out, or sample with dpmpp_2m"
+            )
         return self
 
     def client(self, name: str) -> ClientSettings:
         """The settings of one client. Raises ConfigError for an unknown name, with the closest match."""
         if name not in self.clients:
-            hint = _closest(name, self.clients)
-            raise ConfigError(f"client {name!r} does not exist; known are {', '.join(self.clients)}.{hint}")
+            raise unknown_client(name, self.clients)
         return self.clients[name]
+
+    def for_server(self) -> Config:
+        """What of it a server may see: no paths of data or ledgers, and no labels that a site keeps."""
+        clients = {
+            name: client.model_copy(
+                update={"path": None, "ledger": None, "labels": client.labels if client.share_labels else None}
+            )
+            for name, client in self.clients.items()
+        }
+        data = self.data.model_copy(update={"path": None})
+        return self.model_copy(update={"data": data, "clients": clients})
+
+    def for_client(self, name: str) -> Config:
+        """What of it this client needs and may see: nothing about the other sites."""
+        return self.model_copy(update={"clients": {name: self.client(name)}})
 
     def to_yaml(self) -> str:
         """Every setting, resolved, as it is written beside the results."""
         return str(_yaml().safe_dump(json.loads(self.model_dump_json(exclude_none=True)), sort_keys=False))
+
+
+def unknown_client(name: str, known: Iterable[str]) -> ConfigError:
+    """The refusal of a client's name that nobody knows, with the closest one that somebody does."""
+    known = list(known)
+    return ConfigError(f"client {name!r} does not exist; known are {', '.join(known)}.{_closest(name, known)}")
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:

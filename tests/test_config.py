@@ -98,7 +98,10 @@ def test_a_cut_that_is_none_is_refused_with_its_value(cut, message):
         ({"clients": {"a": {"handover": float("nan")}}}, "handover=nan.*finite"),
         ({"clients": {"a": {"handover": float("inf")}}}, "handover=inf.*finite"),
         ({"clients": {"a": {"handover": 0.9}}}, "handover=0.9"),
-        ({"clients": {"a": {"sampler": {"sigma_low": 1.0}}}}, "clients.a.sampler.sigma_low=1.0 is not below its cut"),
+        ({"clients": {"a": {"sampler": {"sigma_low": 0.51}}}}, "clients.a.sampler.sigma_low=0.51 is above half .* 1 "),
+        ({"server": {"send_previous": True, "sampler": {"name": "euler"}}}, "send_previous.*name=euler"),
+        ({"client": {"network": {"multipliers": [1] * 5}, "cut": {"sigma": 1.0}}}, "clients.a.network: image_size=8"),
+        ({"server": {"network": {"attention": [16]}}}, r"server.network: attention=\[16\].*8, 4, 2, not 16"),
         ({"clients": {"a": {"sampler": {"sigma_low": 0.001}}}}, "clients.a.sampler.sigma_low=0.001.*0.002"),
         ({"clients": {"a": {"labels": ["0", "1", "0"]}}}, "clients.a.labels: names '0' twice"),
         ({"clients": {"a": {"labels": []}}}, "clients.a.labels: .*at least 1"),
@@ -114,7 +117,6 @@ def test_a_cut_that_is_none_is_refused_with_its_value(cut, message):
         ({"data": {"dataset": "digits", "held_out": 1.0}}, "data.held_out=1.0"),
         ({"data": {"dataset": "folder", "path": "x"}}, "needs image_size and channels"),
         ({"data": {"dataset": "folder", "path": "x", "image_size": 1025, "channels": 1}}, "image_size=1025.*1024"),
-        ({"data": {"dataset": "folder", "image_size": 8, "channels": 1}}, "needs data.path, or a path of its own"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(changes, message):
@@ -262,6 +264,24 @@ def test_values_that_yaml_takes_for_something_else_survive(tmp_path):
     }
     config = from_mapping(values(name="on", clients=clients))
     assert load(written(tmp_path, config.to_yaml())) == config
+
+
+def test_a_server_sees_no_paths_and_no_labels_that_a_site_keeps(tmp_path):
+    clients = {
+        "open": {"labels": ["x"], "path": "theirs", "ledger": "book"},
+        "shy": {"labels": ["secret"], "share_labels": False},
+    }
+    data = {"dataset": "folder", "path": "patients", "image_size": 8, "channels": 1}
+    text = from_mapping(values(data=data, clients=clients)).for_server().to_yaml()
+    assert not any(word in text for word in ("secret", "theirs", "book", "patients"))
+    seen = load(written(tmp_path, text))
+    assert seen.client("open").labels == ("x",) and seen.client("shy").cut == seen.client("open").cut
+
+
+def test_a_client_sees_nothing_of_the_others():
+    config = from_mapping(values(clients={"a": {"labels": ["mine"]}, "b": {"labels": ["theirs"], "path": "there"}}))
+    seen = config.for_client("a").to_yaml()
+    assert "mine" in seen and "theirs" not in seen and "there" not in seen
 
 
 def test_a_configuration_cannot_be_changed_afterwards():

@@ -12,7 +12,6 @@ from collafuse.config import NetworkSettings, TrainingSettings
 from collafuse.data.datasets import ImageSet
 from collafuse.data.images import pixel_digest
 from collafuse.learning.denoiser import Denoiser
-from collafuse.nodes.watching import Silent
 
 torch.set_num_threads(1)  # networks this small run fastest so, and two test processes do not get in each other's way
 
@@ -53,7 +52,7 @@ def image_set(count: int, label_names: tuple[str, ...] = ("a", "b"), side: int =
 
 
 @dataclass
-class Recorder(Silent):
+class Recorder:
     """Keeps what a training tells its observer."""
 
     notes: list[str] = field(default_factory=list)

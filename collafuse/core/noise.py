@@ -186,7 +186,8 @@ def client_sigmas(cut: float, num_steps: int, sigma_low: float) -> list[float]:
     """The client's levels: from the cut down to sigma_low, then 0; num_steps in all.
 
     sigma_low is the lowest level at which the client's denoiser is evaluated; the last step goes from
-    there to 0. One step goes from the cut to 0 at once.
+    there to 0. One step goes from the cut to 0 at once. An intermediate may stand lower than a configuration
+    foresaw; below 2 sigma_low it is evaluated down to half its own level.
     """
     if num_steps < 1:
         raise ConfigError(f"steps={num_steps}; a client needs at least one step to finish.")

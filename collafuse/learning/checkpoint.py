@@ -87,7 +87,7 @@ def resume(
             skipped(f"skipping a checkpoint: {error}")
             continue
         for name, here, there in (
-            ("configuration", identity.config, found.config),
+            ("configuration or starting weights", identity.config, found.config),
             ("data", identity.data, found.data),
         ):
             if here != there:

@@ -6,12 +6,13 @@ Nothing logs in or opens a connection at import; a tracker is opened when it is 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..core.atomic import storage_error
+from ..core.atomic import storage_error, write_bytes
 from ..core.errors import RuntimeMissingError, UsageError
 
 TRACKERS = ("tensorboard", "wandb")
@@ -36,10 +37,27 @@ class MetricsLog:
         for tracker in self._trackers:
             tracker.write(_flat(record), record["step"])
 
+    def rewind(self, step: int) -> None:
+        """Drop the records after ``step``: a training that resumes there writes them again."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            write_bytes(self.path, "".join(kept).encode(), overwrite=True)
+
     def close(self) -> None:
         """Close the trackers."""
         for tracker in self._trackers:
             tracker.close()
+
+
+def _step_of(line: str) -> float:
+    """The step of a record; infinite for a line that was cut short when the machine stopped."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def _flat(record: dict[str, Any]) -> dict[str, float]:

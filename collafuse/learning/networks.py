@@ -14,23 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import NetworkSettings
-from ..core.errors import ConfigError
 
 HEAD_CHANNELS = 64
 FREQUENCIES = (0.25, 16.0)
 """Lowest and highest frequency at which c_noise is embedded; c_noise spans about -1.6 to 1.1."""
-
-
-def check_image_side(side: int, settings: NetworkSettings) -> None:
-    """Raise ConfigError, naming the nearest sides that work, unless the U-Net can halve this side cleanly."""
-    factor = 2 ** (len(settings.multipliers) - 1)
-    if side % factor:
-        below, above = side // factor * factor, (side // factor + 1) * factor
-        nearest = f"{below} or {above}" if below else str(above)
-        raise ConfigError(
-            f"image_size={side} cannot be halved {len(settings.multipliers) - 1} times, which multipliers="
-            f"{list(settings.multipliers)} need; use image_size {nearest}, or fewer multipliers."
-        )
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -108,7 +95,7 @@ class UNet(nn.Module):
     def __init__(self, settings: NetworkSettings, image_shape: tuple[int, int, int], num_labels: int) -> None:
         super().__init__()
         image_channels, side, _ = image_shape
-        check_image_side(side, settings)
+        settings.check_side(side)
         embedding = 4 * settings.channels
         widths = [settings.channels * m for m in settings.multipliers]
         sides = [side // 2**level for level in range(len(widths))]

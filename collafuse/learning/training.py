@@ -66,6 +66,10 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
 
 
+def _to_double(images: Tensor) -> Tensor:
+    return to_float(images).double()
+
+
 def estimate_sigma_data(data: TrainingData) -> float:
     """Standard deviation of the clean images behind the data: sqrt(var z - sigma_floor^2).
 
@@ -73,7 +77,10 @@ def estimate_sigma_data(data: TrainingData) -> float:
     which shows in a value that images in [-1, 1] cannot have, it is EDM's 0.5.
     """
     quietest = data.images[data.sigma_floor == data.sigma_floor.min()]
-    variance = to_float(quietest).double().var().item() - float(data.sigma_floor.min()) ** 2
+    # In parts: in float64 all at once, a set of grey levels would take eight times its memory.
+    sums = [(part.sum().item(), part.square().sum().item()) for part in map(_to_double, quietest.split(1024))]
+    mean, square = (math.fsum(column) / quietest.numel() for column in zip(*sums, strict=True))
+    variance = square - mean**2 - float(data.sigma_floor.min()) ** 2
     return math.sqrt(variance) if 0.01 < variance <= 1 else 0.5
 
 
@@ -167,7 +174,10 @@ class Trainer:
         folder: Path,
         device: torch.device,
         observer: Observer,
+        start: str = "fresh",
     ) -> None:
+        """``start`` says which weights the denoiser holds now; a training resumes from a checkpoint of the same
+        settings, network, data and start."""
         self.settings = settings
         self.folder = folder
         self.device = device
@@ -188,6 +198,7 @@ class Trainer:
             "training": settings.model_dump(),
             "network": denoiser.network_settings.model_dump(),
             "sigma_data": denoiser.sigma_data,
+            "start": start,
         }
         self.identity = checkpoint.Identity(checkpoint.digest_of_settings(plain), data.digest())
 

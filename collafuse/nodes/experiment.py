@@ -53,6 +53,7 @@ def run_experiment(
         path = run.server.releases / f"{name}{SUFFIX}"
         if not (resume and path.exists()):
             client.release(path, Ledger(run.client(name).ledger), simulated=True)
+    run.write_config(config)
     found = read_releases(run.server.releases, accept_simulated=True)
     server = train_server(config, found, run.server, device, observer_of("server"), resume=resume, trackers=trackers)
     init = server.model if warm_start else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import Config, load
+from ..config import Config, load, unknown_client
 from ..core import release
 from ..core.atomic import write_bytes
 from ..core.errors import FileFormatError, OutputExistsError, StorageError
@@ -15,7 +15,7 @@ from ..core.errors import FileFormatError, OutputExistsError, StorageError
 CONFIG = "config.yaml"
 RESULTS = tuple(f"{CONFIG} weights.safetensors checkpoints metrics.jsonl samples sites.json tensorboard wandb".split())
 """What training a node writes."""
-RUN_ENTRIES = ("server", "clients", "pictures", "finished")
+RUN_ENTRIES = (CONFIG, "server", "clients", "pictures", "finished")
 RUN_SUFFIXES = (".onnx", ".safetensors")
 """What ``train`` and ``demo`` write into a run folder."""
 
@@ -70,9 +70,7 @@ class NodeFolder:
 
     def read_config(self) -> Config:
         """The configuration this node was trained with. Raises FileFormatError when there is none."""
-        if not (self.path / CONFIG).is_file():
-            raise FileFormatError(f"{self.path} is no trained node: it lacks {CONFIG}. Check the run folder and name.")
-        return load(self.path / CONFIG)
+        return _read_config(self.path, "trained node")
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,14 @@ class RunFolder:
     """A run."""
 
     path: Path
+
+    def write_config(self, config: Config) -> None:
+        """Write the whole experiment's configuration, for whoever plays all of its nodes."""
+        write_bytes(self.path / CONFIG, config.to_yaml().encode(), overwrite=True)
+
+    def read_config(self) -> Config:
+        """The whole experiment's configuration. Raises FileFormatError where ``train`` did not write one."""
+        return _read_config(self.path, "run of train or demo")
 
     @property
     def server(self) -> NodeFolder:
@@ -89,6 +95,13 @@ class RunFolder:
     def client(self, name: str) -> NodeFolder:
         """What this site may see."""
         return NodeFolder(self.path / "clients" / name)
+
+    def trained_client(self, name: str) -> NodeFolder:
+        """The folder of a client that was trained here. Raises ConfigError for a name that is not there."""
+        there = sorted(p.name for p in self.path.glob("clients/*") if p.is_dir())
+        if there and name not in there:
+            raise unknown_client(name, there)
+        return self.client(name)
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Make sure that a run may be written here; changes nothing.
@@ -122,6 +135,12 @@ class RunFolder:
     def clear(self) -> None:
         """Remove an older run that :meth:`check` has accepted. Raises StorageError."""
         _remove(sorted(self.path.iterdir()) if self.path.is_dir() else [])
+
+
+def _read_config(folder: Path, what: str) -> Config:
+    if not (folder / CONFIG).is_file():
+        raise FileFormatError(f"{folder} is no {what}: it lacks {CONFIG}. Check the run folder and name.")
+    return load(folder / CONFIG)
 
 
 def _remove(paths: Sequence[Path]) -> None:

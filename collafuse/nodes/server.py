@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..config import Config
+from ..config import Config, unknown_client
 from ..core import release as releases
 from ..core.atomic import write_bytes
 from ..core.conditioning import Labels, conditions_from_labels, guided, indices_of, translate_labels
@@ -123,23 +123,26 @@ class Server:
         seed: int | None = None,
         batch_size: int = 256,
         half: bool = False,
+        advance: Callable[[int], None] = lambda count: None,
     ) -> Intermediate:
         """``count`` intermediates for a client, at its own cut.
 
         labels: what every image shows (several: all at once); None deals the client's shared labels out evenly, or
         delivers without labels when it keeps them. Each image has its own noise, keyed by (seed, index), so that
-        batch size does not change a picture; no seed takes the system's randomness. Raises RefusedError for what
-        the server has not learned: see :meth:`plan_labels` and :meth:`levels`.
+        batch size does not change a picture; no seed takes the system's randomness. ``advance`` hears of each
+        finished batch. Raises RefusedError for what the server has not learned: see :meth:`plan_labels` and
+        :meth:`levels`.
         """
         if not 1 <= count <= MAX_DELIVERY:
             raise UsageError(f"count={count}; ask for 1 to {MAX_DELIVERY} images.")
         multi_hot = self.plan_labels(client, count, labels)
         sigmas = self.levels(client)
         base = secrets.randbits(64) if seed is None else seed
-        parts = [
-            self._sample(multi_hot, slice(i, min(i + batch_size, count)), sigmas, base)
-            for i in range(0, count, batch_size)
-        ]
+        parts = []
+        for start in range(0, count, batch_size):
+            rows = slice(start, min(start + batch_size, count))
+            parts.append(self._sample(multi_hot, rows, sigmas, base))
+            advance(rows.stop - rows.start)
         sampler, dtype = self.config.server.sampler, np.float16 if half else np.float32
         x = np.concatenate([x for x, _, _ in parts]).astype(dtype)
         previous = None
@@ -159,7 +162,10 @@ class Server:
         )
 
     def site(self, client: str) -> Site:
-        """What is known of a client. Raises RefusedError for one that the server has not learned from."""
+        """What is known of a client. Raises ConfigError for a name that nobody has, RefusedError for a client that
+        the server has not learned from."""
+        if client not in self.sites and client not in self.config.clients:
+            raise unknown_client(client, self.sites)
         if client not in self.sites:
             raise RefusedError(
                 f"the server has no release of client {client!r}; it learned from {', '.join(self.sites)}. "
@@ -292,7 +298,7 @@ def train_server(
 
     def ready() -> None:
         # Not before a resume is accepted: both must stay those of the weights that lie there.
-        folder.write_config(config)
+        folder.write_config(config.for_server())
         _write_sites(folder.sites, sites)
 
     watching = NodeObserver(folder.path, observer, trackers, sheet)

@@ -28,6 +28,7 @@ class NodeObserver:
         self._sheet = sheet
 
     def started(self, step: int, total: int) -> None:
+        self._log.rewind(step)
         self._other.started(step, total)
 
     def note(self, text: str) -> None:
@@ -45,19 +46,3 @@ class NodeObserver:
     def close(self) -> None:
         """Close the trackers."""
         self._log.close()
-
-
-class Silent:
-    """An observer that does nothing."""
-
-    def started(self, step: int, total: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def logged(self, record: dict[str, Any]) -> None:
-        pass
-
-    def sampled(self, step: int, denoiser: Denoiser) -> None:
-        pass

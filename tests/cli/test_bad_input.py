@@ -30,13 +30,12 @@ def test_a_missing_configuration(call_cli):
     assert "nowhere.yaml" in call_cli("train", "nowhere.yaml", "-o", "run", code=3).stderr
 
 
-def test_a_client_that_does_not_exist(call_trained, trained, tmp_path):
-    assert (
-        "'north'"
-        in call_trained("train-client", "digits.yaml", "--client", "nort", "-o", tmp_path / "a", code=3).stderr
-    )
-    assert "nort" in call_trained("deliver", "run", "--client", "nort", "-n", 1, "-o", tmp_path / "b", code=7).stderr
-    assert "nort" in call_trained("export-client", "run", "--client", "nort", "-o", tmp_path / "c.onnx", code=5).stderr
+@pytest.mark.parametrize(
+    "command", ["train-client digits.yaml", "release digits.yaml", "deliver run", "export-client run"]
+)
+def test_a_client_that_does_not_exist(call_trained, trained, tmp_path, command):
+    stderr = call_trained(*command.split(), "--client", "nort", "-o", tmp_path / "a", code=3).stderr
+    assert "'nort'" in stderr and "Did you mean 'north'?" in stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -27,6 +27,20 @@ def test_each_record_is_one_line_of_json_and_a_second_log_appends(tmp_path):
     assert lines[0].items() >= RECORD.items() and lines[0]["time"].endswith("+00:00")
 
 
+def test_a_resumed_training_repeats_no_step_and_a_cut_line_is_dropped(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.rewind(0)  # nothing there yet
+    for step in (50, 100, 150):
+        log.write({**RECORD, "step": step})
+    whole = log.path.read_text()
+    log.rewind(150)
+    assert log.path.read_text() == whole
+    log.path.write_text(whole + whole[:30])
+    log.rewind(100)
+    log.write({**RECORD, "step": 150})
+    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [50, 100, 150]
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "node").write_text("a file, not a folder")
     with pytest.raises(StorageError, match=r"metrics\.jsonl"):

@@ -10,7 +10,7 @@ import torch
 from collafuse.config import NetworkSettings, load
 from collafuse.core.errors import ConfigError
 from collafuse.learning.denoiser import Denoiser
-from collafuse.learning.networks import SelfAttention, UNet, check_image_side, num_parameters
+from collafuse.learning.networks import SelfAttention, UNet, num_parameters
 from tests.tiny import denoiser
 
 
@@ -40,7 +40,7 @@ def test_the_output_has_the_shape_of_the_input(settings, image_shape, num_labels
 )
 def test_a_side_that_cannot_be_halved_is_refused_with_the_nearest_that_can(side, multipliers, nearest):
     with pytest.raises(ConfigError, match=f"image_size={side} .* use image_size {nearest},"):
-        check_image_side(side, NetworkSettings(multipliers=multipliers))
+        NetworkSettings(multipliers=multipliers).check_side(side)
 
 
 def test_the_network_itself_refuses_such_a_side():
@@ -48,12 +48,19 @@ def test_the_network_itself_refuses_such_a_side():
         UNet(NetworkSettings(channels=8, multipliers=(1, 2)), (1, 9, 9), 0)
 
 
+def test_attention_at_a_resolution_that_never_occurs_is_refused_with_those_that_do():
+    settings = NetworkSettings(multipliers=(1, 2, 2), attention=(8, 16))
+    settings.check_side(32)
+    with pytest.raises(ConfigError, match=r"attention=\[8, 16\].*image_size=24 has the resolutions 24, 12, 6, not 8"):
+        settings.check_side(24)
+
+
 def test_a_fresh_network_gives_zero():
     network = UNet(NetworkSettings(channels=8, attention=(4,)), (1, 8, 8), 2)
     assert not network(torch.randn(2, 1, 8, 8), torch.zeros(2), torch.ones(2, 3)).any()
 
 
-@pytest.mark.parametrize(("attention", "expected"), [((), 0), ((8,), 3), ((4,), 4), ((8, 4), 7), ((16,), 0)])
+@pytest.mark.parametrize(("attention", "expected"), [((), 0), ((8,), 3), ((4,), 4), ((8, 4), 7)])
 def test_attention_stands_at_the_named_resolutions_only(attention, expected):
     # One block down and two up per level; the middle block belongs to the lowest.
     network = UNet(NetworkSettings(channels=8, multipliers=(1, 1), blocks=1, attention=attention), (1, 8, 8), 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +108,25 @@ def test_one_old_image_among_new_ones_is_enough_to_refuse(tmp_path, ledger):
     client(images.take(np.arange(3, 6))).release(tmp_path / "second", ledger, simulated=False)
 
 
+def test_new_images_alone_can_be_released_later(tmp_path, ledger):
+    images = image_set(6)
+    first = client(images.take(np.arange(3))).release(tmp_path / "a.safetensors", ledger, simulated=False)
+    site = client(images.take(np.array([5, 2, 3, 0, 5])))
+    later = site.release(tmp_path / "a.2.safetensors", ledger, simulated=False, new_only=True)
+    assert len(later.z) == 2 and np.array_equal(later.labels, images.labels[[5, 3]])
+    assert not {bytes(i) for i in later.ids} & {bytes(i) for i in first.ids}
+    with pytest.raises(RefusedError, match=r"4 of 4 images were released before(?!.*--new-only)"):
+        site.release(tmp_path / "a.3.safetensors", ledger, simulated=False, new_only=True)
+
+
+def test_a_release_in_blocks_is_one_release_and_tells_how_far_it_is(tmp_path, ledger, monkeypatch):
+    monkeypatch.setattr("collafuse.nodes.client.BLOCK_VALUES", 40)  # two and a half images
+    images, heard = image_set(9), []
+    made = client(images).release(tmp_path / "r", ledger, simulated=False, advance=heard.append)
+    assert sum(heard) == 9 and len(heard) > 3 and made.z.shape == images.pixels.shape
+    assert np.unique(noise_of(made, images).round(3)).size > 100  # no block repeats another's noise
+
+
 def test_the_same_pixels_are_known_under_any_name_format_and_size(tmp_path, ledger):
     pixels = np.random.default_rng(3).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     for name, size in (("monday/x/scan-1.png", 4), ("friday/y/renamed.bmp", 8)):
@@ -140,7 +158,7 @@ def test_an_interrupted_release_is_completed_with_the_same_noise(tmp_path, ledge
 
     site = client(image_set(4))
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", stop)
+        patch.setattr("os.link", stop)
         with pytest.raises(PowerCutError):
             site.release(tmp_path / "r", ledger, simulated=False)
     (waiting,) = tmp_path.glob(".release-*.partial")
@@ -218,3 +236,20 @@ def test_a_warm_start_begins_at_the_server_s_weights_and_needs_its_size(tmp_path
     with pytest.raises(MismatchError, match="a warm start needs the same network"):
         client(image_set(6), settings, "b").train(NodeFolder(tmp_path / "b"), CPU, Recorder(), init=teacher)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_training_resumes_only_from_a_checkpoint_with_the_same_start(tmp_path):
+    teacher = client(image_set(6)).train(NodeFolder(tmp_path / "teacher"), CPU, Recorder())
+    client(image_set(6)).train(NodeFolder(tmp_path / "a"), CPU, Recorder())
+    with pytest.raises(MismatchError, match="another configuration or starting weights"):
+        client(image_set(6)).train(NodeFolder(tmp_path / "a"), CPU, Recorder(), resume=True, init=teacher)
+
+
+def test_metrics_of_a_resumed_training_repeat_no_step(tmp_path):
+    folder = NodeFolder(tmp_path)
+    site = client(image_set(6))
+    site.train(folder, CPU, Recorder())
+    (tmp_path / "checkpoints" / "step-00000003.safetensors").unlink()  # as if stopped after step 2 was saved
+    site.train(folder, CPU, Recorder(), resume=True)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]

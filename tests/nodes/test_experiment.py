@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,12 @@ def test_the_servers_folder_holds_no_clean_image_and_no_ledger(tiny_config, run)
     assert not [p for p in files if any(needle in p.read_bytes() for needle in needles)]
 
 
+def test_each_node_is_told_its_own_part_of_the_configuration(tiny_config, run):
+    assert run.read_config() == tiny_config
+    assert list(run.client("north").read_config().clients) == ["north"]
+    assert run.server.read_config() == tiny_config.for_server()
+
+
 def test_warm_start_begins_at_the_servers_weights(tiny_config, tmp_path):
     done = run_experiment(tiny_config, RunFolder(tmp_path), CPU, lambda name: Recorder(), warm_start=True)
     sigma_data = done.server.model.denoiser.sigma_data
@@ -58,16 +65,16 @@ def test_a_clients_folder_holds_nothing_of_the_others_or_of_the_server(tiny_conf
 
 
 def test_a_run_stopped_between_spending_and_naming_a_release_resumes_with_its_bytes(tiny_config, tmp_path, monkeypatch):
-    replace = Path.replace
+    link = os.link
 
-    def stop(self: Path, target: Path) -> Path:
+    def stop(source: Path, target: Path) -> None:
         if target.name == "east.safetensors":
             raise KeyboardInterrupt
-        return replace(self, target)
+        link(source, target)
 
     run = RunFolder(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", stop)
+        patch.setattr(os, "link", stop)
         with pytest.raises(KeyboardInterrupt):
             run_experiment(tiny_config, run, CPU, lambda name: Recorder())
     (waiting,) = run.server.releases.glob(".release-*.partial")

@@ -35,7 +35,7 @@ def with_sampler(server, **changes):
 def made(count=6, sigma=0.5, names=("0", "1", "2"), side=8, simulated=False, shared=True):
     images = image_set(count, names, side=side)
     labels = images.labels if shared else None
-    return releases.make(images.x0(), Cut(sigma), system_noise, labels=labels, label_names=names, simulated=simulated)
+    return releases.make([images.x0()], Cut(sigma), system_noise, labels=labels, label_names=names, simulated=simulated)
 
 
 def test_it_delivers_at_the_clients_own_cut(server):
@@ -61,7 +61,7 @@ def test_a_label_released_below_a_clients_cut_is_delivered(server):
 
 
 def test_unknown_clients_labels_and_counts_are_refused(server):
-    with pytest.raises(RefusedError, match="'west'.*north, east, south"):
+    with pytest.raises(ConfigError, match="'west'.*north, east, south.*Did you mean 'east'"):
         server.deliver("west", 1)
     with pytest.raises(MismatchError, match="'nine'"):
         server.deliver("north", 1, labels=["nine"])
@@ -232,15 +232,30 @@ def test_the_lowest_level_evaluated_is_one_that_was_trained(steps):
 
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
 def test_batch_size_changes_no_number_that_matters(name):
-    settings = config(server={"sampler": {"steps": 4, "name": name, "guidance": 1.5}, "send_previous": True})
+    remembers = name == "dpmpp_2m"
+    settings = config(server={"sampler": {"steps": 4, "name": name, "guidance": 1.5}, "send_previous": remembers})
     server = untrained(settings, {"a": Site(0.5, ("x", "y"))})
     whole = server.deliver("a", 7, seed=3)
     for batch_size in (1, 3, 7):
         parts = server.deliver("a", 7, seed=3, batch_size=batch_size)
         np.testing.assert_allclose(parts.x, whole.x, rtol=1e-5, atol=1e-5)
         assert parts.nfe == whole.nfe and np.array_equal(parts.labels, whole.labels)
-        if name == "dpmpp_2m":
+        if remembers:
             np.testing.assert_allclose(parts.previous_x0_hat, whole.previous_x0_hat, rtol=1e-5, atol=1e-5)
+
+
+def test_a_client_that_sent_no_release_is_told_apart_from_one_that_nobody_knows():
+    server = untrained(config({"a": {}, "late": {}}), {"a": Site(0.5, ("x",))})
+    with pytest.raises(RefusedError, match="no release of client 'late'; it learned from a"):
+        server.deliver("late", 1)
+    with pytest.raises(ConfigError, match="'lat' does not exist"):
+        server.deliver("lat", 1)
+
+
+def test_a_delivery_tells_how_far_it_is():
+    heard: list[int] = []
+    untrained(config(), {"a": Site(0.5, ("x",))}).deliver("a", 7, batch_size=3, advance=heard.append)
+    assert heard == [3, 3, 1]
 
 
 def test_a_longer_delivery_begins_with_the_shorter_one():
