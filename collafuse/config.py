@@ -72,7 +72,7 @@ class DataSettings(_Section):
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for RGB; images are converted."""
     held_out: Share = 0.0
-    """Share of each site's images kept away from training and release."""
+    """Share of each site's images kept away from training and release, chosen by each image's pixels and the seed."""
     horizontal_flip: bool = False
     """A client's own training may mirror images; releases are never augmented."""
     split: SplitSettings = SplitSettings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -105,11 +106,22 @@ def _site(images: ImageSet, settings: ClientSettings, name: str, config: Config)
     columns = _columns(own, images.label_names, name)
     if own:
         images = images.take(np.flatnonzero(images.labels[:, columns].any(axis=1))).with_labels(own)
-    order = np.random.Generator(np.random.Philox([config.data.seed, 1])).permutation(len(images))
-    count = round(len(images) * config.data.held_out)
-    if len(images) - count < 1:
+    away = held_out_rows(images.digests, config.data.held_out, config.data.seed)
+    if away.all():
         raise DataError(
-            f"client {name!r} has {len(images)} images of which {count} are held out; nothing is left to train on. "
-            "Check its labels and path, or deal the data another way (data.split)."
+            f"client {name!r} has {len(images)} images of which {len(images)} are held out; nothing is left to train "
+            "on. Check its labels and path, hold less out, or deal the data another way (data.split)."
         )
-    return SiteData(train=images.take(np.sort(order[count:])), held_out=images.take(np.sort(order[:count])))
+    return SiteData(train=images.take(np.flatnonzero(~away)), held_out=images.take(np.flatnonzero(away)))
+
+
+def held_out_rows(digests: NDArray[np.uint8], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which of these images [N, 32] are held out: those whose digest, hashed with the seed, falls below the share.
+
+    An image's place depends on its pixels and the seed alone: adding or removing others never moves it, and equal
+    images lie on one side. So the count is not exact: of N different images it is N * share on average, with a
+    standard deviation of sqrt(N * share * (1 - share)).
+    """
+    key = f"held out {seed}".encode()
+    hashes = b"".join(hashlib.blake2b(digest.tobytes(), digest_size=8, key=key).digest() for digest in digests)
+    return np.frombuffer(hashes, dtype="<u8") < share * 2.0**64

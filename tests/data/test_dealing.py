@@ -11,7 +11,8 @@ from PIL import Image
 
 from collafuse.config import Config, from_mapping
 from collafuse.core.errors import ConfigError, DataError
-from collafuse.data.dealing import SiteData, load_site, load_sites
+from collafuse.data.dealing import SiteData, held_out_rows, load_site, load_sites
+from tests.tiny import image_set
 
 MODES = {
     "labels": {"by": "labels"},
@@ -74,9 +75,36 @@ def test_a_site_alone_gets_what_it_gets_among_all(split):
 @pytest.mark.parametrize("held_out", [0.0, 0.2, 0.9])
 def test_the_held_out_share_is_kept_away_from_training(held_out):
     for site in load_sites(config(MODES["even"], held_out=held_out)).values():
-        assert len(site.held_out) == round(599 * held_out) and len(site.train) == 599 - len(site.held_out)
+        deviation = np.sqrt(599 * held_out * (1 - held_out))
+        assert abs(len(site.held_out) - 599 * held_out) <= 4 * deviation
+        assert len(site.train) == 599 - len(site.held_out)
         train = {d.tobytes() for d in site.train.digests}
         assert not train & {d.tobytes() for d in site.held_out.digests}
+
+
+def test_an_image_stays_in_training_or_held_out_whatever_images_are_added():
+    few, more = image_set(40), image_set(400, seed=1)
+    among_more = np.concatenate([more.digests[:200], few.digests, more.digests[200:]])
+    alone = held_out_rows(few.digests, 0.3, seed=5)
+    assert alone.any() and not alone.all()
+    assert np.array_equal(held_out_rows(among_more, 0.3, seed=5)[200:240], alone)
+
+
+def test_a_larger_share_holds_out_what_a_smaller_one_did_and_more():
+    digests = image_set(200).digests
+    small, large = (held_out_rows(digests, share, seed=0) for share in (0.1, 0.4))
+    assert large[small].all() and large.sum() > small.sum()
+
+
+def test_equal_images_lie_on_one_side(tmp_path):
+    for level in range(12):
+        for copy in ("a", "b"):
+            paint(tmp_path / "x" / f"{level}-{copy}.png", level)
+    data = {"dataset": "folder", "path": str(tmp_path), "image_size": 4, "channels": 1, "held_out": 0.5}
+    site = load_site(config(MODES["even"], {"a": {}}, **data), "a")
+    train, held_out = ({d.tobytes() for d in part.digests} for part in (site.train, site.held_out))
+    assert len(train) + len(held_out) == 12 and len(train) and len(held_out)
+    assert len(site.train) == 2 * len(train) and len(site.held_out) == 2 * len(held_out)
 
 
 def test_a_site_holds_only_its_labels_and_a_shared_label_goes_where_fewer_images_lie():
@@ -134,7 +162,7 @@ def test_a_site_that_is_left_with_nothing_is_refused(tmp_path):
     with pytest.raises(DataError, match="client 'b' has 0 images .* nothing is left to train on"):
         load_sites(config(MODES["even"], {"a": {}, "b": {}}, held_out=0, **data))
     with pytest.raises(DataError, match="client 'a' has 1 images of which 1 are held out"):
-        load_site(config(MODES["even"], {"a": {}}, held_out=0.9, **data), "a")
+        load_site(config(MODES["even"], {"a": {}}, held_out=0.999, **data), "a")
 
 
 def test_an_unknown_client_is_refused():
