@@ -11,6 +11,8 @@ from .errors import FileFormatError
 
 MAX_NAMES = 4096
 """The largest number of labels in one file."""
+MAX_NAME = 200
+"""The longest label name, in characters."""
 MAX_TEXT = 4096
 """The longest text in metadata, in characters."""
 
@@ -44,6 +46,11 @@ def shown(value: object, longest: int = 80) -> str:
 def shown_names(names: Iterable[str]) -> str:
     """As :func:`shown`, for several names in alphabetical order."""
     return shown(sorted(names), longest=300)[1:-1]
+
+
+def is_name(value: object) -> bool:
+    """Whether this may be the name of a label: a text of 1 to MAX_NAME printable characters."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
 
 
 def _is_finite(value: Any) -> bool:
@@ -109,10 +116,9 @@ class Fields:
         return value
 
     def names(self, key: str) -> tuple[str, ...]:
-        """A list of at most MAX_NAMES different names of 1 to 200 characters."""
+        """A list of at most MAX_NAMES different names; see :func:`is_name`."""
         value = self.take(key)
-        ok = isinstance(value, list) and len(value) <= MAX_NAMES
-        ok = ok and all(isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable() for v in value)
+        ok = isinstance(value, list) and len(value) <= MAX_NAMES and all(map(is_name, value))
         if not ok or len(set(value)) != len(value):
             raise self._bad(key, value, f"at most {MAX_NAMES} different names")
         return tuple(value)

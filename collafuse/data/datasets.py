@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..config import DataSettings
 from ..core.conditioning import Labels
 from ..core.errors import DataError, RuntimeMissingError
+from ..core.metadata import MAX_NAME, MAX_NAMES, is_name, shown
 from .images import SUFFIXES, pixel_digest, read_image
 
 MAX_IMAGE_BYTES = 8 << 30
@@ -91,6 +92,7 @@ def _folder(root: Path, settings: DataSettings) -> ImageSet:
             "move them into a sub-folder, or the sub-folders elsewhere."
         )
     names = () if loose else tuple(sorted({p.relative_to(root).parts[0] for p in files}))
+    check_label_names(names, f"sub-folders of {root}")
     channels, side, _ = settings.image_shape
     if len(files) * channels * side * side > MAX_IMAGE_BYTES:
         raise DataError(
@@ -107,6 +109,21 @@ def _folder(root: Path, settings: DataSettings) -> ImageSet:
         if names:
             labels[row, names.index(file.relative_to(root).parts[0])] = 1
     return ImageSet(pixels, labels, names, digests)
+
+
+def check_label_names(names: Sequence[str], where: str) -> None:
+    """Refuse names that no release or bundle could carry, before anything is trained. ``where``: what is named so."""
+    if len(names) > MAX_NAMES:
+        raise DataError(
+            f"{where} name {len(names)} labels; at most {MAX_NAMES} are possible. Put several into one, or put the "
+            "images into one folder and leave them unlabelled."
+        )
+    for name in names:
+        if not is_name(name):
+            raise DataError(
+                f"{where}: {shown(name)} cannot be the name of a label; rename it to at most {MAX_NAME} printable "
+                "characters."
+            )
 
 
 def _in_threads(

@@ -125,6 +125,23 @@ def test_images_beside_labelled_folders_are_refused(tmp_path):
         load(folder(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "x" * 201, "right\u202eleft", "\udce9"])
+def test_a_sub_folder_whose_name_no_release_could_carry_is_refused_when_it_is_read(tmp_path, name):
+    paint(tmp_path / "cat" / "a.png", 10)
+    paint(tmp_path / name / "a.png", 20)
+    with pytest.raises(DataError, match=r"sub-folders of .*cannot be the name of a label; rename it") as refused:
+        load(folder(tmp_path))
+    assert str(refused.value).isprintable()
+
+
+def test_more_labels_than_a_file_may_name_are_refused_when_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "MAX_NAMES", 2)
+    for name in "abc":
+        paint(tmp_path / name / "a.png", 10)
+    with pytest.raises(DataError, match="name 3 labels; at most 2 are possible"):
+        load(folder(tmp_path))
+
+
 def test_one_damaged_image_among_many_is_named(tmp_path):
     for level in range(5):
         paint(tmp_path / "cat" / f"{level}.png", level)
