@@ -27,7 +27,13 @@ def demo(
 
     with reporting() as reporter:
         result = run_demo(
-            out, overrides or (), choose_device(device), reporter.observer, reporter.say, overwrite=overwrite
+            out,
+            overrides or (),
+            choose_device(device),
+            reporter.observer,
+            reporter.say,
+            overwrite=overwrite,
+            progress=reporter.bar,
         )
     if as_json:
         emit(_plain(asdict(result)))

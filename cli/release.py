@@ -49,7 +49,8 @@ def release(
             f"client {client!r} has no ledger; set clients.{client}.ledger to a file that this site keeps, "
             "where released images are recorded."
         )
-    site = Client(settings, client, load_site(settings, client))
+    with reporting() as reporter:
+        site = Client(settings, client, load_site(settings, client, reporter.bar))
     record = Ledger(ledger)
     if not new_ledger:
         record.require()

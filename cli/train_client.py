@@ -35,7 +35,8 @@ def train_client(
     from collafuse.nodes.runfolder import RunFolder
 
     settings = load(config, overrides or ())
-    site = Client(settings, client, load_site(settings, client))
+    with reporting() as reporter:
+        site = Client(settings, client, load_site(settings, client, reporter.bar))
     teacher = weights.load(init, "server") if init is not None else None
     folder = RunFolder(out).client(client)
     folder.prepare(resume=resume, overwrite=overwrite)

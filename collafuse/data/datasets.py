@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from ..core.conditioning import Labels
 from ..core.errors import DataError, RuntimeMissingError
 from ..core.metadata import MAX_NAME, MAX_NAMES, is_name, shown
 from .images import SUFFIXES, pixel_digest, read_image
+from .progress import Progress, unseen
 
 MAX_IMAGE_BYTES = 8 << 30
 """The largest data set that is held in memory, in bytes of decoded pixels."""
@@ -49,14 +50,14 @@ class ImageSet:
         return self.pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def load(settings: DataSettings, path: Path | None = None) -> ImageSet:
+def load(settings: DataSettings, path: Path | None = None, progress: Progress = unseen) -> ImageSet:
     """The data set that the settings name; ``path`` takes the place of ``settings.path``. Raises DataError."""
     if settings.dataset == "digits":
         return _digits(settings)
     root = path or settings.path
     if root is None:
         raise DataError("no image folder is given; set data.path, or a path for each client.")
-    return _folder(root, settings)
+    return _folder(root, settings, progress)
 
 
 def _digits(settings: DataSettings) -> ImageSet:
@@ -78,7 +79,7 @@ def _digests(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(pixels), 32)
 
 
-def _folder(root: Path, settings: DataSettings) -> ImageSet:
+def _folder(root: Path, settings: DataSettings, progress: Progress) -> ImageSet:
     """Images below ``root``, labelled by the sub-folder they lie in; unlabelled when they lie in root itself."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; set data.path to a folder of images, one sub-folder per label.")
@@ -101,9 +102,11 @@ def _folder(root: Path, settings: DataSettings) -> ImageSet:
         )
     pixels = np.empty((len(files), channels, side, side), dtype=np.uint8)
     digests = np.empty((len(files), 32), dtype=np.uint8)
+    counter = progress(f"reading {root.name}", len(files))
     for row, (one, digest) in enumerate(_in_threads(partial(read_image, channels=channels, side=side), files)):
         pixels[row] = one
         digests[row] = np.frombuffer(digest, dtype=np.uint8)
+        counter.advance(1)
     labels = np.zeros((len(files), len(names)), dtype=np.uint8)
     for row, file in enumerate(files):
         if names:
@@ -128,9 +131,11 @@ def check_label_names(names: Sequence[str], where: str) -> None:
 
 def _in_threads(
     read: Callable[[Path], tuple[NDArray[np.uint8], bytes]], files: list[Path], chunk: int = 1024
-) -> list[tuple[NDArray[np.uint8], bytes]]:
+) -> Iterator[tuple[NDArray[np.uint8], bytes]]:
+    """Each file's pixels and digest, in order; at most ``chunk`` are read ahead."""
     # Pillow releases the interpreter lock while decoding. What it remarks about metadata concerns nobody; filters
     # are the whole process's, so they are set here and not in the threads.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")
-        return [result for i in range(0, len(files), chunk) for result in pool.map(read, files[i : i + chunk])]
+        for start in range(0, len(files), chunk):
+            yield from pool.map(read, files[start : start + chunk])

@@ -13,6 +13,7 @@ from ..config import ClientSettings, Config
 from ..core.conditioning import indices_of
 from ..core.errors import DataError, MismatchError
 from .datasets import ImageSet, load
+from .progress import Progress, unseen
 
 
 @dataclass(frozen=True)
@@ -23,24 +24,24 @@ class SiteData:
     held_out: ImageSet
 
 
-def load_site(config: Config, name: str) -> SiteData:
+def load_site(config: Config, name: str, progress: Progress = unseen) -> SiteData:
     """One site's data; other sites' folders are not touched when it has a path of its own.
 
     Raises DataError when nothing is left for it, ConfigError for an unknown client.
     """
     settings = config.client(name)
     if settings.path is not None:
-        return _site(load(config.data, settings.path), settings, name, config)
+        return _site(load(config.data, settings.path, progress), settings, name, config)
     sharing = {n: c for n, c in config.clients.items() if c.path is None}
-    return _site(deal(load(config.data), config, sharing)[name], settings, name, config)
+    return _site(deal(load(config.data, progress=progress), config, sharing)[name], settings, name, config)
 
 
-def load_sites(config: Config) -> dict[str, SiteData]:
+def load_sites(config: Config, progress: Progress = unseen) -> dict[str, SiteData]:
     """Every site's data, for a process that plays all of them; a shared data set is read once."""
     sharing = {n: c for n, c in config.clients.items() if c.path is None}
-    shared = deal(load(config.data), config, sharing) if sharing else {}
+    shared = deal(load(config.data, progress=progress), config, sharing) if sharing else {}
     return {
-        name: _site(load(config.data, c.path) if c.path else shared[name], c, name, config)
+        name: _site(load(config.data, c.path, progress) if c.path else shared[name], c, name, config)
         for name, c in config.clients.items()
     }
 

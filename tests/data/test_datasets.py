@@ -85,6 +85,22 @@ def test_images_are_read_in_the_same_order_whatever_the_number_of_threads(tmp_pa
     assert load(folder(tmp_path)).pixels[:, 0, 0, 0].tolist() == list(range(40))
 
 
+def test_reading_tells_how_far_it_is(tmp_path):
+    for level in range(40):
+        paint(tmp_path / "x" / f"{level:02d}.png", level)
+    counted: dict[str, list[int]] = {}
+
+    class Counter:
+        def __init__(self, name: str, total: int) -> None:
+            self.counts = counted.setdefault(f"{name}, {total}", [])
+
+        def advance(self, count: int) -> None:
+            self.counts.append(count)
+
+    load(folder(tmp_path), progress=Counter)
+    assert list(counted) == [f"reading {tmp_path.name}, 40"] and sum(*counted.values()) == 40
+
+
 def test_reading_leaves_the_filters_of_warnings_as_they_were(tmp_path):
     # They are the whole process's: threads that each set and restore them would leave some behind.
     for level in range(40):
