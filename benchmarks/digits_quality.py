@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from collafuse.data.datasets import ImageSet
 from collafuse.data.dealing import SiteData, load_sites
+from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.classifier import train_classifier
 from collafuse.evaluation.quality import frechet_distance, nearest_distances
 from collafuse.learning import weights

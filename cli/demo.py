@@ -33,7 +33,7 @@ def demo(
             reporter.observer,
             reporter.say,
             overwrite=overwrite,
-            progress=reporter.bar,
+            listener=reporter,
         )
     if as_json:
         emit(_plain(asdict(result)))

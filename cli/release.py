@@ -50,7 +50,7 @@ def release(
             "where released images are recorded."
         )
     with reporting() as reporter:
-        site = Client(settings, client, load_site(settings, client, reporter.bar))
+        site = Client(settings, client, load_site(settings, client, reporter))
     record = Ledger(ledger)
     if not new_ledger:
         record.require()

@@ -44,7 +44,7 @@ def train(
             overwrite=overwrite,
             warm_start=warm_start,
             trackers=track or (),
-            progress=reporter.bar,
+            listener=reporter,
         )
     say(f"Trained the server and {len(experiment.clients)} clients in {out}. Next:")
     name = next(iter(experiment.clients))

@@ -36,7 +36,7 @@ def train_client(
 
     settings = load(config, overrides or ())
     with reporting() as reporter:
-        site = Client(settings, client, load_site(settings, client, reporter.bar))
+        site = Client(settings, client, load_site(settings, client, reporter))
     teacher = weights.load(init, "server") if init is not None else None
     folder = RunFolder(out).client(client)
     folder.prepare(resume=resume, overwrite=overwrite)

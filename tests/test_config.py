@@ -103,9 +103,12 @@ def test_a_cut_that_is_none_is_refused_with_its_value(cut, message):
         ({"client": {"network": {"multipliers": [1] * 5}, "cut": {"sigma": 1.0}}}, "clients.a.network: image_size=8"),
         ({"server": {"network": {"attention": [16]}}}, r"server.network: attention=\[16\].*8, 4, 2, not 16"),
         ({"clients": {"a": {"sampler": {"sigma_low": 0.001}}}}, "clients.a.sampler.sigma_low=0.001.*0.002"),
-        ({"clients": {"a": {"labels": ["0", "1", "0"]}}}, "clients.a.labels: names '0' twice"),
+        ({"clients": {"a": {"labels": ["0", "1", "0"]}}}, "clients.a.labels: names '0' twice; list each once"),
         ({"clients": {"a": {"labels": []}}}, "clients.a.labels: .*at least 1"),
         ({"clients": {"a": {"labels": [0]}}}, "clients.a.labels.0=0: .*string"),
+        ({"clients": {"a": {"labels": "A and"}}}, "clients.a.labels: the expression 'A and' ends where a name"),
+        ({"data": {"dataset": "digits", "attributes": ["0", "0"]}}, "data.attributes: names '0' twice"),
+        ({"data": {"dataset": "digits", "table": {"path": "a.csv"}}}, "data: dataset 'digits' brings its own labels"),
         ({"server": {"training": {"learning_rate": float("nan")}}}, "learning_rate=nan.*finite"),
         ({"server": {"training": {"learning_rate": float("inf")}}}, "learning_rate=inf.*finite"),
         ({"server": {"training": {"steps": "many"}}}, "server.training.steps='many'.*integer"),
@@ -272,6 +275,7 @@ def test_a_server_sees_no_paths_and_no_labels_that_a_site_keeps(tmp_path):
         "shy": {"labels": ["secret"], "share_labels": False},
     }
     data = {"dataset": "folder", "path": "patients", "image_size": 8, "channels": 1}
+    data |= {"table": {"path": "patients.csv"}, "attributes": ["a secret too"]}
     text = from_mapping(values(data=data, clients=clients)).for_server().to_yaml()
     assert not any(word in text for word in ("secret", "theirs", "book", "patients"))
     seen = load(written(tmp_path, text))

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from collafuse.config import NetworkSettings, TrainingSettings
-from collafuse.data.datasets import ImageSet
 from collafuse.data.images import pixel_digest
+from collafuse.data.imageset import ImageSet
 from collafuse.learning.denoiser import Denoiser
 
 torch.set_num_threads(1)  # networks this small run fastest so, and two test processes do not get in each other's way

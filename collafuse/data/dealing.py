@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ClientSettings, Config
+from ..config.expression import parse
 from ..core.conditioning import indices_of
 from ..core.errors import DataError, MismatchError
-from .datasets import ImageSet, load
-from .progress import Progress, unseen
+from .datasets import load
+from .imageset import ImageSet
+from .listening import UNHEARD, Listener
 
 
 @dataclass(frozen=True)
@@ -24,24 +26,24 @@ class SiteData:
     held_out: ImageSet
 
 
-def load_site(config: Config, name: str, progress: Progress = unseen) -> SiteData:
+def load_site(config: Config, name: str, listener: Listener = UNHEARD) -> SiteData:
     """One site's data; other sites' folders are not touched when it has a path of its own.
 
     Raises DataError when nothing is left for it, ConfigError for an unknown client.
     """
     settings = config.client(name)
     if settings.path is not None:
-        return _site(load(config.data, settings.path, progress), settings, name, config)
+        return _site(load(config.data, settings.path, listener), settings, name, config)
     sharing = {n: c for n, c in config.clients.items() if c.path is None}
-    return _site(deal(load(config.data, progress=progress), config, sharing)[name], settings, name, config)
+    return _site(deal(load(config.data, listener=listener), config, sharing)[name], settings, name, config)
 
 
-def load_sites(config: Config, progress: Progress = unseen) -> dict[str, SiteData]:
+def load_sites(config: Config, listener: Listener = UNHEARD) -> dict[str, SiteData]:
     """Every site's data, for a process that plays all of them; a shared data set is read once."""
     sharing = {n: c for n, c in config.clients.items() if c.path is None}
-    shared = deal(load(config.data, progress=progress), config, sharing) if sharing else {}
+    shared = deal(load(config.data, listener=listener), config, sharing) if sharing else {}
     return {
-        name: _site(load(config.data, c.path, progress) if c.path else shared[name], c, name, config)
+        name: _site(load(config.data, c.path, listener) if c.path else shared[name], c, name, config)
         for name, c in config.clients.items()
     }
 
@@ -62,12 +64,8 @@ def deal(images: ImageSet, config: Config, clients: dict[str, ClientSettings]) -
 
 
 def _by_labels(images: ImageSet, order: NDArray[np.int64], clients: dict[str, ClientSettings]) -> NDArray[np.int64]:
-    """Each image to a client that lists one of its labels; where several do, to the one with fewest. -1 for nobody."""
-    wanted = np.zeros((len(clients), len(images.label_names)), dtype=bool)
-    for i, (name, client) in enumerate(clients.items()):
-        wanted[i, _columns(client.labels or images.label_names, images.label_names, name)] = True
-    takes_all = [client.labels is None for client in clients.values()]
-    eligible = (images.labels.astype(bool) @ wanted.T) | np.asarray(takes_all)
+    """Each image to a client that chooses it; where several do, to the one with fewest so far. -1 for nobody."""
+    eligible = np.stack([chosen_rows(images, client.labels, name) for name, client in clients.items()], axis=1)
     owners = np.full(len(images), -1, dtype=np.int64)
     dealt = np.zeros(len(clients), dtype=np.int64)
     for row in order:
@@ -94,20 +92,51 @@ def _dirichlet(
     return owners
 
 
-def _columns(names: Sequence[str], known: Sequence[str], client: str) -> list[int]:
+def chosen_rows(images: ImageSet, wanted: tuple[str, ...] | str | None, client: str) -> NDArray[np.bool_]:
+    """Which images a client holds: with at least one label of a list, or those that fit an expression; None: all.
+
+    Raises DataError for a label that the data does not have, naming the closest.
+    """
+    if wanted is None:
+        return np.ones(len(images), dtype=bool)
+    expression = parse(wanted) if isinstance(wanted, str) else None
+    names = expression.names if expression else wanted
+    columns = dict(zip(names, _columns(names, images.label_names, f"client {client!r}"), strict=True))
+    if expression:
+        return expression.rows(lambda name: images.labels[:, columns[name]].astype(bool))
+    return images.labels[:, list(columns.values())].any(axis=1)
+
+
+def _own_labels(
+    images: ImageSet, wanted: tuple[str, ...] | str | None, attributes: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """The labels that describe a site's images: those it lists, else those of the set that really occur."""
+    if isinstance(wanted, tuple):
+        return wanted
+    names = attributes or images.label_names
+    columns = _columns(names, images.label_names, "data.attributes")
+    return tuple(name for name, column in zip(names, columns, strict=True) if images.labels[:, column].any())
+
+
+def _columns(names: Sequence[str], known: Sequence[str], who: str) -> list[int]:
     try:
         return indices_of(names, known)
     except MismatchError as error:
-        raise DataError(f"client {client!r}: {error}") from error
+        raise DataError(f"{who}: {error}") from error
+
+
+def keys_of(images: ImageSet) -> list[bytes]:
+    """What decides an image's place: the group it belongs to, or its own pixels."""
+    if images.groups is not None:
+        return [group.encode() for group in images.groups.tolist()]
+    return [digest.tobytes() for digest in images.digests]
 
 
 def _site(images: ImageSet, settings: ClientSettings, name: str, config: Config) -> SiteData:
     """Keep a site's own labels and set its held-out share aside."""
-    own = settings.labels or tuple(n for i, n in enumerate(images.label_names) if images.labels[:, i].any())
-    columns = _columns(own, images.label_names, name)
-    if own:
-        images = images.take(np.flatnonzero(images.labels[:, columns].any(axis=1))).with_labels(own)
-    away = held_out_rows(images.digests, config.data.held_out, config.data.seed)
+    images = images.take(np.flatnonzero(chosen_rows(images, settings.labels, name)))
+    images = images.with_labels(_own_labels(images, settings.labels, config.data.attributes))
+    away = held_out_rows(keys_of(images), config.data.held_out, config.data.seed)
     if away.all():
         raise DataError(
             f"client {name!r} has {len(images)} images of which {len(images)} are held out; nothing is left to train "
@@ -116,13 +145,13 @@ def _site(images: ImageSet, settings: ClientSettings, name: str, config: Config)
     return SiteData(train=images.take(np.flatnonzero(~away)), held_out=images.take(np.flatnonzero(away)))
 
 
-def held_out_rows(digests: NDArray[np.uint8], share: float, seed: int) -> NDArray[np.bool_]:
-    """Which of these images [N, 32] are held out: those whose digest, hashed with the seed, falls below the share.
+def held_out_rows(keys: Sequence[bytes], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which images are held out: those whose key (see :func:`keys_of`), hashed with the seed, falls below the share.
 
-    An image's place depends on its pixels and the seed alone: adding or removing others never moves it, and equal
-    images lie on one side. So the count is not exact: of N different images it is N * share on average, with a
-    standard deviation of sqrt(N * share * (1 - share)).
+    An image's place depends on its own key and the seed alone: adding or removing others never moves it, and equal
+    images, or all images of one group, lie on one side. So the count is not exact: of N different keys it is
+    N * share on average, with a standard deviation of sqrt(N * share * (1 - share)).
     """
     key = f"held out {seed}".encode()
-    hashes = b"".join(hashlib.blake2b(digest.tobytes(), digest_size=8, key=key).digest() for digest in digests)
+    hashes = b"".join(hashlib.blake2b(one, digest_size=8, key=key).digest() for one in keys)
     return np.frombuffer(hashes, dtype="<u8") < share * 2.0**64

@@ -50,6 +50,8 @@ def read_image(path: Path, channels: int, side: int) -> tuple[NDArray[np.uint8],
         with Image.open(path, formats=FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise DataError(f"{path} has {file.width} x {file.height} pixels; at most {MAX_PIXELS} are read.")
+            if getattr(file, "is_animated", False) and file.format != "MPO":  # a photograph with its own preview
+                raise DataError(f"{path} holds {file.n_frames} pictures; save the one that you mean by itself.")
             upright = _as_rgb(_upright(file), path)
     except UnidentifiedImageError as error:
         raise DataError(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..data.datasets import ImageSet
+from ..data.imageset import ImageSet
 from ..learning.training import batch_rows, keyed_seed, to_float
 
 FEATURES = 64

@@ -24,7 +24,7 @@ from collafuse.core.noise import SIGMA_MAX
 from collafuse.core.pairing import conditions_for
 from collafuse.core.pictures import Pixels, contact_sheet, side_by_side, to_uint8
 from collafuse.data.dealing import load_sites
-from collafuse.data.progress import Progress, unseen
+from collafuse.data.listening import UNHEARD, Listener
 from collafuse.nodes.client import finish
 from collafuse.nodes.experiment import Experiment, ObserverOf, run_experiment
 from collafuse.nodes.runfolder import RunFolder
@@ -77,14 +77,14 @@ def run_demo(
     say: Callable[[str], None],
     *,
     overwrite: bool = False,
-    progress: Progress = unseen,
+    listener: Listener = UNHEARD,
 ) -> DemoResult:
     """Train a server and three clients, export, deliver, and finish in a process that cannot import torch."""
     started = time.monotonic()
     config = load(CONFIG, overrides)
     run = RunFolder(folder)
     say("Training one server and three sites on handwritten digits ...")
-    experiment = run_experiment(config, run, device, observer_of, overwrite=overwrite, progress=progress)
+    experiment = run_experiment(config, run, device, observer_of, overwrite=overwrite, listener=listener)
     training_seconds = time.monotonic() - started
     read = _digit_reader(config)
     results, columns, sheets = [], [], []

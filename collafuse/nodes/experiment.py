@@ -9,7 +9,7 @@ import torch
 
 from ..config import Config
 from ..data.dealing import load_sites
-from ..data.progress import Progress, unseen
+from ..data.listening import UNHEARD, Listener
 from ..learning import weights
 from ..learning.training import Observer
 from .client import Client
@@ -40,7 +40,7 @@ def run_experiment(
     overwrite: bool = False,
     warm_start: bool = False,
     trackers: Sequence[str] = (),
-    progress: Progress = unseen,
+    listener: Listener = UNHEARD,
 ) -> Experiment:
     """Release, train the server, train each client. ``resume`` goes on where an interrupted run stopped,
     ``overwrite`` removes an older run first; without either a folder that holds something is refused.
@@ -48,7 +48,7 @@ def run_experiment(
     ``warm_start`` begins each client at the server's weights; it needs clients of the server's size.
     """
     run.check(resume=resume, overwrite=overwrite)
-    clients = {name: Client(config, name, site) for name, site in load_sites(config, progress).items()}
+    clients = {name: Client(config, name, site) for name, site in load_sites(config, listener).items()}
     if overwrite and not resume:
         run.clear()  # only now that configuration, device and data are known to be good
     for name, client in clients.items():

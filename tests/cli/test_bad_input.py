@@ -129,3 +129,10 @@ def test_an_older_run_stays_until_everything_else_is_known_to_be_good(call_cli):
     assert (call_cli.folder / "run/server/weights.safetensors").exists()
     (call_cli.folder / "run" / "notes.txt").write_text("mine")
     assert "notes.txt" in call_cli("train", "digits.yaml", "-o", "run", "--overwrite", code=8).stderr
+
+
+def test_an_unknown_attribute_is_refused_with_the_closest(call_trained, tmp_path):
+    command = ("deliver", "run", "--client", "north", "-n", 1, "-o", tmp_path / "a.safetensors")
+    assert "label '11' is not known" in call_trained(*command, "--attributes", "1, 11", code=6).stderr
+    assert not (tmp_path / "a.safetensors").exists()
+    call_trained(*command, "--attributes", "1,2")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import re
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,10 @@ from PIL import Image
 
 from collafuse.config import DataSettings
 from collafuse.core.errors import DataError
-from collafuse.data import datasets
+from collafuse.data import folder as folders
+from collafuse.data import imageset
 from collafuse.data.datasets import load
+from tests.data.hearing import Heard
 from tests.tiny import image_set
 
 
@@ -88,17 +93,9 @@ def test_images_are_read_in_the_same_order_whatever_the_number_of_threads(tmp_pa
 def test_reading_tells_how_far_it_is(tmp_path):
     for level in range(40):
         paint(tmp_path / "x" / f"{level:02d}.png", level)
-    counted: dict[str, list[int]] = {}
-
-    class Counter:
-        def __init__(self, name: str, total: int) -> None:
-            self.counts = counted.setdefault(f"{name}, {total}", [])
-
-        def advance(self, count: int) -> None:
-            self.counts.append(count)
-
-    load(folder(tmp_path), progress=Counter)
-    assert list(counted) == [f"reading {tmp_path.name}, 40"] and sum(*counted.values()) == 40
+    heard = Heard()
+    load(folder(tmp_path), listener=heard)
+    assert heard.bars == {f"reading {tmp_path.name}": 40} and heard.advanced == 40 and not heard.said
 
 
 def test_reading_leaves_the_filters_of_warnings_as_they_were(tmp_path):
@@ -151,26 +148,85 @@ def test_a_sub_folder_whose_name_no_release_could_carry_is_refused_when_it_is_re
 
 
 def test_more_labels_than_a_file_may_name_are_refused_when_they_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "MAX_NAMES", 2)
+    monkeypatch.setattr(imageset, "MAX_NAMES", 2)
     for name in "abc":
         paint(tmp_path / name / "a.png", 10)
     with pytest.raises(DataError, match="name 3 labels; at most 2 are possible"):
         load(folder(tmp_path))
 
 
-def test_one_damaged_image_among_many_is_named(tmp_path):
+def test_one_damaged_image_among_many_is_left_out_and_named(tmp_path):
     for level in range(5):
         paint(tmp_path / "cat" / f"{level}.png", level)
     (tmp_path / "cat" / "3.png").write_bytes((tmp_path / "cat" / "2.png").read_bytes()[:-30])
-    with pytest.raises(DataError, match=r"cat/3\.png .*remove or repair"):
+    heard = Heard()
+    found = load(folder(tmp_path), listener=heard)
+    assert found.pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 4] and len(found.labels) == len(found.digests) == 4
+    assert found.sources.tolist() == [f"cat/{level}.png" for level in (0, 1, 2, 4)]
+    assert len(found.problems) == 1 and re.search(r"cat/3\.png .*remove or repair", found.problems[0])
+    assert found.problems[0] in heard.said[0] and "1 left out" in heard.said[0]
+
+
+def test_a_folder_in_which_nothing_can_be_read_is_refused_with_the_first_reason(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"none of the 2 images .* the first: .*a\.png .*remove or repair"):
         load(folder(tmp_path))
 
 
+def spoil(root: Path) -> dict[str, str]:
+    """One file of each bad kind; returns a part of the reason that each must be listed with."""
+    good = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(good, "PNG")
+    data = good.getvalue()
+    bomb = bytearray(data)
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
+    (root / "bad").mkdir(parents=True)
+    for name, content in {
+        "empty.png": b"",
+        "truncated.png": data[: len(data) // 2],
+        "corrupt.png": data[:300] + b"\xff" * 40 + data[340:],
+        "bomb.png": bytes(bomb),
+        "words.jpg": b"not an image",
+    }.items():
+        (root / "bad" / name).write_bytes(content)
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(root / "bad" / "animated.webp", save_all=True, append_images=frames[1:])
+    frames[0].save(root / "bad" / "pages.tif", save_all=True, append_images=frames[1:])
+    reasons = dict.fromkeys(("empty.png", "truncated.png", "corrupt.png", "bomb.png", "words.jpg"), "")
+    return reasons | {"animated.webp": "holds 3 pictures", "pages.tif": "holds 3 pictures"}
+
+
+def test_bad_files_among_a_thousand_good_ones_are_each_listed_with_a_reason(tmp_path):
+    reasons = spoil(tmp_path)
+    for level in range(1000):
+        paint(tmp_path / "good" / f"{level:04d}.png", level % 256)
+    paint(tmp_path / "good" / "really-a-png.jpg", 7)
+    Image.new("CMYK", (4, 4), (0, 0, 0, 255)).save(tmp_path / "good" / "print.jpg")
+    Image.fromarray(np.full((4, 4), 257 * 9, dtype=np.uint16)).save(tmp_path / "good" / "scan16.png")
+    found = load(folder(tmp_path))
+    assert len(found) == 1003 and len(found.problems) == len(reasons)
+    for name, reason in reasons.items():
+        assert any(name in problem and reason in problem for problem in found.problems), name
+    level = dict(zip(found.sources.tolist(), found.pixels[:, 0, 0, 0].tolist(), strict=True))
+    assert level["good/really-a-png.jpg"] == 7 and level["good/scan16.png"] == 9 and level["good/print.jpg"] <= 2
+
+
+def test_a_photograph_with_a_preview_inside_is_no_animation(tmp_path):
+    picture = Image.new("RGB", (8, 8), (200, 0, 0))
+    picture.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))])
+    with Image.open(tmp_path / "phone.jpg") as file:
+        assert file.format == "MPO" and file.n_frames == 2
+    found = load(folder(tmp_path, channels=3, image_size=8))
+    assert not found.problems and found.pixels[0, 0].mean() > 190
+
+
 def test_more_than_memory_holds_is_refused_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "MAX_IMAGE_BYTES", 4 * 4 * 2)
+    monkeypatch.setattr(folders, "MAX_IMAGE_BYTES", 4 * 4 * 2)
     for level in range(3):
         paint(tmp_path / "cat" / f"{level}.png", level)
-    monkeypatch.setattr(datasets, "read_image", pytest.fail)
+    monkeypatch.setattr(folders, "read_image", pytest.fail)
     with pytest.raises(DataError, match="holds 3 images"):
         load(folder(tmp_path))
 

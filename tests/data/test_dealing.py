@@ -11,7 +11,7 @@ from PIL import Image
 
 from collafuse.config import Config, from_mapping
 from collafuse.core.errors import ConfigError, DataError
-from collafuse.data.dealing import SiteData, held_out_rows, load_site, load_sites
+from collafuse.data.dealing import SiteData, held_out_rows, keys_of, load_site, load_sites
 from tests.tiny import image_set
 
 MODES = {
@@ -30,7 +30,7 @@ def config(split: dict[str, Any], clients: dict[str, Any] | None = None, **data:
     return from_mapping({"data": values, "client": {"cut": {"sigma": 1.0}}, "clients": given})
 
 
-def keys(site: SiteData) -> list[bytes]:
+def digests(site: SiteData) -> list[bytes]:
     """The images of a site, held out or not; the digits are all different."""
     return [d.tobytes() for part in (site.train, site.held_out) for d in part.digests]
 
@@ -42,7 +42,7 @@ def counts(site: SiteData) -> dict[str, int]:
 
 @pytest.mark.parametrize("split", MODES.values(), ids=MODES)
 def test_no_image_lies_at_two_sites_or_on_both_sides_of_one(split):
-    everything = [key for site in load_sites(config(split)).values() for key in keys(site)]
+    everything = [key for site in load_sites(config(split)).values() for key in digests(site)]
     assert len(set(everything)) == len(everything)
     assert len(everything) == (1797 if split["by"] != "labels" else 178 + 182 + 177 + 183 + 181 + 182 + 181 + 179)
 
@@ -53,12 +53,12 @@ def test_dealing_is_the_same_for_the_same_seed_and_another_for_another(split):
     for name in first:
         assert np.array_equal(first[name].train.digests, second[name].train.digests)
         assert np.array_equal(first[name].held_out.digests, second[name].held_out.digests)
-    assert any(keys(first[name]) != keys(other[name]) for name in first)
+    assert any(digests(first[name]) != digests(other[name]) for name in first)
 
 
 def test_what_is_held_out_follows_the_seed():
     first, other = (load_site(config(MODES["even"], {"a": {}}, seed=seed), "a") for seed in (0, 1))
-    assert sorted(keys(first)) == sorted(keys(other))
+    assert sorted(digests(first)) == sorted(digests(other))
     assert not np.array_equal(first.held_out.digests, other.held_out.digests)
 
 
@@ -84,15 +84,16 @@ def test_the_held_out_share_is_kept_away_from_training(held_out):
 
 def test_an_image_stays_in_training_or_held_out_whatever_images_are_added():
     few, more = image_set(40), image_set(400, seed=1)
-    among_more = np.concatenate([more.digests[:200], few.digests, more.digests[200:]])
-    alone = held_out_rows(few.digests, 0.3, seed=5)
+    keys = keys_of(more)
+    among_more = [*keys[:200], *keys_of(few), *keys[200:]]
+    alone = held_out_rows(keys_of(few), 0.3, seed=5)
     assert alone.any() and not alone.all()
     assert np.array_equal(held_out_rows(among_more, 0.3, seed=5)[200:240], alone)
 
 
 def test_a_larger_share_holds_out_what_a_smaller_one_did_and_more():
-    digests = image_set(200).digests
-    small, large = (held_out_rows(digests, share, seed=0) for share in (0.1, 0.4))
+    keys = keys_of(image_set(200))
+    small, large = (held_out_rows(keys, share, seed=0) for share in (0.1, 0.4))
     assert large[small].all() and large.sum() > small.sum()
 
 
@@ -123,7 +124,7 @@ def test_a_site_holds_only_its_labels_and_a_shared_label_goes_where_fewer_images
 def test_an_even_deal_filtered_by_labels_keeps_a_site_s_own_only():
     sites = load_sites(config(MODES["even"], {"a": {"labels": ["4", "2"]}, "b": {}}))
     assert sites["a"].train.label_names == ("4", "2") and len(sites["b"].train.label_names) == 10
-    assert not set(keys(sites["a"])) & set(keys(sites["b"]))
+    assert not set(digests(sites["a"])) & set(digests(sites["b"]))
 
 
 @pytest.mark.parametrize("split", MODES.values(), ids=MODES)
@@ -132,7 +133,7 @@ def test_images_without_labels_are_dealt_too(tmp_path, split):
         paint(tmp_path / f"{level}.png", level)
     data = {"dataset": "folder", "path": str(tmp_path), "image_size": 4, "channels": 1, "held_out": 0, "seed": 3}
     sites = load_sites(config(split, {"a": {}, "b": {}}, **data))
-    everything = [key for site in sites.values() for key in keys(site)]
+    everything = [key for site in sites.values() for key in digests(site)]
     assert len(everything) == len(set(everything)) == 8
     assert all(site.train.label_names == () for site in sites.values())
 
@@ -181,7 +182,7 @@ def test_a_site_with_a_path_of_its_own_does_not_touch_the_others(tmp_path):
     clients = {"a": {"path": str(tmp_path / "mine")}, "b": {"path": str(tmp_path / "theirs")}, "c": {}}
     data = {"dataset": "folder", "path": str(tmp_path / "shared"), "image_size": 4, "channels": 1}
     settings = config(MODES["even"], clients, **data)
-    assert len(keys(load_site(settings, "a"))) == 5
+    assert len(digests(load_site(settings, "a"))) == 5
     for other, missing in (("b", "theirs"), ("c", "shared")):
         with pytest.raises(DataError, match=missing):
             load_site(settings, other)
@@ -197,3 +198,66 @@ def test_a_shared_folder_is_dealt_to_those_without_a_path_of_their_own(tmp_path)
     levels = {name: sorted(site.train.pixels[:, 0, 0, 0].tolist()) for name, site in sites.items()}
     assert levels["a"] == list(range(6)) and sorted(levels["b"] + levels["c"]) == list(range(100, 106))
     assert len(levels["b"]) == len(levels["c"]) == 3
+
+
+# --- attributes ---------------------------------------------------------------------------------------------
+
+
+def faces(root: Path, clients: dict[str, Any], split: str = "labels", **data: Any) -> Config:
+    """Sixty images with every combination of three attributes, of twelve patients."""
+    rows = ["file,patient,Eyeglasses,Smiling,Male"]
+    for i in range(60):
+        paint(root / f"{i}.png", i)
+        rows.append(f"{i}.png,patient {i % 12},{i % 2},{i // 2 % 2},{i // 4 % 2}")
+    (root / "t.csv").write_text("\n".join(rows))
+    values = {"dataset": "folder", "path": str(root), "image_size": 4, "channels": 1}
+    return config(
+        {"by": split}, clients, **values, table={"path": "t.csv", "group": "patient"}, **({"held_out": 0.3} | data)
+    )
+
+
+def test_a_site_with_an_expression_holds_what_fits_and_describes_it_by_everything(tmp_path):
+    settings = faces(tmp_path, {"a": {"labels": "Eyeglasses and not Smiling"}, "b": {"labels": "Smiling"}})
+    sites = load_sites(settings)
+    a, b = ([*s.train.pixels[:, 0, 0, 0], *s.held_out.pixels[:, 0, 0, 0]] for s in sites.values())
+    assert sorted(a) == [i for i in range(60) if i % 2 and not i // 2 % 2]
+    assert sorted(b) == [i for i in range(60) if i // 2 % 2]
+    assert sites["a"].train.label_names == ("Eyeglasses", "Male")  # Smiling never occurs there
+    assert sites["b"].train.label_names == ("Eyeglasses", "Smiling", "Male")
+
+
+def test_a_site_with_a_list_holds_images_with_at_least_one_and_describes_them_by_it(tmp_path):
+    site = load_site(faces(tmp_path, {"a": {"labels": ["Male", "Eyeglasses"]}}, held_out=0), "a").train
+    assert site.label_names == ("Male", "Eyeglasses") and site.labels.any(axis=1).all()
+    assert len(site) == sum(bool(i % 2 or i // 4 % 2) for i in range(60))
+    assert (site.labels.sum(axis=1) == 2).any()
+
+
+def test_an_image_without_any_attribute_belongs_to_a_site_that_takes_all(tmp_path):
+    site = load_site(faces(tmp_path, {"a": {}}, held_out=0), "a").train
+    assert len(site) == 60 and (site.labels.sum(axis=1) == 0).any()
+
+
+def test_attributes_choose_what_images_are_described_by_and_not_which_are_held(tmp_path):
+    settings = faces(tmp_path, {"a": {"labels": "Eyeglasses"}}, held_out=0, attributes=["Smiling", "Male"])
+    site = load_site(settings, "a").train
+    assert site.label_names == ("Smiling", "Male") and len(site) == 30
+
+
+@pytest.mark.parametrize(
+    ("client", "data", "who"),
+    [
+        ({"labels": "Eyeglass and not Smiling"}, {}, "client 'a': label 'Eyeglass'"),
+        ({"labels": ["Eyeglass"]}, {}, "client 'a': label 'Eyeglass'"),
+        ({}, {"attributes": ["Eyeglass"]}, "data.attributes: label 'Eyeglass'"),
+    ],
+)
+def test_an_unknown_attribute_is_refused_with_the_closest(tmp_path, client, data, who):
+    with pytest.raises(DataError, match=f"{who} is not known.*Did you mean 'Eyeglasses'"):
+        load_site(faces(tmp_path, {"a": client}, **data), "a")
+
+
+def test_a_patient_is_never_on_both_sides(tmp_path):
+    site = load_site(faces(tmp_path, {"a": {}}), "a")
+    train, held_out = set(site.train.groups.tolist()), set(site.held_out.groups.tolist())
+    assert train and held_out and not train & held_out and len(train | held_out) == 12

@@ -10,8 +10,8 @@ from collafuse.config import Config, from_mapping
 from collafuse.core import release as releases
 from collafuse.core.noise import Cut
 from collafuse.core.release import Release
-from collafuse.data.datasets import ImageSet
 from collafuse.data.dealing import SiteData
+from collafuse.data.imageset import ImageSet
 from collafuse.nodes.client import Client
 from tests.tiny import image_set
 

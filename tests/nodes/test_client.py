@@ -15,7 +15,8 @@ from collafuse.config import DataSettings
 from collafuse.core import release as releases
 from collafuse.core.errors import CollaFuseError, MismatchError, OutputExistsError, RefusedError
 from collafuse.core.noise import SIGMA_MIN
-from collafuse.data.datasets import ImageSet, load
+from collafuse.data.datasets import load
+from collafuse.data.imageset import ImageSet
 from collafuse.learning import weights
 from collafuse.nodes.ledger import Ledger
 from collafuse.nodes.runfolder import NodeFolder

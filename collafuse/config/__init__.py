@@ -14,27 +14,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from .core.conditioning import MAX_GUIDANCE
-from .core.errors import CollaFuseError, ConfigError
-from .core.noise import SIGMA_MAX, SIGMA_MIN, Cut
-from .core.pictures import MAX_SIDE
-from .core.samplers import EVALUATES_AT_END, STEPS
+from ..core.conditioning import MAX_GUIDANCE
+from ..core.errors import CollaFuseError, ConfigError
+from ..core.noise import SIGMA_MAX, SIGMA_MIN, Cut
+from ..core.samplers import EVALUATES_AT_END, STEPS
+from .data import EXPRESSION, LIST, DataSettings, Selection
+from .section import Count, Positive, Section, Seed, Share
 
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 ClientName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 SamplerName = Literal["euler", "heun", "dpmpp_2m"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class CutSettings(_Section):
+class CutSettings(Section):
     """Exactly one of sigma, log_snr, or t with schedule."""
 
     sigma: float | None = None
@@ -52,47 +45,7 @@ class CutSettings(_Section):
         return Cut.from_settings(**self.model_dump())
 
 
-class SplitSettings(_Section):
-    """How one data set is dealt to clients when a single process plays all of them."""
-
-    by: Literal["labels", "even", "dirichlet"] = "labels"
-    """labels: each client lists its own; even: shuffled and dealt out; dirichlet: shares per label drawn."""
-    alpha: Positive = 0.5
-    """dirichlet only: small values give each client few labels, large ones give all about the same."""
-
-
-class DataSettings(_Section):
-    """Where images come from and how they become [C, H, W] in [-1, 1]."""
-
-    dataset: Literal["digits", "folder"]
-    path: Path | None = None
-    """folder only: the root, one sub-folder per label. Relative to the working directory."""
-    image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)] | None = None
-    """Side in pixels; images are resized by their shorter side and cropped in the middle."""
-    channels: Literal[1, 3] | None = None
-    """1 for grey, 3 for RGB; images are converted."""
-    held_out: Share = 0.0
-    """Share of each site's images kept away from training and release, chosen by each image's pixels and the seed."""
-    horizontal_flip: bool = False
-    """A client's own training may mirror images; releases are never augmented."""
-    split: SplitSettings = SplitSettings()
-    seed: Seed = 0
-    """Of the held-out share and of dealing."""
-
-    @model_validator(mode="after")
-    def _complete(self) -> DataSettings:
-        if self.dataset == "folder" and (self.image_size is None or self.channels is None):
-            raise ValueError("dataset 'folder' needs image_size and channels")
-        return self
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        side = self.image_size or 8
-        return self.channels or 1, side, side
-
-
-class NetworkSettings(_Section):
+class NetworkSettings(Section):
     """Size of a U-Net."""
 
     channels: Annotated[int, Field(ge=8, multiple_of=8)] = 64
@@ -123,7 +76,7 @@ class NetworkSettings(_Section):
             )
 
 
-class TrainingSettings(_Section):
+class TrainingSettings(Section):
     """One training loop serves every node."""
 
     steps: Count = 10_000
@@ -151,7 +104,7 @@ class TrainingSettings(_Section):
     """bfloat16 autocast on CUDA; without effect elsewhere."""
 
 
-class SamplerSettings(_Section):
+class SamplerSettings(Section):
     """How a node denoises."""
 
     name: SamplerName = "dpmpp_2m"
@@ -168,7 +121,7 @@ class ClientSamplerSettings(SamplerSettings):
     """Lowest level evaluated before the last step to 0; 0.02 is 2.5 of 255 grey levels. At most half the cut."""
 
 
-class ServerSettings(_Section):
+class ServerSettings(Section):
     """The high-noise half. ``data`` never appears here: a server has none."""
 
     network: NetworkSettings = NetworkSettings()
@@ -178,15 +131,16 @@ class ServerSettings(_Section):
     """Send the last x0_hat with an intermediate, so that a multistep sampler starts warm at the client."""
 
 
-class ClientSettings(_Section):
+class ClientSettings(Section):
     """One site: its cut, its data and its low-noise half."""
 
     cut: CutSettings
     handover: Annotated[float, Field(ge=1, le=4)] = 1.0
     """The server stops at this multiple of the cut and the client is trained up to it. Above 1 the server is
     not asked about levels just above the release, where it is least well trained."""
-    labels: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """The labels this site holds; all of its data when not given."""
+    labels: Selection | None = None
+    """The images this site holds: those with at least one label of a list, or those that fit an expression such as
+    "Eyeglasses and not Smiling"; all of its data when not given. A list also says which labels describe them."""
     share_labels: bool = True
     """Whether labels go into the release."""
     path: Path | None = None
@@ -197,21 +151,13 @@ class ClientSettings(_Section):
     training: TrainingSettings = TrainingSettings()
     sampler: ClientSamplerSettings = ClientSamplerSettings()
 
-    @field_validator("labels")
-    @classmethod
-    def _each_once(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        twice = [name for i, name in enumerate(labels or ()) if name in (labels or ())[:i]]
-        if twice:
-            raise ValueError(f"names {twice[0]!r} twice; list each label once")
-        return labels
-
     @property
     def handover_sigma(self) -> float:
         """The level at which the client takes over."""
         return min(self.cut.resolve().sigma * self.handover, SIGMA_MAX)
 
 
-class Config(_Section):
+class Config(Section):
     """A whole experiment. ``client`` has been merged into each of ``clients``."""
 
     name: str = "experiment"
@@ -262,7 +208,9 @@ class Config(_Section):
             )
             for name, client in self.clients.items()
         }
-        data = self.data.model_copy(update={"path": None})
+        shared = all(client.share_labels for client in self.clients.values())
+        attributes = self.data.attributes if shared else None
+        data = self.data.model_copy(update={"path": None, "table": None, "attributes": attributes})
         return self.model_copy(update={"data": data, "clients": clients})
 
     def for_client(self, name: str) -> Config:
@@ -351,7 +299,7 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _sentence(error: Any, source: str) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    where = ".".join(str(part) for part in error["loc"] if part not in (LIST, EXPRESSION))
     if error["type"] == "extra_forbidden":
         hint = _closest(str(error["loc"][-1]), _known_keys(error["loc"]))
         return f"{source}: unknown key {where}.{hint}"
@@ -412,7 +360,7 @@ def _yaml() -> Any:
     try:
         import yaml
     except ImportError as error:
-        from .core.errors import RuntimeMissingError
+        from ..core.errors import RuntimeMissingError
 
         raise RuntimeMissingError("reading a configuration needs PyYAML; pip install 'collafuse[train]'.") from error
     return yaml

@@ -1,0 +1,106 @@
+"""The ``data`` section: where images come from, what they are labelled by, how they are dealt to clients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+
+from ..core.pictures import MAX_SIDE
+from .expression import parse
+from .section import Positive, Section, Seed, Share
+
+NATIVE_SHAPES: dict[str, tuple[int, int]] = {
+    "digits": (1, 8),
+}
+"""Channels and side in pixels of the sets whose images are all of one size."""
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise ValueError(f"names {twice[0]!r} twice; list each once")
+    return names
+
+
+def _expression(text: str) -> str:
+    parse(text)
+    return text
+
+
+Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_each_once)]
+LIST, EXPRESSION = "<list>", "<expression>"
+
+
+def _kind(value: Any) -> str:
+    return EXPRESSION if isinstance(value, str) else LIST
+
+
+Selection = Annotated[
+    Annotated[Names, Tag(LIST)] | Annotated[str, AfterValidator(_expression), Tag(EXPRESSION)],
+    Discriminator(_kind),
+]
+"""A list of labels, of which an image carries at least one, or an expression over labels that it fits."""
+
+
+class TableSettings(Section):
+    """A table of what images show: one row per image, CSV (or .tsv) or Parquet."""
+
+    path: Path
+    """Relative to the folder of images, so that each site's folder may hold its own."""
+    file: str | None = None
+    """The column that names the image, with or without folders and suffix; the first when not given."""
+    columns: Names | None = None
+    """The columns that become labels; all but ``file`` and ``group`` when not given."""
+    group: str | None = None
+    """The column that says what belongs together, such as a patient: never at two sites with ``split.by: group``,
+    never both in training and held out."""
+
+
+class SplitSettings(Section):
+    """How one data set is dealt to clients when a single process plays all of them."""
+
+    by: Literal["labels", "even", "dirichlet"] = "labels"
+    """labels: each client states its own; even: shuffled and dealt out; dirichlet: shares per label drawn."""
+    alpha: Positive = 0.5
+    """dirichlet only: small values give each client few labels, large ones give all about the same."""
+
+
+class DataSettings(Section):
+    """Where images come from and how they become [C, H, W] in [-1, 1]."""
+
+    dataset: Literal["digits", "folder"]
+    path: Path | None = None
+    """folder only: the root, one sub-folder per label or with a table. Relative to the working directory."""
+    table: TableSettings | None = None
+    """folder only: labels from a table in place of sub-folders."""
+    attributes: Names | None = None
+    """The labels that images are described by, where a client does not list its own; all when not given."""
+    image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)] | None = None
+    """Side in pixels; images are resized by their shorter side and cropped in the middle."""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for RGB; images are converted."""
+    held_out: Share = 0.0
+    """Share of each site's images kept away from training and release, chosen by each image's pixels (or its group)
+    and the seed."""
+    horizontal_flip: bool = False
+    """A client's own training may mirror images; releases are never augmented."""
+    split: SplitSettings = SplitSettings()
+    seed: Seed = 0
+    """Of the held-out share and of dealing."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> DataSettings:
+        if self.dataset not in NATIVE_SHAPES and (self.image_size is None or self.channels is None):
+            raise ValueError(f"dataset {self.dataset!r} needs image_size and channels")
+        if self.table is not None and self.dataset != "folder":
+            raise ValueError(f"dataset {self.dataset!r} brings its own labels; table goes with dataset 'folder'")
+        return self
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, side = NATIVE_SHAPES.get(self.dataset, (0, 0))
+        side = self.image_size or side
+        return self.channels or channels, side, side
