@@ -13,8 +13,13 @@ from .section import Positive, Section, Seed, Share
 
 NATIVE_SHAPES: dict[str, tuple[int, int]] = {
     "digits": (1, 8),
+    "mnist": (1, 28),
+    "fashion-mnist": (1, 28),
+    "cifar10": (3, 32),
+    "cifar100": (3, 32),
+    "stl10": (3, 96),
 }
-"""Channels and side in pixels of the sets whose images are all of one size."""
+"""Channels and side in pixels of the sets whose images are all of one square size."""
 
 
 def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -70,9 +75,10 @@ class SplitSettings(Section):
 class DataSettings(Section):
     """Where images come from and how they become [C, H, W] in [-1, 1]."""
 
-    dataset: Literal["digits", "folder"]
+    dataset: Literal["digits", "folder", "celeba", "cifar10", "cifar100", "stl10", "mnist", "fashion-mnist"]
     path: Path | None = None
-    """folder only: the root, one sub-folder per label or with a table. Relative to the working directory."""
+    """Of a folder: the root, one sub-folder per label or with a table. Of a published set: the folder in which its own
+    lies, such as cifar-10-batches-py. Relative to the working directory."""
     table: TableSettings | None = None
     """folder only: labels from a table in place of sub-folders."""
     attributes: Names | None = None
@@ -84,6 +90,8 @@ class DataSettings(Section):
     held_out: Share = 0.0
     """Share of each site's images kept away from training and release, chosen by each image's pixels (or its group)
     and the seed."""
+    official_split: bool = False
+    """Published sets only: what their makers keep for validation and testing is what is held out."""
     horizontal_flip: bool = False
     """A client's own training may mirror images; releases are never augmented."""
     split: SplitSettings = SplitSettings()
@@ -96,6 +104,10 @@ class DataSettings(Section):
             raise ValueError(f"dataset {self.dataset!r} needs image_size and channels")
         if self.table is not None and self.dataset != "folder":
             raise ValueError(f"dataset {self.dataset!r} brings its own labels; table goes with dataset 'folder'")
+        if self.official_split and self.dataset in ("digits", "folder"):
+            raise ValueError(f"dataset {self.dataset!r} has no official split; give a share, held_out")
+        if self.official_split and self.held_out:
+            raise ValueError(f"official_split and held_out={self.held_out} contradict each other; give one")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""Data sets by name: the digits that scikit-learn ships, and any folder of images."""
+"""Where a configuration's images come from: scikit-learn's digits, a published set, or any folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..core.errors import DataError, RuntimeMissingError
 from .folder import read_folder
 from .imageset import ImageSet, digests_of
 from .listening import UNHEARD, Listener
+from .named import read_named
 
 
 def load(settings: DataSettings, path: Path | None = None, listener: Listener = UNHEARD) -> ImageSet:
@@ -19,8 +20,10 @@ def load(settings: DataSettings, path: Path | None = None, listener: Listener = 
         return _digits(settings)
     root = path or settings.path
     if root is None:
-        raise DataError("no image folder is given; set data.path, or a path for each client.")
-    return read_folder(root, settings, listener)
+        raise DataError("no folder is given; set data.path, or a path for each client.")
+    if settings.dataset == "folder":
+        return read_folder(root, settings, listener)
+    return read_named(root, settings, listener)
 
 
 def _digits(settings: DataSettings) -> ImageSet:

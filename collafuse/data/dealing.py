@@ -136,7 +136,9 @@ def _site(images: ImageSet, settings: ClientSettings, name: str, config: Config)
     """Keep a site's own labels and set its held-out share aside."""
     images = images.take(np.flatnonzero(chosen_rows(images, settings.labels, name)))
     images = images.with_labels(_own_labels(images, settings.labels, config.data.attributes))
-    away = held_out_rows(keys_of(images), config.data.held_out, config.data.seed)
+    away = images.test_part
+    if away is None:
+        away = held_out_rows(keys_of(images), config.data.held_out, config.data.seed)
     if away.all():
         raise DataError(
             f"client {name!r} has {len(images)} images of which {len(images)} are held out; nothing is left to train "

@@ -29,13 +29,14 @@ CHUNK = 1024
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """Image files and what is known of them before any is opened. labels: uint8 [N, K]; groups: [N] or None."""
+    """Image files and what is known of them before any is opened. labels: uint8 [N, K]; the rest as in ImageSet."""
 
     root: Path
     files: tuple[Path, ...]
     labels: Labels
     label_names: tuple[str, ...]
     groups: NDArray[np.str_] | None = None
+    test_part: NDArray[np.bool_] | None = None
     problems: tuple[str, ...] = ()
 
 
@@ -94,7 +95,7 @@ def _by_table(root: Path, files: Sequence[Path], settings: DataSettings) -> List
         table.labels[rows],
         table.label_names,
         None if table.groups is None else table.groups[rows],
-        tuple(problems),
+        problems=tuple(problems),
     )
 
 
@@ -152,6 +153,7 @@ def read_listing(listing: Listing, settings: DataSettings, listener: Listener) -
         digests[: len(kept)],
         np.asarray(names, dtype=np.str_),
         None if listing.groups is None else listing.groups[kept],
+        None if listing.test_part is None else listing.test_part[kept],
         tuple(problems),
     )
 

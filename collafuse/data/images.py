@@ -59,13 +59,17 @@ def read_image(path: Path, channels: int, side: int) -> tuple[NDArray[np.uint8],
         ) from error
     except (*DAMAGED, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}); remove or repair it.") from error
-    digest = pixel_digest(np.asarray(upright))
+    return shaped(upright, channels, side), pixel_digest(np.asarray(upright))
+
+
+def shaped(image: Image.Image, channels: int, side: int) -> NDArray[np.uint8]:
+    """An RGB image as grey levels [C, side, side]: resized by its shorter side (Lanczos), cropped in the middle."""
     if channels == 1:
-        upright = upright.convert("L")
-    if upright.size != (side, side):
-        upright = ImageOps.fit(upright, (side, side), method=Image.Resampling.LANCZOS)
-    pixels = np.asarray(upright).reshape(side, side, channels)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), digest
+        image = image.convert("L")
+    if image.size != (side, side):
+        image = ImageOps.fit(image, (side, side), method=Image.Resampling.LANCZOS)
+    pixels = np.asarray(image).reshape(side, side, channels)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _upright(file: Image.Image) -> Image.Image:

@@ -19,7 +19,8 @@ class ImageSet:
     digests: uint8 [N, 32], each of one image's pixels as they were decoded.
 
     sources: what a person knows each image by, [N], such as its file below the folder. groups: what each image
-    belongs to, [N], such as a patient. problems: a sentence for each file that was left out.
+    belongs to, [N], such as a patient. test_part: which images the set's makers keep for testing, [N].
+    problems: a sentence for each file that was left out.
     """
 
     pixels: NDArray[np.uint8]
@@ -28,6 +29,7 @@ class ImageSet:
     digests: NDArray[np.uint8]
     sources: NDArray[np.str_] | None = None
     groups: NDArray[np.str_] | None = None
+    test_part: NDArray[np.bool_] | None = None
     problems: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -42,6 +44,7 @@ class ImageSet:
             digests=self.digests[rows],
             sources=None if self.sources is None else self.sources[rows],
             groups=None if self.groups is None else self.groups[rows],
+            test_part=None if self.test_part is None else self.test_part[rows],
         )
 
     def with_labels(self, names: tuple[str, ...]) -> ImageSet:

@@ -11,7 +11,7 @@ CONFIGS = {
     "clients.north.cut={sigma: 0.001}": ("0.001", "0.002"),
     "clients.north.cut={sigma: 1, log_snr: 0}": ("sigma and log_snr", "exactly one"),
     "clients.north.cut={t: 0.5}": ("t=0.5", "schedule"),
-    "data.dataset=celeba": ("celeba", "digits"),
+    "data.dataset=imagenet": ("imagenet", "digits"),
     "server.training.steps=many": ("many", "integer"),
     "clients.north.labels=[zero]": ("zero", "0, 1"),
 }

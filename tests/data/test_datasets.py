@@ -127,7 +127,7 @@ def test_a_folder_without_images_is_refused_by_name(tmp_path, kind):
 
 
 def test_no_folder_at_all_is_refused():
-    with pytest.raises(DataError, match=r"no image folder is given; set data\.path"):
+    with pytest.raises(DataError, match=r"no folder is given; set data\.path"):
         load(folder(None))
 
 
