@@ -118,7 +118,6 @@ def test_a_cut_that_is_none_is_refused_with_its_value(cut, message):
         ({"data": {}}, "data.dataset is missing"),
         ({"data": {"dataset": "imagenet"}}, "data.dataset='imagenet'.*'digits', 'folder', 'celeba'"),
         ({"data": {"dataset": "celeba", "path": "x"}}, "dataset 'celeba' needs image_size and channels"),
-        ({"data": {"dataset": "cifar10"}}, "dataset 'cifar10' needs data.path"),
         ({"data": {"dataset": "digits", "official_split": True}}, "'digits' has no official split"),
         ({"data": {"dataset": "mnist", "path": "x", "official_split": True, "held_out": 0.1}}, "contradict each other"),
         ({"data": {"dataset": "digits", "held_out": 1.0}}, "data.held_out=1.0"),
