@@ -66,10 +66,13 @@ class TableSettings(Section):
 class SplitSettings(Section):
     """How one data set is dealt to clients when a single process plays all of them."""
 
-    by: Literal["labels", "even", "dirichlet"] = "labels"
-    """labels: each client states its own; even: shuffled and dealt out; dirichlet: shares per label drawn."""
+    by: Literal["labels", "groups", "even", "dirichlet"] = "labels"
+    """labels: each client states its own; groups: whole groups of ``table.group``, such as patients; even: shuffled and
+    dealt out; dirichlet: shares per label drawn."""
     alpha: Positive = 0.5
     """dirichlet only: small values give each client few labels, large ones give all about the same."""
+    over: Names | None = None
+    """dirichlet only: the labels for whose combinations shares are drawn, where images carry several."""
 
 
 class DataSettings(Section):

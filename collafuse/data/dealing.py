@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ClientSettings, Config
+from ..config.data import SplitSettings
 from ..config.expression import parse
 from ..core.conditioning import indices_of
 from ..core.errors import DataError, MismatchError
 from .datasets import load
 from .imageset import ImageSet
 from .listening import UNHEARD, Listener
+from .overlaps import describe, overlaps
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,20 @@ def load_sites(config: Config, listener: Listener = UNHEARD) -> dict[str, SiteDa
     """Every site's data, for a process that plays all of them; a shared data set is read once."""
     sharing = {n: c for n, c in config.clients.items() if c.path is None}
     shared = deal(load(config.data, listener=listener), config, sharing) if sharing else {}
-    return {
+    sites = {
         name: _site(load(config.data, c.path, listener) if c.path else shared[name], c, name, config)
         for name, c in config.clients.items()
     }
+    if (warning := describe(overlaps({name: site.train for name, site in sites.items()}))) is not None:
+        listener.say(warning)
+    return sites
 
 
 def deal(images: ImageSet, config: Config, clients: dict[str, ClientSettings]) -> dict[str, ImageSet]:
-    """Deal a data set so that no image lies at two sites; the same for the same seed. Raises DataError."""
+    """Deal a data set so that each image lies at one site; the same for the same seed. Raises DataError.
+
+    Equal images of a set are dealt like any others; :mod:`.overlaps` finds them.
+    """
     generator = np.random.Generator(np.random.Philox(config.data.seed))
     order = generator.permutation(len(images))
     split = config.data.split
@@ -58,8 +66,10 @@ def deal(images: ImageSet, config: Config, clients: dict[str, ClientSettings]) -
     elif split.by == "even":
         owners = np.empty(len(images), dtype=np.int64)
         owners[order] = np.arange(len(images)) % len(clients)
+    elif split.by == "groups":
+        owners = _by_groups(images, generator, clients)
     else:
-        owners = _dirichlet(images, order, len(clients), split.alpha, generator)
+        owners = _dirichlet(images, order, len(clients), split, generator)
     return {name: images.take(np.flatnonzero(owners == i)) for i, name in enumerate(clients)}
 
 
@@ -77,15 +87,54 @@ def _by_labels(images: ImageSet, order: NDArray[np.int64], clients: dict[str, Cl
     return owners
 
 
-def _dirichlet(
-    images: ImageSet, order: NDArray[np.int64], num_clients: int, alpha: float, generator: np.random.Generator
+def _by_groups(
+    images: ImageSet, generator: np.random.Generator, clients: dict[str, ClientSettings]
 ) -> NDArray[np.int64]:
-    """For each label, shares per client drawn from a Dirichlet distribution (Hsu et al. 2019)."""
+    """Whole groups, in random order, each to the client with fewest images so far among those that choose any of it.
+
+    What of a group its client does not choose goes to nobody (-1), so that no group lies at two sites.
+    """
+    if images.groups is None:
+        raise DataError(
+            "data.split.by=groups needs to know what belongs together; set data.table.group to the column that says it."
+        )
+    eligible = np.stack([chosen_rows(images, client.labels, name) for name, client in clients.items()], axis=1)
+    groups, of_image = np.unique(images.groups, return_inverse=True)
+    counts = np.zeros((len(groups), len(clients)), dtype=np.int64)
+    np.add.at(counts, of_image, eligible)
+    owner_of_group = np.full(len(groups), -1, dtype=np.int64)
+    dealt = np.zeros(len(clients), dtype=np.int64)
+    for group in generator.permutation(len(groups)):
+        candidates = np.flatnonzero(counts[group])
+        if len(candidates):
+            owner = candidates[np.argmin(dealt[candidates])]
+            owner_of_group[group] = owner
+            dealt[owner] += counts[group, owner]
+    owners = owner_of_group[of_image]
+    return np.where(eligible[np.arange(len(images)), owners], owners, -1)
+
+
+def _dirichlet(
+    images: ImageSet,
+    order: NDArray[np.int64],
+    num_clients: int,
+    split: SplitSettings,
+    generator: np.random.Generator,
+) -> NDArray[np.int64]:
+    """For each label, or combination of the labels in ``over``, shares per client drawn from a Dirichlet distribution
+    (Hsu et al. 2019)."""
+    if split.over is None and images.label_names and (images.labels.sum(axis=1) != 1).any():
+        raise DataError(
+            "data.split.by=dirichlet draws shares for each label, but here images carry several or none; name a few in "
+            "data.split.over, and shares are drawn for each combination of these."
+        )
+    columns = _columns(split.over or images.label_names, images.label_names, "data.split.over")
+    _, combinations = np.unique(images.labels[:, columns], axis=0, return_inverse=True)
+    combinations = combinations.reshape(-1)
     owners = np.empty(len(images), dtype=np.int64)
-    groups = images.labels.argmax(axis=1) if images.label_names else np.zeros(len(images), dtype=np.int64)
-    for group in np.unique(groups):
-        rows = order[groups[order] == group]
-        shares = generator.dirichlet(np.full(num_clients, alpha))
+    for one in np.unique(combinations):
+        rows = order[combinations[order] == one]
+        shares = generator.dirichlet(np.full(num_clients, split.alpha))
         bounds = np.rint(np.cumsum(shares)[:-1] * len(rows)).astype(np.int64)
         for client, part in enumerate(np.split(rows, bounds)):
             owners[part] = client

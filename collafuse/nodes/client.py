@@ -131,12 +131,16 @@ class Client:
             start = f"weights {init.id}" if init is not None else "fresh"
             trainer = Trainer(denoiser, data, settings, folder.path, device, watching, start)
             # Not before a resume is accepted: the configuration must stay that of the weights that lie there.
-            trained = trainer.run(resume, ready=lambda: folder.write_config(self.config.for_client(self.name)))
+            trained = trainer.run(resume, ready=lambda: self._write_down(folder))
         finally:
             watching.close()
         model = weights.TrainedModel(trained, "client", names, SIGMA_MIN, data.sigma_high, settings.steps)
         weights.save(folder.weights, model)
         return weights.load(folder.weights, "client")
+
+    def _write_down(self, folder: NodeFolder) -> None:
+        folder.write_config(self.config.for_client(self.name))
+        folder.write_split(self.site)
 
     def _sample_sheet(self, denoiser: Denoiser, device: torch.device) -> Pixels:
         """Some of its own images, noised to the cut, beside what the denoiser makes of them."""

@@ -11,9 +11,14 @@ from ..config import Config, load, unknown_client
 from ..core import release
 from ..core.atomic import write_bytes
 from ..core.errors import FileFormatError, OutputExistsError, StorageError
+from ..data.dealing import SiteData
+from ..data.record import split_csv
 
 CONFIG = "config.yaml"
-RESULTS = tuple(f"{CONFIG} weights.safetensors checkpoints metrics.jsonl samples sites.json tensorboard wandb".split())
+SPLIT = "split.csv"
+RESULTS = tuple(
+    f"{CONFIG} {SPLIT} weights.safetensors checkpoints metrics.jsonl samples sites.json tensorboard wandb".split()
+)
 """What training a node writes."""
 RUN_ENTRIES = (CONFIG, "server", "clients", "pictures", "finished")
 RUN_SUFFIXES = (".onnx", ".safetensors")
@@ -67,6 +72,10 @@ class NodeFolder:
     def write_config(self, config: Config) -> None:
         """Write the fully resolved configuration beside the results."""
         write_bytes(self.path / CONFIG, config.to_yaml().encode(), overwrite=True)
+
+    def write_split(self, site: SiteData) -> None:
+        """Write down which of a site's images are trained on and which are held out."""
+        write_bytes(self.path / SPLIT, split_csv(site).encode("utf-8", "surrogateescape"), overwrite=True)
 
     def read_config(self) -> Config:
         """The configuration this node was trained with. Raises FileFormatError when there is none."""

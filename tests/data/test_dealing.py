@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from collafuse.config import Config, from_mapping
 from collafuse.core.errors import ConfigError, DataError
 from collafuse.data.dealing import SiteData, held_out_rows, keys_of, load_site, load_sites
+from tests.data.hearing import Heard
 from tests.tiny import image_set
 
 MODES = {
@@ -261,3 +263,60 @@ def test_a_patient_is_never_on_both_sides(tmp_path):
     site = load_site(faces(tmp_path, {"a": {}}), "a")
     train, held_out = set(site.train.groups.tolist()), set(site.held_out.groups.tolist())
     assert train and held_out and not train & held_out and len(train | held_out) == 12
+
+
+# --- groups and combinations --------------------------------------------------------------------------------
+
+
+def whose(site: SiteData) -> set[str]:
+    return {*site.train.groups.tolist(), *site.held_out.groups.tolist()}
+
+
+def test_no_patient_lies_at_two_sites_and_all_are_dealt_about_evenly(tmp_path):
+    sites = load_sites(faces(tmp_path, {name: {} for name in "abc"}, split="groups"))
+    patients = [patient for site in sites.values() for patient in whose(site)]
+    assert len(patients) == len(set(patients)) == 12
+    assert [len(site.train) + len(site.held_out) for site in sites.values()] == [20, 20, 20]
+
+
+def test_groups_follow_the_seed_and_what_each_site_chooses(tmp_path):
+    clients = {"a": {"labels": ["Male"]}, "b": {"labels": "not Male"}}
+    sites, again, other = (load_sites(faces(tmp_path, clients, "groups", seed=seed, held_out=0)) for seed in (0, 0, 1))
+    assert whose(sites["a"]) == whose(again["a"]) != whose(other["a"])
+    assert not whose(sites["a"]) & whose(sites["b"])
+    assert sites["a"].train.labels.all() and "Male" not in sites["b"].train.label_names
+
+
+def test_groups_that_nobody_stated_are_refused():
+    with pytest.raises(DataError, match=r"set data\.table\.group to the column"):
+        load_sites(config({"by": "groups"}, {"a": {}, "b": {}}))
+
+
+def test_shares_are_drawn_for_combinations_where_images_carry_several_labels(tmp_path):
+    with pytest.raises(DataError, match=r"images carry several or none; name a few in data\.split\.over"):
+        load_sites(faces(tmp_path, {"a": {}, "b": {}}, split="dirichlet"))
+    settings = faces(tmp_path, {"a": {}, "b": {}}, split="dirichlet", held_out=0)
+    split = {"by": "dirichlet", "alpha": 0.05, "over": ["Male"]}
+    dealt = from_mapping({**settings.model_dump(), "data": settings.data.model_dump() | {"split": split}})
+    sites = load_sites(dealt)
+    men = [counts(site).get("Male", 0) for site in sites.values()]
+    others = [len(site.train) - count for site, count in zip(sites.values(), men, strict=True)]
+    assert sum(men) == 28 and sum(others) == 32 and max(men) >= 25 and max(others) >= 29
+
+
+def test_a_patient_at_two_sites_is_reported(tmp_path):
+    heard = Heard()
+    load_sites(faces(tmp_path, {"a": {}, "b": {}}, split="even", held_out=0), heard)
+    assert len(heard.said) == 1 and re.search(r"\d+ groups stand at two sites, such as patient \d+ at", heard.said[0])
+
+
+def test_an_image_in_the_folders_of_two_sites_is_reported(tmp_path):
+    for name in "ab":
+        for level in range(3):
+            paint(tmp_path / name / "x" / f"{level}.png", level + (10 if name == "b" else 0))
+    paint(tmp_path / "b" / "x" / "copy.png", 2)
+    heard = Heard()
+    clients = {name: {"path": str(tmp_path / name)} for name in "ab"}
+    data = {"dataset": "folder", "image_size": 4, "channels": 1, "held_out": 0}
+    load_sites(config(MODES["even"], clients, **data), heard)
+    assert heard.said == ["warning: 1 equal images stand at two sites, such as x/2.png at a, x/copy.png at b."]
