@@ -9,7 +9,7 @@ import typer
 import collafuse
 from collafuse.core.errors import CollaFuseError, RuntimeMissingError
 
-from . import deliver, demo, export_client, finish, inspect, release, train, train_client, train_server
+from . import data, deliver, demo, export_client, finish, inspect, release, train, train_client, train_server
 from .console import say
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 
 COMMANDS = {
     "demo": demo.demo,
+    "data": data.data,
     "train": train.train,
     "release": release.release,
     "train-server": train_server.train_server,

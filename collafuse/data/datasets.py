@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import DataSettings
-from ..core.errors import DataError, RuntimeMissingError
+from ..config import Config, DataSettings
+from ..core.errors import DataError, RuntimeMissingError, UsageError
 from .folder import read_folder
 from .imageset import ImageSet, digests_of
 from .listening import UNHEARD, Listener
-from .named import read_named
+from .named import PUBLISHED, fetch, missing_files, read_named
 
 
 def load(settings: DataSettings, path: Path | None = None, listener: Listener = UNHEARD) -> ImageSet:
@@ -24,6 +24,19 @@ def load(settings: DataSettings, path: Path | None = None, listener: Listener = 
     if settings.dataset == "folder":
         return read_folder(root, settings, listener)
     return read_named(root, settings, listener)
+
+
+def fetch_missing(config: Config, client: str | None) -> None:
+    """Download a published set to where it is looked for, if it is not there: for one client, or for all.
+
+    Raises UsageError for a data set that is not published, DataError when it cannot be had.
+    """
+    if config.data.dataset not in PUBLISHED:
+        raise UsageError(f"dataset {config.data.dataset!r} is nothing to download; these are: {', '.join(PUBLISHED)}.")
+    clients = config.clients.values() if client is None else [config.client(client)]
+    for root in dict.fromkeys(one.path or config.data.path for one in clients):
+        if root is not None and missing_files(root, config.data):
+            fetch(root, config.data)
 
 
 def _digits(settings: DataSettings) -> ImageSet:

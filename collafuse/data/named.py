@@ -96,8 +96,7 @@ def read_named(root: Path, settings: DataSettings, listener: Listener) -> ImageS
     Raises DataError naming the files that are missing, or when they are not the published ones.
     """
     published = PUBLISHED[settings.dataset]
-    missing = [name for name in published.files if not (root / name).exists()]
-    if missing:
+    if missing := missing_files(root, settings):
         raise DataError(_where_from(published, root, missing))
     try:
         return _READERS[settings.dataset](root, settings, listener)
@@ -106,6 +105,11 @@ def read_named(root: Path, settings: DataSettings, listener: Listener) -> ImageS
             f"the files of {published.title} in {root} are not as published ({first_line(error)}); remove them and "
             f"get them anew from {published.page}."
         ) from error
+
+
+def missing_files(root: Path, settings: DataSettings) -> list[str]:
+    """The files of a published set that are not below ``root``."""
+    return [name for name in PUBLISHED[settings.dataset].files if not (root / name).exists()]
 
 
 def fetch(root: Path, settings: DataSettings) -> None:
