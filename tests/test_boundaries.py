@@ -137,6 +137,23 @@ def test_every_operator_of_a_bundle_is_one_of_onnx():
     assert known >= OPERATORS
 
 
+# --- what a device tells others -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["edge_client", "cli.app"])
+def test_onnxruntime_is_loaded_with_its_reports_switched_off(first, tmp_path, monkeypatch):
+    """It would keep an identifier of the device in the user's cache folder, whether it reaches the network or not."""
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fresh(f"import {first}, onnxruntime")
+    assert not list(tmp_path.iterdir())
+
+
+def test_whoever_wants_the_reports_keeps_them(monkeypatch):
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    assert fresh("import os, edge_client; print(os.environ['ORT_DISABLE_TELEMETRY'])").strip() == "0"
+
+
 # --- what makes a file dangerous to read --------------------------------------------------------------------
 
 DANGEROUS = re.compile(
