@@ -18,8 +18,8 @@ def finish(
     steps: Annotated[int | None, typer.Option("--steps", help="Finishing steps; the bundle's own by default.")] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help="euler, heun or dpmpp_2m.")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Weight of the labels; 1 is plain.")] = None,
-    provider: Annotated[str, typer.Option("--provider", help="Where to run: cpu.")] = "cpu",
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads per evaluation.")] = None,
+    provider: options.ProviderOption = "auto",
+    threads: options.Threads = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per evaluation.")] = 16,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -33,7 +33,7 @@ def finish(
     from edge_client.job import finish_to_folder
 
     finisher = Finisher.load(
-        bundle, provider=provider, threads=threads, steps=steps, sampler=sampler, guidance=guidance
+        bundle, provider=provider, threads=threads, steps=steps, sampler=sampler, guidance=guidance, say=say
     )
     batch = intermediate.read(file)
     with reporting() as reporter:

@@ -19,6 +19,18 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint that verifies.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+ProviderOption = Annotated[
+    str,
+    typer.Option(
+        "--provider",
+        metavar="P",
+        help="auto (the fastest that works), cpu, cuda, tensorrt, openvino, coreml, xnnpack or onnxruntime's own name.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads per evaluation; by default the physical cores, at most 4."),
+]
 Trackers = Annotated[
     list[str] | None,
     typer.Option("--track", metavar="NAME", help="Also log to tensorboard or wandb (extra: tracking). Repeatable."),

@@ -1,99 +1,109 @@
-"""An onnxruntime session over a checked bundle, and the proof that it computes what the bundle promises."""
+"""Opening an onnxruntime session over a checked bundle, on the CPU or on a provider that has to prove itself."""
 
 from __future__ import annotations
 
-import os
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
-from collafuse.core.bundle import INPUTS, OUTPUT, Bundle, known_answer_input, known_answer_values
-from collafuse.core.errors import FileFormatError, RuntimeMissingError, first_line
+from collafuse.core.bundle import Bundle
+from collafuse.core.errors import FileFormatError, first_line
 
-PROVIDERS = {"cpu": "CPUExecutionProvider"}
-"""Execution providers by the names that commands use."""
+from . import caches, machine, placement
+from .cores import default_threads
+from .denoiser import OnnxDenoiser, check_known_answer, known_answer_error
+from .providers import CPU, PROVIDERS, Provider, ProviderError, Setting, named
+
+Say = Callable[[str], None]
 
 
-class OnnxDenoiser:
-    """A bundle's denoiser: ``model(x, sigma, conditions) -> x0_hat`` on float32 NumPy arrays.
+def open_session(
+    bundle: Bundle, provider: str = CPU, threads: int | None = None, say: Say = lambda text: None
+) -> OnnxDenoiser:
+    """Load a bundle's graph into onnxruntime on one provider and run its known-answer test there.
 
-    sigma is a float or one level per image [N]. Raises FileFormatError when the graph fails on these inputs or
-    gives another shape.
+    threads: per evaluation, by default :func:`cores.default_threads`. ``say`` hears what takes long. Raises
+    UsageError for an unknown provider, RuntimeMissingError for one that does not really run the graph, and
+    FileFormatError when onnxruntime refuses the graph or the answer is wrong.
     """
-
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self._session = session
-
-    def __call__(self, x: NDArray[Any], sigma: Any, conditions: NDArray[Any]) -> NDArray[np.float32]:
-        levels = np.broadcast_to(np.asarray(sigma, dtype=np.float32), (len(x),))
-        values = (np.ascontiguousarray(x, dtype=np.float32), np.ascontiguousarray(levels), conditions)
-        try:
-            output: NDArray[np.float32] = self._session.run([OUTPUT], dict(zip(INPUTS, values, strict=True)))[0]
-        except Exception as error:  # onnxruntime raises its own classes, which differ between versions
-            raise FileFormatError(
-                f"onnxruntime {onnxruntime.__version__} cannot run the bundle on {len(x)} images: "
-                f"{first_line(error)}; try a smaller batch, or export the bundle again."
-            ) from error
-        if output.shape != x.shape:
-            raise FileFormatError(
-                f"the bundle's graph made {list(output.shape)} of images of shape {list(x.shape)}, expected the same "
-                "shape; export the bundle again."
-            )
-        return output
-
-
-def open_session(bundle: Bundle, provider: str = "cpu", threads: int | None = None) -> OnnxDenoiser:
-    """Load a bundle's graph into onnxruntime and run its known-answer test.
-
-    threads: intra-operator threads, by default the number of cores this process may use, at most 4. Raises
-    RuntimeMissingError for a provider that is not there and FileFormatError when onnxruntime refuses the
-    graph or the answer is wrong.
-    """
-    if provider not in PROVIDERS:
-        raise RuntimeMissingError(f"provider {provider!r} is not known; use one of {', '.join(PROVIDERS)}.")
-    try:
-        # Without the fallback: it would try again in silence elsewhere, and prints to stdout.
-        session = onnxruntime.InferenceSession(
-            bundle.data, sess_options=_options(threads), providers=[PROVIDERS[provider]], enable_fallback=0
-        )
-    except Exception as error:  # onnxruntime raises its own classes, which differ between versions
-        raise FileFormatError(
-            f"onnxruntime {onnxruntime.__version__} cannot load the bundle: {first_line(error)}; export it again."
-        ) from error
-    denoiser = OnnxDenoiser(session)
+    chosen, threads = named(provider), threads or default_threads()
+    if chosen.name != CPU:
+        return _open_elsewhere(bundle, chosen, threads, say)
+    denoiser = OnnxDenoiser(_load(bundle, _options(threads), [chosen.runtime_name]), CPU, threads)
     check_known_answer(denoiser, bundle)
     return denoiser
 
 
-def _options(threads: int | None) -> onnxruntime.SessionOptions:
+def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    options.intra_op_num_threads = threads or min(cores, 4)
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     # Spinning threads burn a small board's power and slow a busy one down (research/edge.md, section 3).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # errors come as exceptions, no need to log them as well
     return options
 
 
-def known_answer_error(denoiser: OnnxDenoiser, bundle: Bundle) -> float:
-    """Largest absolute difference between this machine's answer and the bundle's; NaN counts as infinite."""
-    answer, info = bundle.info.known_answer, bundle.info
-    x, sigma, conditions = known_answer_input(info.image_shape, len(info.label_names), answer.sigmas)
-    values = known_answer_values(denoiser(x, sigma, conditions), len(answer.values))
-    if len(values) != len(answer.values):
-        raise FileFormatError(f"the known-answer test has {len(answer.values)} values, the graph gives {len(values)}.")
-    error = float(np.abs(values - np.asarray(answer.values)).max())
-    return error if np.isfinite(error) else float("inf")
-
-
-def check_known_answer(denoiser: OnnxDenoiser, bundle: Bundle) -> None:
-    """Raise FileFormatError when this machine does not compute what the bundle's maker computed."""
-    error, tolerance = known_answer_error(denoiser, bundle), bundle.info.known_answer.tolerance
-    if error > tolerance:
+def _load(bundle: Bundle, options: onnxruntime.SessionOptions, providers: list[Any]) -> onnxruntime.InferenceSession:
+    try:
+        # Without the fallback: it would try again in silence elsewhere, and prints to stdout.
+        return onnxruntime.InferenceSession(bundle.data, sess_options=options, providers=providers, enable_fallback=0)
+    except Exception as error:  # onnxruntime raises its own classes, which differ between versions
         raise FileFormatError(
-            f"the bundle's known-answer test is off by {error:.2g} (allowed {tolerance:.2g}) on onnxruntime "
-            f"{onnxruntime.__version__}; images would be wrong. Export the bundle again or use another onnxruntime."
-        )
+            f"onnxruntime {onnxruntime.__version__} cannot load the bundle: {first_line(error)}; export it again."
+        ) from error
+
+
+def _open_elsewhere(bundle: Bundle, provider: Provider, threads: int, say: Say) -> OnnxDenoiser:
+    """As :func:`open_session`, for a provider that may be there in name only."""
+    offered = onnxruntime.get_available_providers()
+
+    def refused(tried: str) -> ProviderError:
+        return ProviderError(provider, tried, offered, onnxruntime.__version__)
+
+    if provider.runtime_name not in offered:
+        raise refused("this onnxruntime was built without it")
+    folder = caches.engine_folder(provider.name, bundle.digest) if provider.builds_engines else None
+    setting = Setting(bundle.info, threads, folder)
+    if provider.builds_engines and machine.tensorrt_version():
+        say(_announcement(folder))
+    started = time.monotonic()
+    complaints = placement.Complaints()
+    try:
+        with complaints:
+            denoiser, error, placed = _run_once(bundle, provider, setting)
+    except FileFormatError as failed:
+        raise refused(complaints.reason() or first_line(failed)) from failed
+    shortfall = placement.shortfall(placed, provider.runtime_name)
+    if shortfall is not None:
+        raise refused(complaints.reason() or shortfall)
+    if error > (allowed := bundle.info.known_answer.tolerance):
+        raise refused(f"its known answer is off by {error:.2g}, allowed is {allowed:.2g}")
+    seconds, share = time.monotonic() - started, placement.share(placed, provider.runtime_name)
+    say(f"{provider.name} runs {share} and gives the known answer ({seconds:.1f} s).")
+    return denoiser
+
+
+def _run_once(bundle: Bundle, provider: Provider, setting: Setting) -> tuple[OnnxDenoiser, float, placement.Placement]:
+    """The denoiser, the error of its known answer, and where the operators ran while it was computed."""
+    options = _options(1 if provider.own_threads else setting.threads)
+    wanted = [provider, *(PROVIDERS[name] for name in provider.helpers)]
+    with placement.profile_folder() as profiles:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profiles / "run")
+        session = _load(bundle, options, [(p.runtime_name, p.options(setting)) for p in wanted])
+        denoiser = OnnxDenoiser(session, provider.name, setting.threads)
+        error = known_answer_error(denoiser, bundle)
+        return denoiser, error, placement.read_profile(Path(session.end_profiling()))
+
+
+def _announcement(folder: Path | None) -> str:
+    if folder is None:
+        return "Building a TensorRT engine; this takes minutes, each time: the cache folder cannot be written."
+    if any(folder.glob("*.engine")):
+        return f"Loading the TensorRT engine in {folder}."
+    return f"Building a TensorRT engine, once for this bundle and machine; this takes minutes. It stays in {folder}."

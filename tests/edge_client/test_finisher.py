@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from collafuse.core import bundle as bundles
 from collafuse.core import intermediate as intermediates
 from collafuse.core.conditioning import guided
-from collafuse.core.errors import FileFormatError, MismatchError, RuntimeMissingError, UsageError
+from collafuse.core.errors import FileFormatError, MismatchError, UsageError
 from collafuse.core.intermediate import Intermediate
 from collafuse.core.noise import client_sigmas
 from collafuse.core.pairing import conditions_for
@@ -25,7 +25,8 @@ from collafuse.core.pictures import to_uint8
 from collafuse.core.samplers import STEPS, run
 from collafuse.nodes.client import finish as finish_with_torch
 from edge_client import Finisher
-from edge_client.session import known_answer_error, open_session
+from edge_client.denoiser import known_answer_error
+from edge_client.session import open_session
 from tests.bundles import SHAPE, halving_bundle, halving_info, halving_model, resealed, sealed_bytes
 from tests.damage import bit_flips
 
@@ -212,7 +213,7 @@ def test_impossible_settings_are_refused(halving, override, message):
 
 
 def test_an_unknown_provider_is_refused(halving):
-    with pytest.raises(RuntimeMissingError, match="provider 'abacus' is not known; use one of cpu"):
+    with pytest.raises(UsageError, match="provider 'abacus' is not known; use auto, cpu"):
         Finisher.load(halving, provider="abacus")
 
 

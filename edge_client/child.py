@@ -1,0 +1,48 @@
+"""A part of the work in a process of its own: what it costs is measured from a fresh start, and what it breaks
+(a provider that crashes or never returns, memory that onnxruntime keeps) stays there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from collafuse.core.errors import CollaFuseError
+
+PROGRAM = "import sys; from edge_client.{module} import main; main(sys.argv[1:])"
+
+
+class ChildError(CollaFuseError):
+    """A child process ended without an answer; the message says how."""
+
+
+def run_child(module: str, arguments: Sequence[str], timeout: float) -> dict[str, Any]:
+    """The JSON object that ``edge_client.MODULE.main(arguments)`` prints in a fresh interpreter.
+
+    timeout in seconds. Raises ChildError when it crashes, takes longer or answers anything else.
+    """
+    home = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))}
+    command = [sys.executable, "-c", PROGRAM.format(module=module), *arguments]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=timeout, env=environment
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ChildError(f"it did not finish within {timeout:.0f} s") from error
+    if done.returncode < 0:
+        raise ChildError(f"it crashed ({signal.Signals(-done.returncode).name})")
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        answer = None
+    if done.returncode or not isinstance(answer, dict):
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ChildError(f"it failed with exit code {done.returncode} ({last[:200]})")
+    return answer

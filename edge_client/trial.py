@@ -1,0 +1,82 @@
+"""Trying a provider on a bundle: whether it really runs it, and how fast."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from collafuse.core import bundle as bundles
+from collafuse.core.errors import CollaFuseError
+
+from .child import ChildError, run_child
+from .denoiser import OnnxDenoiser
+from .providers import ProviderError, named
+from .session import open_session
+
+REPETITIONS = 5
+SECONDS = 300.0
+"""How long a trial may take; a slow board with a large bundle needs a minute."""
+ENGINE_SECONDS = 3600.0
+"""The same where an engine is built first."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of a provider. ``milliseconds``: one evaluation of one image, the median; None if it does not run.
+
+    ``failure`` says why not, and is empty if it does.
+    """
+
+    provider: str
+    milliseconds: float | None
+    failure: str
+
+    def __str__(self) -> str:
+        return f"{self.provider} " + (
+            f"fails ({self.failure})" if self.milliseconds is None else f"takes {self.milliseconds:.2f} ms"
+        )
+
+
+def try_isolated(path: Path, provider: str, threads: int, batch_size: int) -> Trial:
+    """The outcome for one provider, found in a process of its own."""
+    limit = ENGINE_SECONDS if named(provider).builds_engines else SECONDS
+    try:
+        answer = run_child("trial", (str(path), provider, str(threads), str(batch_size)), limit)
+        return Trial(provider, answer["milliseconds"], answer["failure"])
+    except ChildError as error:
+        return Trial(provider, None, str(error))
+
+
+def try_here(path: Path, provider: str, threads: int, batch_size: int) -> Trial:
+    """The outcome for one provider, found in this process."""
+    try:
+        bundle = bundles.read(path)
+        denoiser = open_session(bundle, provider, threads)
+        return Trial(provider, 1000 * seconds_per_call(denoiser, bundle, batch_size, REPETITIONS) / batch_size, "")
+    except ProviderError as error:
+        return Trial(provider, None, error.tried)
+    except CollaFuseError as error:
+        return Trial(provider, None, str(error))
+
+
+def seconds_per_call(denoiser: OnnxDenoiser, bundle: bundles.Bundle, batch_size: int, repetitions: int) -> float:
+    """Median time of one evaluation of ``batch_size`` images at the cut, after one that does not count."""
+    info = bundle.info
+    inputs = bundles.known_answer_input(info.image_shape, len(info.label_names), (info.sigma_max,) * batch_size)
+    times = []
+    for _ in range(repetitions + 1):
+        started = time.perf_counter()
+        denoiser(*inputs)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def main(arguments: Sequence[str]) -> None:
+    """PATH PROVIDER THREADS BATCH_SIZE: print the outcome as JSON."""
+    path, provider, threads, batch_size = arguments
+    print(json.dumps(dataclasses.asdict(try_here(Path(path), provider, int(threads), int(batch_size)))))  # noqa: T201

@@ -1,0 +1,203 @@
+"""edge_client.choice, trial, child and caches: --provider auto."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from collafuse.core.errors import RuntimeMissingError
+from edge_client import Finisher, caches, choice, trial
+from edge_client.child import ChildError, run_child
+from edge_client.trial import Trial, try_here, try_isolated
+from tests.bundles import halving_bundle
+
+KEY = {"bundle": "b", "machine": "m"}
+ORDINARY = ["AzureExecutionProvider", "CPUExecutionProvider"]
+WITH_CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "collafuse"
+
+
+@pytest.fixture
+def halving(tmp_path) -> Path:
+    (tmp_path / "halving.onnx").write_bytes(halving_bundle())
+    return tmp_path / "halving.onnx"
+
+
+def choose(outcomes: dict[str, float | None], said: list[str] | None = None) -> str:
+    """The choice among providers that take so many milliseconds, or fail."""
+
+    def attempt(path, name, threads, batch_size):
+        value = outcomes[name]
+        return Trial(name, value, "broken" if value is None else "")
+
+    return choice.choose(Path("x"), list(outcomes), 1, KEY, (said if said is not None else []).append, attempt)
+
+
+# --- choosing -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "best"),
+    [
+        ({"cpu": 2.0, "cuda": 1.0}, "cuda"),
+        ({"cpu": 1.0, "cuda": 2.0}, "cpu"),
+        ({"cpu": 1.0, "cuda": 0.9}, "cpu"),  # not enough faster for what it costs
+        ({"cpu": 1.0, "cuda": None}, "cpu"),
+        ({"cpu": None, "cuda": 5.0}, "cuda"),
+        ({"cpu": 9.0, "cuda": 2.0, "tensorrt": 1.0}, "tensorrt"),
+    ],
+)
+def test_the_fastest_that_works_is_chosen_said_and_remembered(outcomes, best):
+    said: list[str] = []
+    assert choose(outcomes, said) == best
+    assert said[-1].startswith(f"Provider {best}: ") and all(name in said[-1] for name in outcomes)
+    again: list[str] = []
+    assert choice.remembered(KEY, list(outcomes), again.append) == best
+    assert "as measured before" in again[0] and all(name in again[0] for name in outcomes)
+
+
+def test_an_engine_is_announced_before_it_is_built():
+    said: list[str] = []
+    choose({"cpu": 1.0, "tensorrt": 1.0}, said)
+    assert any("takes minutes" in line for line in said[:-1])
+
+
+def test_when_none_works_each_reason_is_given():
+    with pytest.raises(RuntimeMissingError, match=r"cpu fails \(broken\); cuda fails \(broken\)"):
+        choose({"cpu": None, "cuda": None})
+    assert choice.remembered(KEY, ["cpu", "cuda"], [].append) is None
+
+
+def test_one_candidate_costs_nothing(halving, cache, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ORDINARY)
+    said: list[str] = []
+    assert Finisher.load(halving, provider="auto", say=said.append).provider == "cpu"
+    assert not said and not cache.exists()
+
+
+def test_several_candidates_are_tried_once_in_processes_of_their_own(halving, cache, monkeypatch):
+    """The second candidate is one that this onnxruntime does not have, so its process says so."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: WITH_CUDA)
+    said: list[str] = []
+    assert Finisher.load(halving, provider="auto", say=said.append).provider == "cpu"
+    assert "cuda fails (this onnxruntime was built without it)" in said[-1]
+    assert len(list(cache.glob("provider-*.json"))) == 1
+    said.clear()
+    assert Finisher.load(halving, provider="auto", say=said.append).provider == "cpu"
+    assert len(said) == 1 and "as measured before" in said[0]
+
+
+def test_a_remembered_provider_that_broke_is_replaced(halving, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: WITH_CUDA)
+    monkeypatch.setattr(caches, "read_entry", lambda kind, key: {"provider": "cuda", "why": "it was fast"})
+    outcomes = {"cpu": Trial("cpu", 1.0, ""), "cuda": Trial("cuda", None, "gone")}
+    monkeypatch.setattr(trial, "try_isolated", lambda path, name, *_: outcomes[name])
+    said: list[str] = []
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"):
+        assert Finisher.load(halving, provider="auto", say=said.append).provider == "cpu"
+    assert any("provider cuda no longer works" in line for line in said)
+
+
+# --- trials -------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_measures_or_says_why_not(halving):
+    works = try_here(halving, "cpu", 1, 4)
+    assert works.failure == "" and 0 < works.milliseconds < 1000 and "takes" in str(works)
+    fails = try_here(halving, "xnnpack", 1, 4)
+    assert fails.milliseconds is None and "built without it" in fails.failure
+    assert try_here(halving.parent / "gone.onnx", "cpu", 1, 4).failure.endswith("expected a client bundle (.onnx).")
+
+
+def test_a_trial_in_a_process_of_its_own_comes_to_the_same(halving):
+    assert try_isolated(halving, "cpu", 1, 4).milliseconds > 0
+    assert try_isolated(halving, "xnnpack", 1, 4) == try_here(halving, "xnnpack", 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", r"it crashed \(SIGSEGV\)"),
+        ("import time; time.sleep(60)", "it did not finish within 1 s"),
+        ("raise SystemExit('no room')", r"exit code 1 \(no room\)"),
+        ("print('hello')", "exit code 0"),
+        ("print('[1]')", "exit code 0"),
+    ],
+)
+def test_a_child_that_breaks_says_how(monkeypatch, code, message):
+    monkeypatch.setattr("edge_client.child.PROGRAM", code)
+    with pytest.raises(ChildError, match=message):
+        run_child("trial", (), timeout=1 if "sleep" in code else 30)
+
+
+# --- the cache ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_remembered_comes_back_for_its_key_alone(cache):
+    caches.write_entry("provider", KEY, {"provider": "cpu"})
+    assert caches.read_entry("provider", KEY) == {"provider": "cpu"}
+    assert caches.read_entry("provider", {**KEY, "machine": "n"}) is None
+    caches.write_entry("provider", KEY, {"provider": "cuda"})
+    assert caches.read_entry("provider", KEY) == {"provider": "cuda"}
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"\xff", b'{"key": {}, "value": {}}', b'{"value": {"provider": "cpu"}}', b"[" * 70_000]
+)
+def test_a_damaged_cache_is_none(cache, text):
+    caches.write_entry("provider", KEY, {"provider": "cpu"})
+    (entry,) = cache.iterdir()
+    entry.write_bytes(text)
+    assert caches.read_entry("provider", KEY) is None
+    caches.write_entry("provider", KEY, {"provider": "cpu"})
+    assert caches.read_entry("provider", KEY) == {"provider": "cpu"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"provider": "abacus", "why": "w"},
+        {"provider": 1, "why": "w"},
+        {"provider": "cpu"},
+        {"provider": "cpu", "why": "\x1b[2J"},
+    ],
+)
+def test_a_hostile_verdict_is_none(cache, value):
+    caches.write_entry("provider", KEY, value)
+    assert choice.remembered(KEY, ["cpu", "cuda"], lambda text: pytest.fail(text)) is None
+
+
+def test_a_cache_that_cannot_be_written_is_none(cache, monkeypatch):
+    cache.parent.write_text("a file where the folder should be")
+    caches.write_entry("provider", KEY, {"provider": "cpu"})
+    assert caches.read_entry("provider", KEY) is None and caches.usable_folder() is None
+    assert choose({"cpu": 1.0, "cuda": 2.0}) == "cpu"
+
+
+def test_a_folder_that_others_can_write_is_not_used(cache):
+    """An engine is code to whoever loads it."""
+    caches.usable_folder("engines")
+    (cache / "engines").chmod(0o777)
+    assert caches.usable_folder("engines") is None
+
+
+def test_a_relative_cache_folder_is_ignored(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert caches.cache_folder() == tmp_path / ".cache" / "collafuse"
+
+
+def test_engines_of_another_bundle_or_runtime_lie_elsewhere(monkeypatch):
+    one = caches.engine_folder("tensorrt", "a" * 64)
+    assert one is not None and one.is_dir()
+    assert caches.engine_folder("tensorrt", "a" * 64) == one != caches.engine_folder("tensorrt", "b" * 64)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.99.0")
+    assert caches.engine_folder("tensorrt", "a" * 64) != one

@@ -1,0 +1,87 @@
+"""edge_client.cores: how many threads a device uses."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from edge_client.cores import MAX_THREADS, default_threads, physical_cores, processor_quota
+
+CPU = "sys/devices/system/cpu"
+
+
+def system(root, files):
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def topology(siblings, name="core_cpus_list"):
+    return {f"{CPU}/cpu{i}/topology/{name}": f"{text}\n" for i, text in enumerate(siblings)}
+
+
+def test_two_hardware_threads_of_a_core_count_once(tmp_path):
+    root = system(tmp_path, topology(["0,2", "1,3", "0,2", "1,3"]))
+    assert physical_cores(root, {0, 1, 2, 3}) == 2
+    assert physical_cores(root, {0, 2}) == 1
+    assert physical_cores(root, {0, 3}) == 2
+
+
+def test_older_kernels_name_the_siblings_otherwise(tmp_path):
+    assert physical_cores(system(tmp_path, topology(["0-1", "0-1"], "thread_siblings_list")), {0, 1}) == 1
+
+
+def test_without_a_topology_each_processor_is_a_core(tmp_path):
+    assert physical_cores(tmp_path, {0, 1, 5}) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("150000 100000", 1.5), ("max 100000", None), ("", None), ("1 0", None)]
+)
+def test_the_quota_of_a_container(tmp_path, text, expected):
+    root = system(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": text})
+    assert processor_quota(root) == expected
+
+
+def test_the_tightest_quota_around_a_service_holds(tmp_path):
+    files = {
+        "proc/self/cgroup": "0::/system.slice/finish.service\n",
+        "sys/fs/cgroup/system.slice/cpu.max": "100000 100000",
+        "sys/fs/cgroup/system.slice/finish.service/cpu.max": "300000 100000",
+    }
+    assert processor_quota(system(tmp_path, files)) == 1.0
+
+
+def test_a_quota_in_version_1_and_its_absence(tmp_path):
+    files = {
+        "proc/self/cgroup": "5:memory:/other\n4:cpu,cpuacct:/docker/1\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000",
+        "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+    }
+    root = system(tmp_path, files)
+    assert processor_quota(root) == 2.0
+    (root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us").write_text("-1")
+    assert processor_quota(root) is None
+
+
+def test_threads_stay_within_cores_quota_and_the_most_that_pays(tmp_path):
+    root = system(tmp_path, topology([str(i) for i in range(16)]))
+    assert default_threads(root, set(range(16))) == MAX_THREADS
+    assert default_threads(root, {3}) == 1
+    system(root, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000"})
+    assert default_threads(root, set(range(16))) == 2
+    system(root, {"sys/fs/cgroup/cpu.max": "50000 100000"})
+    assert default_threads(root, set(range(16))) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to processors")
+def test_this_process_uses_what_it_may():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert default_threads() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert 1 <= default_threads() <= min(len(allowed), MAX_THREADS)
