@@ -26,22 +26,28 @@ def finish(
 ) -> None:
     """On a device: finish the server's intermediates into pictures. Needs no torch and no network.
 
-    Writes one PNG file per image, with the settings inside, and a contact sheet.
+    Writes one PNG file per image, with the settings inside, and a contact sheet. A job that was interrupted goes on
+    when the same command is run again. However many images there are, they need no more memory than a few.
     """
-    from collafuse.core import intermediate
+    from collafuse.core.intermediate import IntermediateFile
     from edge_client.finisher import Finisher
     from edge_client.job import finish_to_folder
 
     finisher = Finisher.load(
         bundle, provider=provider, threads=threads, steps=steps, sampler=sampler, guidance=guidance, say=say
     )
-    batch = intermediate.read(file)
-    with reporting() as reporter:
-        bar = reporter.bar("finish", len(batch))
-        report = finish_to_folder(finisher, batch, out, batch_size=batch_size, overwrite=overwrite, advance=bar.advance)
-    say(
-        f"Finished {report.images} images in {report.seconds:.1f} s "
-        f"({report.milliseconds_per_image:.1f} ms each, {report.nfe} evaluations). Look at {report.sheet}."
-    )
+    with IntermediateFile(file) as intermediates, reporting() as reporter:
+        bar = reporter.bar("finish", len(intermediates))
+        report = finish_to_folder(
+            finisher, intermediates, out, batch_size=batch_size, overwrite=overwrite, advance=bar.advance
+        )
+    if kept := report.images - report.finished:
+        say(f"{kept} of {report.images} images were there already.")
+    if report.finished:
+        say(
+            f"Finished {report.finished} images in {report.seconds:.1f} s "
+            f"({report.milliseconds_per_image:.1f} ms each, {report.nfe} evaluations on {report.provider})."
+        )
+    say(f"Look at {report.sheet}.")
     if as_json:
         emit(vars(report))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from collafuse.core import bundle as bundles
 from collafuse.core.conditioning import MAX_GUIDANCE, guided
 from collafuse.core.errors import MismatchError, UsageError
-from collafuse.core.intermediate import Intermediate
+from collafuse.core.intermediate import Intermediate, Source
 from collafuse.core.noise import client_sigmas
 from collafuse.core.pairing import check_pair, conditions_for
 from collafuse.core.pictures import to_uint8
@@ -100,35 +100,39 @@ class Finisher:
         """Finished images, uint8 [N, H, W, C]. Raises MismatchError when the intermediate does not fit."""
         return np.concatenate(list(self.batches(intermediate, batch_size)))
 
-    def batches(self, intermediate: Intermediate, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator[NDArray[np.uint8]]:
-        """As :meth:`finish`, a batch at a time, so that a large job needs little memory.
+    def batches(self, intermediate: Source, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator[NDArray[np.uint8]]:
+        """As :meth:`finish`, a batch at a time, so that a large job needs little memory."""
+        self.check(intermediate, batch_size)
+        for start in range(0, len(intermediate), batch_size):
+            yield self.finish_block(intermediate, start, batch_size)[1]
 
-        Raises MismatchError also when an image does not come out finite.
-        """
+    def check(self, intermediate: Source, batch_size: int = DEFAULT_BATCH_SIZE) -> None:
+        """Raise MismatchError when the intermediate does not fit the bundle, UsageError for an impossible size."""
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size}; expected at least 1.")
-        info = self.bundle.info
-        check_pair(intermediate, info)
-        conditions = conditions_for(intermediate, info.label_names)
-        for start in range(0, len(intermediate), batch_size):
-            rows = slice(start, start + batch_size)
-            x = self._trajectory(intermediate, rows, conditions[rows])
-            if not np.isfinite(x).all():
-                raise MismatchError(
-                    f"the images from {start} on do not come out finite: the intermediate holds values up to "
-                    f"{np.abs(intermediate.x[rows]).max():.3g}, at sigma {intermediate.sigma:g} up to "
-                    f"{1 + 6 * intermediate.sigma:.3g} are expected; let the server deliver it again."
-                )
-            yield to_uint8(x)
+        check_pair(intermediate, self.bundle.info)
 
-    def _trajectory(
-        self, intermediate: Intermediate, rows: slice, conditions: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def finish_block(self, intermediate: Source, start: int, count: int) -> tuple[Intermediate, NDArray[np.uint8]]:
+        """At most ``count`` images from ``start`` on: what was delivered, and it finished, uint8 [n, H, W, C].
+
+        Nothing else of the intermediate is read or held. Raises MismatchError when an image does not come out finite.
+        """
+        block = intermediate.block(slice(start, start + count))
+        x = self._trajectory(block)
+        if not np.isfinite(x).all():
+            raise MismatchError(
+                f"the images from {start} on do not come out finite: the intermediate holds values up to "
+                f"{np.abs(block.x).max():.3g}, at sigma {block.sigma:g} up to {1 + 6 * block.sigma:.3g} are expected; "
+                "let the server deliver it again."
+            )
+        return block, to_uint8(x)
+
+    def _trajectory(self, block: Intermediate) -> NDArray[np.float32]:
         model = Counted(self._model)
-        denoise = guided(model, conditions, self.settings.guidance)
-        sigmas = client_sigmas(intermediate.sigma, self.settings.steps, self.bundle.info.sigma_low)
-        history = intermediate.history(rows) if self.settings.sampler == "dpmpp_2m" else None
-        x: NDArray[Any] = intermediate.x[rows].astype(np.float32)
+        denoise = guided(model, conditions_for(block, self.bundle.info.label_names), self.settings.guidance)
+        sigmas = client_sigmas(block.sigma, self.settings.steps, self.bundle.info.sigma_low)
+        history = block.history(slice(None)) if self.settings.sampler == "dpmpp_2m" else None
+        x: NDArray[Any] = block.x.astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by whoever asked
             x, _ = run(STEPS[self.settings.sampler], denoise, x, sigmas, history)
         self.nfe = model.nfe

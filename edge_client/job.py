@@ -1,35 +1,43 @@
-"""A finishing job: an intermediates file in, a folder of PNG files and a contact sheet out."""
+"""A finishing job: intermediates in, a folder of PNG files and a contact sheet out, however many there are."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 import collafuse
-from collafuse.core.atomic import refuse_existing
 from collafuse.core.errors import MismatchError
-from collafuse.core.intermediate import Intermediate
-from collafuse.core.pictures import Pixels, contact_sheet
+from collafuse.core.intermediate import Intermediate, Source
+from collafuse.core.pictures import GAP, contact_sheet
 
 from .finisher import DEFAULT_BATCH_SIZE, Finisher
+from .folder import BUNDLE_KEY, INDEX_KEY, SHEET, Job, JobFolder, picture_name
 from .pictures import to_image, write_png
 
-SHEET = "sheet.png"
 SHEET_IMAGES = 100
 """A contact sheet shows the first ones."""
+SHEET_PIXELS = 2048
+"""Large images are shown in smaller number, so that the sheet stays below this width."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a job did. ``nfe`` counts network evaluations per image; ``seconds`` is spent denoising and writing."""
+    """What a job did. ``images`` are in the folder, of which ``finished`` were made this time.
+
+    ``nfe`` counts network evaluations per image; ``seconds`` is spent denoising and writing those.
+    """
 
     images: int
+    finished: int
     folder: str
     sheet: str
+    provider: str
     nfe: int
     seconds: float
     milliseconds_per_image: float
@@ -37,17 +45,19 @@ class Report:
 
 def finish_to_folder(
     finisher: Finisher,
-    intermediate: Intermediate,
+    intermediate: Source,
     folder: Path,
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Report:
-    """Write ``folder/000000.png`` and so on, and ``folder/sheet.png``; ``advance`` hears of each finished batch.
+    """Write ``folder/000000.png`` and so on, ``folder/sheet.png`` and ``folder/job.json``.
 
-    Every picture carries its settings as PNG text. Raises OutputExistsError before any work when a file would be
-    overwritten, MismatchError when bundle and intermediate do not fit or the images are neither grey nor RGB.
+    No more than a batch and the sheet is held. Pictures that an interrupted job of the same bundle, intermediates and
+    settings left are kept. Every picture carries its settings as PNG text. ``advance`` hears of images as they are
+    done. Raises OutputExistsError before any work when a file of something else would be overwritten, MismatchError
+    when bundle and intermediate do not fit or the images are neither grey nor RGB.
     """
     channels = finisher.bundle.info.image_shape[0]
     if channels not in (1, 3):
@@ -55,41 +65,67 @@ def finish_to_folder(
             f"the bundle makes images with {channels} channels, a PNG file here has 1 (grey) or 3 (RGB); "
             "use edge_client.Finisher.finish, which gives arrays."
         )
-    paths = [folder / f"{index:06d}.png" for index in range(len(intermediate))]
-    for path in [*paths, folder / SHEET]:
-        refuse_existing(path, overwrite)
+    finisher.check(intermediate, batch_size)
     started = time.monotonic()
-    shown: list[Pixels] = []
-    index = 0
-    for images in finisher.batches(intermediate, batch_size):
-        for image in images:
-            text = picture_text(finisher, intermediate, index)
-            write_png(paths[index], to_image(image[None]), text, overwrite=overwrite)
-            index += 1
-        if sum(map(len, shown)) < SHEET_IMAGES:
-            shown.append(images)
-        advance(len(images))
-    sheet = contact_sheet(np.concatenate(shown)[:SHEET_IMAGES])
-    write_png(folder / SHEET, to_image(sheet), picture_text(finisher, intermediate, None), overwrite=overwrite)
+    common = common_text(finisher, intermediate)
+    job = Job(finisher.bundle.digest, intermediate.digest, len(intermediate), finisher.settings.describe())
+    text_of = partial(_text_of, common, intermediate)
+    place = JobFolder.claim(folder, job, text_of, overwrite=overwrite)
+    kept = sum(place.done)
+    if kept:
+        advance(kept)
+    for start, count in place.pending(batch_size):
+        block, images = finisher.finish_block(intermediate, start, count)
+        place.begin()
+        for row, image in enumerate(images):
+            text = common | index_text(block, row, start + row)
+            write_png(folder / picture_name(start + row), to_image(image[None]), text, overwrite=place.overwrites)
+        advance(count)
+    made = len(intermediate) - kept
+    if made or not (folder / SHEET).exists():
+        write_png(folder / SHEET, contact_sheet_of(folder, intermediate), common, overwrite=True)
+        place.end()
     seconds = time.monotonic() - started
-    return Report(index, str(folder), str(folder / SHEET), finisher.nfe, seconds, 1000 * seconds / index)
+    each = 1000 * seconds / made if made else 0.0
+    return Report(
+        len(intermediate), made, str(folder), str(folder / SHEET), finisher.provider, finisher.nfe, seconds, each
+    )
 
 
-def picture_text(finisher: Finisher, intermediate: Intermediate, index: int | None) -> dict[str, str]:
-    """The settings that made a picture: both models, the cut, the samplers, and what was asked for."""
+def contact_sheet_of(folder: Path, intermediate: Source) -> Image.Image:
+    """The first pictures of a finished folder side by side."""
+    _, height, width = intermediate.image_shape
+    count = min(SHEET_IMAGES, max(1, SHEET_PIXELS // (max(height, width) + GAP)) ** 2, len(intermediate))
+    pictures = []
+    for index in range(count):
+        with Image.open(folder / picture_name(index), formats=("PNG",)) as picture:
+            pictures.append(np.asarray(picture, dtype=np.uint8).reshape(height, width, -1))
+    return to_image(contact_sheet(np.stack(pictures)))
+
+
+def common_text(finisher: Finisher, intermediate: Source) -> dict[str, str]:
+    """The settings that make every picture of a job: both models, the cut and the samplers."""
     info = finisher.bundle.info
-    text = {
+    return {
         "Software": f"collafuse {collafuse.__version__}",
         "collafuse:client": info.client,
-        "collafuse:bundle": finisher.bundle.digest,
+        BUNDLE_KEY: finisher.bundle.digest,
+        "collafuse:intermediates": intermediate.digest,
         "collafuse:server_model": intermediate.server_model,
         "collafuse:sigma": f"{intermediate.sigma:g}",
         "collafuse:server": f"{intermediate.sampler}, NFE {intermediate.nfe}, guidance {intermediate.guidance:g}",
         **{f"collafuse:{name}": value for name, value in finisher.settings.describe().items()},
     }
-    if index is not None:
-        text["collafuse:index"] = str(index)
-        if intermediate.labels is not None:
-            chosen = np.flatnonzero(intermediate.labels[index])
-            text["collafuse:labels"] = ", ".join(intermediate.label_names[i] for i in chosen)
+
+
+def index_text(block: Intermediate, row: int, index: int) -> dict[str, str]:
+    """What is one picture's own: its place in the job and what was asked for."""
+    text = {INDEX_KEY: str(index)}
+    if block.labels is not None:
+        chosen = np.flatnonzero(block.labels[row])
+        text["collafuse:labels"] = ", ".join(block.label_names[i] for i in chosen)
     return text
+
+
+def _text_of(common: dict[str, str], intermediate: Source, index: int) -> dict[str, str]:
+    return common | index_text(intermediate.block(slice(index, index + 1)), 0, index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 
 from . import bundle, intermediate, release, tensorfile
 from .errors import FileFormatError
-from .noise import Cut
+from .noise import SCHEDULES, Cut, log_snr_from_sigma, t_from_sigma
+from .tensorstream import open_stream
 
 OTHER_KINDS = ("weights", "checkpoint")
 """Kinds that the torch side writes; their tensors are counted, not interpreted."""
@@ -19,55 +21,87 @@ OTHER_KINDS = ("weights", "checkpoint")
 def describe(path: Path) -> dict[str, Any]:
     """Kind, size, digest and contents of a release, intermediate, bundle, weights or checkpoint file.
 
-    The file is checked as if it were used; nothing is run. Raises FileFormatError.
+    The file is checked as if it were used; nothing is run. Of a tensor file only a block is held at a time, and of a
+    release the ids besides. Raises FileFormatError.
     """
     path = Path(path)
     if not path.is_file():
         raise FileFormatError(f"{path} is not a file; pass a release, intermediate, bundle or weights file.")
     kind = tensorfile.peek_kind(path)
     if kind == release.KIND:
-        values = _release(release.read(path))
+        values = _release(path)
     elif kind == intermediate.KIND:
-        values = _intermediate(intermediate.read(path))
+        values = _intermediate(path)
     elif kind in OTHER_KINDS:
-        file = tensorfile.read(path, kind, 1)
-        numbers = sum(tensor.size for tensor in file.tensors.values())
-        values = {**file.fields.rest(), "tensors": len(file.tensors), "numbers": numbers}
+        values = _tensors(path, kind)
     else:
         kind, values = bundle.KIND, _bundle(bundle.read(path))
-    return {"kind": kind, "bytes": path.stat().st_size, "file_sha256": tensorfile.file_digest(path), **values}
-
-
-def _images(x: NDArray[Any], sigma: float) -> dict[str, Any]:
     return {
-        "images": len(x),
-        "image_shape": list(x.shape[1:]),
-        "dtype": x.dtype.name,
+        "kind": kind,
+        "bytes": path.stat().st_size,
+        "file_sha256": tensorfile.file_digest(path),
+        "digest": "matches the SHA-256 in the file",  # or the file would have been refused
+        **values,
+    }
+
+
+def _images(shape: tuple[int, ...], dtype: str, sigma: float) -> dict[str, Any]:
+    return {
+        "images": shape[0],
+        "image_shape": list(shape[1:]),
+        "dtype": dtype,
         "sigma": sigma,
-        "noise_level": Cut(sigma).describe(),
-        "bytes_per_image": int(x[0].nbytes),
+        **_level(sigma),
+        "bytes_per_image": math.prod(shape[1:]) * np.dtype(dtype).itemsize,
     }
 
 
-def _label_counts(labels: NDArray[np.uint8] | None, names: tuple[str, ...]) -> dict[str, int] | None:
-    return None if labels is None else {name: int(labels[:, i].sum()) for i, name in enumerate(names)}
+def _level(sigma: float) -> dict[str, Any]:
+    """A noise level in the other coordinates, as numbers and in one text."""
+    times = {f"t_{schedule}": t_from_sigma(sigma, schedule) for schedule in SCHEDULES}
+    return {"log_snr": log_snr_from_sigma(sigma), **times, "noise_level": Cut(sigma).describe()}
 
 
-def _release(value: release.Release) -> dict[str, Any]:
-    labels = _label_counts(value.labels, value.label_names)
-    return {**_images(value.z, value.sigma_cut), "labels": labels, "simulated": value.simulated}
+def _release(path: Path) -> dict[str, Any]:
+    with open_stream(path, release.KIND, release.VERSION) as stream:
+        header = release.read_header(stream.fields, stream.layouts, stream.source)
+        counts, ids = np.zeros(len(header.label_names), dtype=np.int64), []
+
+        def check(name: str, block: NDArray[Any]) -> None:
+            if name == "ids":
+                ids.append(block)
+            elif name == "labels":
+                release.check_labels(block, stream.source)
+                counts.__iadd__(block.sum(axis=0, dtype=np.int64))
+            else:
+                tensorfile.check_finite(block, name, stream.source)
+
+        stream.verify(check)
+        release.check_ids(np.concatenate(ids), stream.source)
+        z = stream.layouts["z"]
+        shared = dict(zip(header.label_names, counts.tolist(), strict=True)) if "labels" in stream.layouts else None
+    return {**_images(z.shape, z.dtype.name, header.sigma_cut), "labels": shared, "simulated": header.simulated}
 
 
-def _intermediate(value: intermediate.Intermediate) -> dict[str, Any]:
-    return {
-        **_images(value.x, value.sigma),
-        "labels": _label_counts(value.labels, value.label_names),
-        "server_model": value.server_model,
-        "sampler": value.sampler,
-        "nfe": value.nfe,
-        "guidance": value.guidance,
-        "warm_start": value.previous_x0_hat is not None,
-    }
+def _intermediate(path: Path) -> dict[str, Any]:
+    with intermediate.IntermediateFile(path) as file:
+        header = file.header
+        return {
+            **_images(header.shape, header.dtype, header.sigma),
+            "labels": file.label_counts,
+            "server_model": header.server_model,
+            "sampler": header.sampler,
+            "nfe": header.nfe,
+            "guidance": header.guidance,
+            "warm_start": header.previous_sigma is not None,
+        }
+
+
+def _tensors(path: Path, kind: str) -> dict[str, Any]:
+    with open_stream(path, kind, 1) as stream:
+        stream.verify()
+        numbers = sum(layout.size for layout in stream.layouts.values())
+        return {**stream.fields.rest(), "tensors": len(stream.layouts), "numbers": numbers}
 
 
 def _bundle(value: bundle.Bundle) -> dict[str, Any]:
@@ -78,7 +112,7 @@ def _bundle(value: bundle.Bundle) -> dict[str, Any]:
         "image_shape": list(info.image_shape),
         "labels": list(info.label_names),
         "sigma_range": [info.sigma_min, info.sigma_max],
-        "noise_level": Cut(info.sigma_max).describe(),
+        **_level(info.sigma_max),
         "sampler": info.sampler,
         "steps": info.steps,
         "sigma_low": info.sigma_low,

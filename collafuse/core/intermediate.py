@@ -15,9 +15,10 @@ Limits as for a release. A device checks that sigma, shape and labels fit its bu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +26,11 @@ from numpy.typing import NDArray
 from . import tensorfile
 from .conditioning import MAX_GUIDANCE, Labels
 from .errors import FileFormatError
+from .metadata import Fields
 from .noise import SIGMA_MAX, SIGMA_MIN
-from .release import check_image_shape, read_labels
+from .release import check_image_shape, check_labels, read_label_names
 from .samplers import STEPS, History
+from .tensorstream import open_stream
 
 KIND = "intermediate"
 VERSION = 1
@@ -62,6 +65,29 @@ class Intermediate:
         _, channels, height, width = self.x.shape
         return channels, height, width
 
+    def block(self, rows: slice) -> Intermediate:
+        """These rows alone."""
+        previous = self.previous_x0_hat
+        return replace(
+            self,
+            x=self.x[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            previous_x0_hat=None if previous is None else previous[rows],
+        )
+
+    @property
+    def used_labels(self) -> tuple[str, ...]:
+        """Names of the labels that at least one image carries."""
+        if self.labels is None:
+            return ()
+        return tuple(name for i, name in enumerate(self.label_names) if self.labels[:, i].any())
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 that a file of it carries."""
+        fields, tensors = _contents(self)
+        return tensorfile.content_digest({"kind": KIND, "version": VERSION, **fields}, tensors)
+
     def history(self, rows: slice) -> History | None:
         """The server's last step for these rows, for a multistep sampler; None when it did not travel."""
         if self.previous_x0_hat is None or self.previous_sigma is None:
@@ -69,8 +95,36 @@ class Intermediate:
         return History(self.previous_x0_hat[rows].astype(np.float32), self.previous_sigma)
 
 
+class Source(Protocol):
+    """Intermediates in memory or in a file, which can be taken in blocks."""
+
+    @property
+    def sigma(self) -> float: ...
+    @property
+    def server_model(self) -> str: ...
+    @property
+    def sampler(self) -> str: ...
+    @property
+    def nfe(self) -> int: ...
+    @property
+    def guidance(self) -> float: ...
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+    @property
+    def used_labels(self) -> tuple[str, ...]: ...
+    @property
+    def digest(self) -> str: ...
+    def __len__(self) -> int: ...
+    def block(self, rows: slice) -> Intermediate: ...
+
+
 def to_bytes(intermediate: Intermediate) -> bytes:
     """The file's bytes; equal intermediates give equal bytes."""
+    return tensorfile.to_bytes(KIND, VERSION, *_contents(intermediate))
+
+
+def _contents(intermediate: Intermediate) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Metadata and tensors of a file."""
     tensors: dict[str, NDArray[Any]] = {"x": intermediate.x}
     if intermediate.labels is not None:
         tensors["labels"] = intermediate.labels
@@ -85,7 +139,7 @@ def to_bytes(intermediate: Intermediate) -> bytes:
         "guidance": intermediate.guidance,
         "previous_sigma": intermediate.previous_sigma,
     }
-    return tensorfile.to_bytes(KIND, VERSION, fields, tensors)
+    return fields, tensors
 
 
 def read(path: Path) -> Intermediate:
@@ -95,31 +149,162 @@ def read(path: Path) -> Intermediate:
 
 def from_tensorfile(file: tensorfile.TensorFile, source: str) -> Intermediate:
     """Check every field and tensor of an intermediate. Raises FileFormatError."""
-    fields, tensors = file.fields, dict(file.tensors)
+    header = read_header(file.fields, file.tensors, source)
+    for name, tensor in file.tensors.items():
+        check_values(name, tensor, source)
+    tensors = file.tensors
+    return _made(header, tensors["x"], tensors.get("labels"), tensors.get("previous_x0_hat"))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an intermediate says of itself, before its tensors are read. shape: (N, C, H, W)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    sigma: float
+    label_names: tuple[str, ...]
+    server_model: str
+    sampler: str
+    nfe: int
+    guidance: float
+    previous_sigma: float | None
+
+
+def read_header(fields: Fields, tensors: Mapping[str, tensorfile.HasLayout], source: str) -> Header:
+    """Check all of an intermediate but the values in its tensors. Raises FileFormatError."""
+    left = dict(tensors)
     sigma = fields.number("sigma", above=SIGMA_MIN, at_most=SIGMA_MAX)
-    x = tensorfile.expect_tensor(tensors, "x", ("float32", "float16"), 4, source)
+    x = tensorfile.expect_layout(left, "x", ("float32", "float16"), 4, source)
     check_image_shape(x.shape, source)
-    labels, names = read_labels(fields, tensors, len(x), source)
-    previous, previous_sigma = None, None
-    if "previous_x0_hat" in tensors:
-        previous = tensorfile.expect_tensor(tensors, "previous_x0_hat", (x.dtype.name,), 4, source)
+    names = read_label_names(fields, left, x.shape[0], source)
+    previous_sigma = None
+    if "previous_x0_hat" in left:
+        previous = tensorfile.expect_layout(left, "previous_x0_hat", (x.dtype.name,), 4, source)
         previous_sigma = fields.number("previous_sigma", above=sigma, at_most=SIGMA_MAX)
         if previous.shape != x.shape:
             raise FileFormatError(f"{source}: previous_x0_hat has shape {list(previous.shape)}, x {list(x.shape)}.")
     elif fields.take("previous_sigma") is not None:
         raise FileFormatError(f"{source} names previous_sigma but holds no previous_x0_hat; get the file anew.")
-    intermediate = Intermediate(
-        x=x,
+    header = Header(
+        shape=tuple(x.shape),
+        dtype=x.dtype.name,
         sigma=sigma,
-        labels=labels,
         label_names=names,
         server_model=fields.text("server_model"),
         sampler=fields.text("sampler", one_of=STEPS),
         nfe=fields.integer("nfe", at_least=0, at_most=MAX_NFE),
         guidance=fields.number("guidance", at_least=0.0, at_most=MAX_GUIDANCE),
-        previous_x0_hat=previous,
         previous_sigma=previous_sigma,
     )
     fields.done()
-    tensorfile.expect_nothing_else(tensors, source)
-    return intermediate
+    tensorfile.expect_nothing_else(left, source)
+    return header
+
+
+def check_values(name: str, tensor: NDArray[Any], source: str) -> None:
+    """Check what a tensor of an intermediate, or a block of one, holds. Raises FileFormatError."""
+    if name == "labels":
+        check_labels(tensor, source)
+    else:
+        tensorfile.check_finite(tensor, name, source)
+
+
+def _made(header: Header, x: NDArray[Any], labels: Labels | None, previous_x0_hat: NDArray[Any] | None) -> Intermediate:
+    return Intermediate(
+        x=x,
+        sigma=header.sigma,
+        labels=labels,
+        label_names=header.label_names,
+        server_model=header.server_model,
+        sampler=header.sampler,
+        nfe=header.nfe,
+        guidance=header.guidance,
+        previous_x0_hat=previous_x0_hat,
+        previous_sigma=header.previous_sigma,
+    )
+
+
+class IntermediateFile:
+    """An intermediates file of any size, checked whole and read in blocks. Close it, or use ``with``.
+
+    ``label_counts``: how many images carry each label, or None when the file carries none. Raises FileFormatError
+    when the file is damaged; see :mod:`tensorstream` for what happens when it changes while it is open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stream = open_stream(path, KIND, VERSION)
+        try:
+            self.header = read_header(self._stream.fields, self._stream.layouts, self._stream.source)
+            counts = np.zeros(len(self.header.label_names), dtype=np.int64)
+            self._stream.verify(lambda name, block: self._check(name, block, counts))
+        except BaseException:
+            self.close()
+            raise
+        has_labels = "labels" in self._stream.layouts
+        self.label_counts = dict(zip(self.header.label_names, counts.tolist(), strict=True)) if has_labels else None
+
+    def _check(self, name: str, block: NDArray[Any], counts: NDArray[np.int64]) -> None:
+        check_values(name, block, self._stream.source)
+        if name == "labels":
+            counts += block.sum(axis=0, dtype=np.int64)
+
+    def __enter__(self) -> IntermediateFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+    def __len__(self) -> int:
+        return self.header.shape[0]
+
+    def block(self, rows: slice) -> Intermediate:
+        """These rows. Raises FileFormatError when the file changed since it was opened."""
+        start, stop, _ = rows.indices(len(self))
+        parts = {name: self._stream.rows(name, start, stop) for name in self._stream.layouts}
+        return _made(self.header, parts["x"], parts.get("labels"), parts.get("previous_x0_hat"))
+
+    @property
+    def sigma(self) -> float:
+        """The level it stands at."""
+        return self.header.sigma
+
+    @property
+    def server_model(self) -> str:
+        """Identifies the server's weights."""
+        return self.header.server_model
+
+    @property
+    def sampler(self) -> str:
+        """The server's sampler."""
+        return self.header.sampler
+
+    @property
+    def nfe(self) -> int:
+        """The server's network evaluations per image."""
+        return self.header.nfe
+
+    @property
+    def guidance(self) -> float:
+        """The server's guidance weight."""
+        return self.header.guidance
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.header.shape
+        return channels, height, width
+
+    @property
+    def used_labels(self) -> tuple[str, ...]:
+        """Names of the labels that at least one image carries."""
+        return tuple(name for name, count in (self.label_counts or {}).items() if count)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 that the file carries."""
+        return self._stream.digest

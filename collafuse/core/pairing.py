@@ -5,13 +5,13 @@ from __future__ import annotations
 from .bundle import BundleInfo
 from .conditioning import Conditions, conditions_from_labels, indices_of, translate_labels
 from .errors import MismatchError
-from .intermediate import Intermediate
+from .intermediate import Intermediate, Source
 
 SIGMA_SLACK = 1e-6
 """Relative difference up to which two noise levels are the same: they travelled as decimal text."""
 
 
-def check_pair(intermediate: Intermediate, info: BundleInfo) -> None:
+def check_pair(intermediate: Source, info: BundleInfo) -> None:
     """Raise MismatchError, naming both values, unless the bundle can finish the intermediate.
 
     The level must lie in the bundle's trained range, shapes must be equal, labels known to the bundle.
@@ -26,11 +26,7 @@ def check_pair(intermediate: Intermediate, info: BundleInfo) -> None:
             f"the intermediate stands at sigma {intermediate.sigma:g}, the bundle was trained for "
             f"({info.sigma_min:g}, {info.sigma_max:g}]; let the server deliver at this client's cut."
         )
-    indices_of([n for i, n in enumerate(intermediate.label_names) if _used(intermediate, i)], info.label_names)
-
-
-def _used(intermediate: Intermediate, column: int) -> bool:
-    return intermediate.labels is not None and bool(intermediate.labels[:, column].any())
+    indices_of(intermediate.used_labels, info.label_names)
 
 
 def conditions_for(intermediate: Intermediate, label_names: tuple[str, ...]) -> Conditions:

@@ -16,9 +16,10 @@ derived from x0. Limits: N >= 1, C in 1..4, H and W in 1..1024, K <= 4096. ``sim
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from .pictures import MAX_CHANNELS, MAX_SIDE
 
 KIND = "release"
 VERSION = 1
+ID_BYTES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +74,7 @@ def make(
     :func:`collafuse.core.noise.system_noise`. labels None means that they are not shared.
     """
     z = np.concatenate([(x0 + cut.sigma * noise(x0.shape)).astype(np.float16) for x0 in blocks])
-    ids = np.frombuffer(secrets.token_bytes(16 * len(z)), dtype=np.uint8).reshape(len(z), 16)
+    ids = np.frombuffer(secrets.token_bytes(ID_BYTES * len(z)), dtype=np.uint8).reshape(len(z), ID_BYTES)
     return Release(
         z=z,
         sigma_cut=cut.sigma,
@@ -108,18 +110,46 @@ def from_bytes(data: bytes, source: str) -> Release:
 
 def from_tensorfile(file: tensorfile.TensorFile, source: str) -> Release:
     """Check every field and tensor of a release. Raises FileFormatError."""
-    fields, tensors = file.fields, dict(file.tensors)
+    header = read_header(file.fields, file.tensors, source)
+    z, ids, labels = file.tensors["z"], file.tensors["ids"], file.tensors.get("labels")
+    tensorfile.check_finite(z, "z", source)
+    check_ids(ids, source)
+    if labels is not None:
+        check_labels(labels, source)
+    return Release(z, header.sigma_cut, ids, labels, header.label_names, header.simulated)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a release says of itself, before its tensors are read."""
+
+    sigma_cut: float
+    label_names: tuple[str, ...]
+    simulated: bool
+
+
+def read_header(fields: Fields, tensors: Mapping[str, tensorfile.HasLayout], source: str) -> Header:
+    """Check all of a release but the values in its tensors. Raises FileFormatError."""
+    left = dict(tensors)
     sigma_cut = fields.number("sigma_cut", above=SIGMA_MIN, at_most=SIGMA_MAX)
-    z = tensorfile.expect_tensor(tensors, "z", ("float16",), 4, source)
+    z = tensorfile.expect_layout(left, "z", ("float16",), 4, source)
     check_image_shape(z.shape, source)
-    ids = tensorfile.expect_tensor(tensors, "ids", ("uint8",), 2, source)
-    if ids.shape != (len(z), 16) or len(np.unique(ids, axis=0)) != len(ids):
-        raise FileFormatError(f"{source}: expected {len(z)} different ids of 16 bytes, found shape {list(ids.shape)}.")
-    labels, names = read_labels(fields, tensors, len(z), source)
+    ids = tensorfile.expect_layout(left, "ids", ("uint8",), 2, source)
+    if ids.shape != (z.shape[0], ID_BYTES):
+        raise FileFormatError(
+            f"{source}: expected {z.shape[0]} different ids of {ID_BYTES} bytes, found shape {list(ids.shape)}."
+        )
+    names = read_label_names(fields, left, z.shape[0], source)
     simulated = fields.boolean("simulated")
     fields.done()
-    tensorfile.expect_nothing_else(tensors, source)
-    return Release(z=z, sigma_cut=sigma_cut, ids=ids, labels=labels, label_names=names, simulated=simulated)
+    tensorfile.expect_nothing_else(left, source)
+    return Header(sigma_cut, names, simulated)
+
+
+def check_ids(ids: NDArray[np.uint8], source: str) -> None:
+    """Refuse ids [N, ID_BYTES] of which two are equal."""
+    if len(np.unique(ids, axis=0)) != len(ids):
+        raise FileFormatError(f"{source}: expected {len(ids)} different ids of {ID_BYTES} bytes, some are equal.")
 
 
 def check_image_shape(shape: tuple[int, ...], source: str) -> None:
@@ -132,19 +162,28 @@ def check_image_shape(shape: tuple[int, ...], source: str) -> None:
         )
 
 
-def read_labels(
-    fields: Fields, tensors: tensorfile.Tensors, count: int, source: str
-) -> tuple[Labels | None, tuple[str, ...]]:
-    """Labels [count, K] and their names from a file, or (None, ()) when it carries none."""
+def read_label_names(
+    fields: Fields, tensors: dict[str, tensorfile.HasLayout], count: int, source: str
+) -> tuple[str, ...]:
+    """Names of the labels that a file carries, whose layout is checked and taken; () when it carries none."""
     if "labels" not in tensors:
         if fields.take("label_names") is not None:
             raise FileFormatError(f"{source} names labels but holds none; get the file anew from its maker.")
-        return None, ()
+        return ()
     names = fields.names("label_names")
-    labels = tensorfile.expect_tensor(tensors, "labels", ("uint8",), 2, source)
-    if labels.shape != (count, len(names)) or labels.max(initial=0) > 1:
+    labels = tensorfile.expect_layout(tensors, "labels", ("uint8",), 2, source)
+    if labels.shape != (count, len(names)):
         raise FileFormatError(
-            f"{source}: labels have shape {list(labels.shape)} and values up to {labels.max(initial=0)}, "
-            f"expected [{count}, {len(names)}] with 0 and 1 only; get the file anew from its maker."
+            f"{source}: labels have shape {list(labels.shape)}, expected {[count, len(names)]}; get the file anew "
+            "from its maker."
         )
-    return labels, names
+    return names
+
+
+def check_labels(labels: NDArray[Any], source: str) -> None:
+    """Refuse labels, or a block of them, that are not 0 or 1."""
+    if (largest := labels.max(initial=0)) > 1:
+        raise FileFormatError(
+            f"{source}: labels have values up to {largest}, expected labels with 0 and 1 only; get the file anew "
+            "from its maker."
+        )

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 import safetensors
@@ -39,12 +40,22 @@ class TensorFile:
     tensors: Tensors
 
 
-def _digest(metadata: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
+def begin_digest(metadata: Mapping[str, Any]) -> hashlib._Hash:
+    """A SHA-256 of the metadata (without the digest); every tensor in the order of its name follows."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True, ensure_ascii=True).encode())
+
+
+def digest_tensor_name(digest: hashlib._Hash, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Add a tensor's name, type and shape; its bytes follow. A number without axes counts as one row."""
+    digest.update(f"\0{name}\0{dtype.str}\0{shape or (1,)}\0".encode())
+
+
+def content_digest(metadata: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 over the metadata (without the digest) and every tensor's name, type, shape and bytes."""
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True, ensure_ascii=True).encode())
+    digest = begin_digest(metadata)
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
-        digest.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest_tensor_name(digest, name, array.dtype, array.shape)
         digest.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
     return digest.hexdigest()
 
@@ -54,7 +65,7 @@ def to_bytes(kind: str, version: int, fields: Mapping[str, Any], tensors: Mappin
     # asarray with order C keeps zero-dimensional arrays as they are; ascontiguousarray would not.
     arrays = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     metadata = {"kind": kind, "version": version, **fields}
-    metadata["sha256"] = _digest(metadata, arrays)
+    metadata["sha256"] = content_digest(metadata, arrays)
     text = json.dumps(metadata, sort_keys=True, ensure_ascii=True)
     return safetensors.numpy.save(arrays, metadata={"collafuse": text})
 
@@ -80,37 +91,54 @@ def read(path: Path, kind: str, version: int) -> TensorFile:
     Raises FileFormatError when the file is missing, too large, damaged, of another kind or version, or when
     its digest does not match. The header is checked before the rest is read.
     """
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise FileFormatError(f"{path} is a folder or a device, expected {_a(kind)} file.")
-        if size > MAX_FILE_BYTES:
-            raise FileFormatError(f"{path} has {size} bytes; {_a(kind)} has at most {MAX_FILE_BYTES}.")
-        with path.open("rb") as file:
-            head = file.read(8)
-            head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
-            _read_metadata(head, size, kind, version, str(path))
+    with reading(path, kind):
+        file, size = open_file(path, kind)
+        with file:
+            read_metadata(read_head(file), size, kind, version, str(path))
             file.seek(0)
-            data = file.read(size)
-        return from_bytes(data, kind, version, source=str(path))
+            return from_bytes(file.read(size), kind, version, source=str(path))
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turns an error of the operating system, or a lack of memory, while reading into a FileFormatError."""
+    try:
+        yield
     except OSError as error:
         raise FileFormatError(f"cannot read {path}: {error.strerror}; check the name of the {kind}.") from error
     except MemoryError as error:
         raise FileFormatError(
-            f"{path} has {size} bytes, more than this machine's memory holds; ask its maker for smaller files."
+            f"{path} has {Path(path).stat().st_size} bytes, more than this machine's memory holds; ask its maker for "
+            "smaller files."
         ) from error
+
+
+def open_file(path: Path, kind: str) -> tuple[IO[bytes], int]:
+    """A file to read and its size in bytes. Raises FileFormatError for what is no file or too large, or OSError."""
+    path = Path(path)
+    size = path.stat().st_size
+    if not path.is_file():
+        raise FileFormatError(f"{path} is a folder or a device, expected {_a(kind)} file.")
+    if size > MAX_FILE_BYTES:
+        raise FileFormatError(f"{path} has {size} bytes; {_a(kind)} has at most {MAX_FILE_BYTES}.")
+    return path.open("rb"), size
+
+
+def read_head(file: IO[bytes]) -> bytes:
+    """The header's length and the header, of which no more than is allowed is read."""
+    length = file.read(8)
+    return length + file.read(min(int.from_bytes(length, "little"), MAX_HEADER_BYTES))
 
 
 def from_bytes(data: bytes, kind: str, version: int, *, source: str) -> TensorFile:
     """As :func:`read`, from bytes; ``source`` names them in messages."""
-    metadata = _read_metadata(data, len(data), kind, version, source)
+    metadata = read_metadata(data, len(data), kind, version, source)
     try:
         tensors = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise FileFormatError(f"{source} is damaged ({first_line(error)}); get the file anew.") from error
     digest = metadata.pop("sha256", None)
-    if digest != _digest(metadata, tensors):
+    if digest != content_digest(metadata, tensors):
         raise FileFormatError(f"{source} does not match the SHA-256 that it carries; it was damaged. Get it anew.")
     del metadata["kind"], metadata["version"]
     return TensorFile(Fields(metadata, source), tensors)
@@ -129,7 +157,7 @@ def peek_kind(path: Path) -> str | None:
         return None
 
 
-def _read_metadata(data: bytes, size: int, kind: str, version: int, source: str) -> dict[str, Any]:
+def read_metadata(data: bytes, size: int, kind: str, version: int, source: str) -> dict[str, Any]:
     """Our metadata from the beginning of a file of ``size`` bytes, once kind and version are right."""
     length = int.from_bytes(data[:8], "little")
     if size < 8 or length > size - 8:
@@ -160,24 +188,38 @@ def _a(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
-def expect_tensor(
-    tensors: Tensors, name: str, dtypes: tuple[str, ...], ndim: int, source: str, *, finite: bool = True
-) -> NDArray[Any]:
-    """Take a tensor out of ``tensors``, checking its type, rank and that every entry is finite."""
+class HasLayout(Protocol):
+    """A tensor, or the description of one that has not been read."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+Tensor = TypeVar("Tensor", bound=HasLayout)
+
+
+def expect_layout(tensors: dict[str, Tensor], name: str, dtypes: tuple[str, ...], ndim: int, source: str) -> Tensor:
+    """Take a tensor out of ``tensors``, checking its type and rank but not what it holds."""
     if name not in tensors:
         raise FileFormatError(f"{source} lacks the tensor {name!r}; get the file anew from its maker.")
-    array = tensors.pop(name)
-    if array.dtype.name not in dtypes or array.ndim != ndim:
+    tensor = tensors.pop(name)
+    if tensor.dtype.name not in dtypes or len(tensor.shape) != ndim:
         raise FileFormatError(
-            f"{source}: tensor {name!r} is {array.dtype.name} with shape {list(array.shape)}, "
+            f"{source}: tensor {name!r} is {tensor.dtype.name} with shape {list(tensor.shape)}, "
             f"expected {' or '.join(dtypes)} with {ndim} axes; get the file anew from its maker."
         )
-    if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+    return tensor
+
+
+def check_finite(array: NDArray[Any], name: str, source: str) -> None:
+    """Refuse a tensor, or a block of one, that holds values that are not finite."""
+    if not np.isfinite(array).all():
         raise FileFormatError(f"{source}: tensor {name!r} holds values that are not finite; get the file anew.")
-    return array
 
 
-def expect_nothing_else(tensors: Tensors, source: str) -> None:
+def expect_nothing_else(tensors: Mapping[str, object], source: str) -> None:
     """Refuse tensors that nobody asked for."""
     if tensors:
         raise FileFormatError(f"{source} holds unexpected tensors {shown_names(tensors)}; refused.")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,3 +74,40 @@ def test_a_foreign_file_is_refused(tmp_path):
     for path in (tmp_path / "a.png", tmp_path, tmp_path / "gone"):
         with pytest.raises(FileFormatError):
             describe(path)
+
+
+def test_a_noise_level_is_shown_in_three_coordinates(files):
+    for kind in ("release", "intermediate", "bundle"):
+        values = describe(files / kind)
+        assert values["log_snr"] == pytest.approx(-2 * np.log(0.5))
+        assert values["t_cosine"] == pytest.approx(0.29, abs=0.01) and values["t_linear"] == pytest.approx(
+            0.14, abs=0.01
+        )
+        assert values["digest"] == "matches the SHA-256 in the file"
+
+
+def test_equal_ids_and_impossible_labels_of_a_release_are_found_in_blocks(files):
+    made = releases.read(files / "release")
+    for change in ({"ids": made.ids[[0, 0, 1]]}, {"labels": made.labels + 1}):
+        (files / "release").write_bytes(releases.to_bytes(dataclasses.replace(made, **change)))
+        with pytest.raises(FileFormatError, match="different ids|with 0 and 1 only"):
+            describe(files / "release")
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from collafuse.core.describe import describe
+
+assert describe(Path(sys.argv[1]))["images"] == 32768
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's peak")
+def test_a_large_file_is_described_in_little_memory(tmp_path, tiny_intermediate):
+    x = np.zeros((32768, 1, 32, 32), dtype=np.float32)  # 128 MiB
+    large = dataclasses.replace(tiny_intermediate, x=x, labels=None, label_names=())
+    (tmp_path / "large").write_bytes(intermediates.to_bytes(large))
+    done = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "large"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 80 << 10  # KiB, the interpreter and numpy included

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from collafuse.core import intermediate as intermediates
 from collafuse.core import tensorfile
 from collafuse.core.errors import FileFormatError
-from collafuse.core.intermediate import Intermediate
+from collafuse.core.intermediate import Intermediate, IntermediateFile
 from tests.damage import bit_flips, safetensors_parts, truncations
 
 TINY = Intermediate(
@@ -122,47 +122,55 @@ def test_the_unchanged_file_is_accepted():
     assert file() == intermediates.to_bytes(WARM)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"fields": {"sigma": 0.002}}, "sigma=0.002, expected a number in"),
-        ({"fields": {"sigma": 80.5}}, "sigma=80.5"),
-        ({"fields": {"sigma": math.nan}}, "sigma=nan"),
-        ({"fields": {"sigma": True}}, "sigma=True"),
-        ({"without": ("sigma",)}, "lacks 'sigma'"),
-        ({"fields": {"sampler": "rk45"}}, "sampler='rk45', expected one of dpmpp_2m, euler, heun"),
-        ({"fields": {"sampler": ["euler"]}}, "a short printable text"),
-        ({"fields": {"nfe": -1}}, "nfe=-1"),
-        ({"fields": {"nfe": 1.0}}, "nfe=1.0"),
-        ({"fields": {"guidance": math.inf}}, "guidance=inf"),
-        ({"fields": {"guidance": -(10**400)}}, "guidance=-1000"),
-        ({"fields": {"server_model": "\x1b]0;"}}, "server_model"),
-        ({"fields": {"server_model": None}}, "server_model=None"),
-        ({"fields": {"client": "north"}}, "unknown fields 'client'"),
-        ({"without": ("x",)}, "lacks the tensor 'x'"),
-        ({"tensors": {"x": TINY.x.astype(np.float64)}}, "'x' is float64 .* expected float32 or float16"),
-        ({"tensors": {"x": TINY.x.reshape(2, 2)}}, "with 4 axes"),
-        ({"tensors": {"x": TINY.x * np.nan}}, "not finite"),
-        ({"tensors": {"x": np.full((2, 1, 1, 2), np.inf, np.float16)}}, "not finite"),
-        ({"tensors": {"x": np.zeros((0, 1, 1, 2), np.float32)}}, "at least one image"),
-        ({"tensors": {"x": np.zeros((2, 1, 1025, 1), np.float32)}}, "sides from 1 to 1024"),
-        ({"tensors": {"previous_x0_hat": TINY.x.astype(np.float16)}}, "'previous_x0_hat' is float16"),
-        ({"tensors": {"previous_x0_hat": TINY.x[:1]}}, "previous_x0_hat has shape"),
-        ({"tensors": {"previous_x0_hat": TINY.x * np.inf}}, "not finite"),
-        ({"fields": {"previous_sigma": 0.75}}, "previous_sigma=0.75"),
-        ({"fields": {"previous_sigma": 0.5}}, "previous_sigma=0.5"),
-        ({"fields": {"previous_sigma": None}}, "previous_sigma=None"),
-        ({"without": ("previous_x0_hat",)}, "names previous_sigma but holds no previous_x0_hat"),
-        ({"without": ("previous_sigma",)}, "lacks 'previous_sigma'"),
-        ({"tensors": {"noise": TINY.x}}, "unexpected tensors 'noise'"),
-        ({"tensors": {"labels": TINY.labels + 1}}, "with 0 and 1 only"),
-        ({"tensors": {"labels": TINY.labels.T[:1]}}, "labels have shape"),
-        ({"without": ("labels",)}, "names labels but holds none"),
-    ],
-)
+CHANGES = [
+    ({"fields": {"sigma": 0.002}}, "sigma=0.002, expected a number in"),
+    ({"fields": {"sigma": 80.5}}, "sigma=80.5"),
+    ({"fields": {"sigma": math.nan}}, "sigma=nan"),
+    ({"fields": {"sigma": True}}, "sigma=True"),
+    ({"without": ("sigma",)}, "lacks 'sigma'"),
+    ({"fields": {"sampler": "rk45"}}, "sampler='rk45', expected one of dpmpp_2m, euler, heun"),
+    ({"fields": {"sampler": ["euler"]}}, "a short printable text"),
+    ({"fields": {"nfe": -1}}, "nfe=-1"),
+    ({"fields": {"nfe": 1.0}}, "nfe=1.0"),
+    ({"fields": {"guidance": math.inf}}, "guidance=inf"),
+    ({"fields": {"guidance": -(10**400)}}, "guidance=-1000"),
+    ({"fields": {"server_model": "\x1b]0;"}}, "server_model"),
+    ({"fields": {"server_model": None}}, "server_model=None"),
+    ({"fields": {"client": "north"}}, "unknown fields 'client'"),
+    ({"without": ("x",)}, "lacks the tensor 'x'"),
+    ({"tensors": {"x": TINY.x.astype(np.float64)}}, "'x' is float64 .* expected float32 or float16"),
+    ({"tensors": {"x": TINY.x.reshape(2, 2)}}, "with 4 axes"),
+    ({"tensors": {"x": TINY.x * np.nan}}, "not finite"),
+    ({"tensors": dict.fromkeys(("x", "previous_x0_hat"), np.full((2, 1, 1, 2), np.inf, np.float16))}, "not finite"),
+    ({"tensors": {"x": np.zeros((0, 1, 1, 2), np.float32)}}, "at least one image"),
+    ({"tensors": {"x": np.zeros((2, 1, 1025, 1), np.float32)}}, "sides from 1 to 1024"),
+    ({"tensors": {"previous_x0_hat": TINY.x.astype(np.float16)}}, "'previous_x0_hat' is float16"),
+    ({"tensors": {"previous_x0_hat": TINY.x[:1]}}, "previous_x0_hat has shape"),
+    ({"tensors": {"previous_x0_hat": TINY.x * np.inf}}, "not finite"),
+    ({"fields": {"previous_sigma": 0.75}}, "previous_sigma=0.75"),
+    ({"fields": {"previous_sigma": 0.5}}, "previous_sigma=0.5"),
+    ({"fields": {"previous_sigma": None}}, "previous_sigma=None"),
+    ({"without": ("previous_x0_hat",)}, "names previous_sigma but holds no previous_x0_hat"),
+    ({"without": ("previous_sigma",)}, "lacks 'previous_sigma'"),
+    ({"tensors": {"noise": TINY.x}}, "unexpected tensors 'noise'"),
+    ({"tensors": {"labels": TINY.labels + 1}}, "with 0 and 1 only"),
+    ({"tensors": {"labels": TINY.labels.T[:1]}}, "labels have shape"),
+    ({"without": ("labels",)}, "names labels but holds none"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), CHANGES)
 def test_a_changed_file_is_refused_by_name(changes, message):
     with np.errstate(all="ignore"), pytest.raises(FileFormatError, match=rf"^an\.intermediate.*{message}"):
         read(file(**changes))
+
+
+@pytest.mark.parametrize(("changes", "message"), CHANGES)
+def test_a_file_in_blocks_is_refused_for_the_same_reasons(tmp_path, changes, message):
+    path = tmp_path / "an.intermediate"
+    path.write_bytes(file(**changes))
+    with np.errstate(all="ignore"), pytest.raises(FileFormatError, match=rf"an\.intermediate.*{message}"):
+        IntermediateFile(path)
 
 
 def test_a_release_is_no_intermediate():
@@ -182,3 +190,32 @@ def test_every_bit_flip_is_refused():
     for spoiled in bit_flips(file(), 300):
         with pytest.raises(FileFormatError, match="an.intermediate"):
             read(spoiled)
+
+
+# --- in blocks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one", [TINY, WARM, UNLABELLED], ids=["cold", "warm", "unlabelled"])
+def test_a_file_in_blocks_says_and_gives_the_same(tmp_path, one):
+    (tmp_path / "a").write_bytes(intermediates.to_bytes(one))
+    with IntermediateFile(tmp_path / "a") as opened:
+        assert same(opened.block(slice(0, 2)), one)
+        assert same(opened.block(slice(1, 9)), one.block(slice(1, 9)))
+        names = ("sigma", "server_model", "sampler", "nfe", "guidance", "image_shape", "used_labels", "digest")
+        assert [getattr(opened, name) for name in names] == [getattr(one, name) for name in names]
+        assert len(opened) == len(one)
+
+
+def test_labels_are_counted_while_the_file_is_checked(tmp_path):
+    labels = np.array([[1, 0], [1, 0]], dtype=np.uint8)
+    (tmp_path / "a").write_bytes(intermediates.to_bytes(dataclasses.replace(TINY, labels=labels)))
+    (tmp_path / "b").write_bytes(intermediates.to_bytes(UNLABELLED))
+    with IntermediateFile(tmp_path / "a") as opened:
+        assert (opened.label_counts, opened.used_labels) == ({"cat": 2, "dog": 0}, ("cat",))
+    with IntermediateFile(tmp_path / "b") as opened:
+        assert (opened.label_counts, opened.used_labels) == (None, ())
+
+
+def test_the_digest_is_the_one_in_the_file():
+    header, _ = safetensors_parts(TINY_BYTES)
+    assert TINY.digest == json.loads(header["__metadata__"]["collafuse"])["sha256"]

@@ -224,7 +224,7 @@ NOT_FINITE = [math.nan, math.inf, -math.inf]
         ({"tensors": {"ids": TINY.ids[:1]}}, "expected 2 different ids of 16 bytes"),
         ({"tensors": {"ids": TINY.ids[[0, 0]]}}, "expected 2 different ids of 16 bytes"),
         ({"tensors": {"ids": TINY.ids.astype(np.int64)}}, "'ids' is int64"),
-        ({"tensors": {"labels": TINY.labels * 2}}, r"values up to 2, expected \[2, 2\] with 0 and 1"),
+        ({"tensors": {"labels": TINY.labels * 2}}, "values up to 2, expected labels with 0 and 1 only"),
         ({"tensors": {"labels": TINY.labels[:1]}}, "labels have shape"),
         ({"tensors": {"labels": TINY.labels[:, :1]}}, "labels have shape"),
         ({"tensors": {"labels": TINY.labels.astype(np.float32)}}, "'labels' is float32"),

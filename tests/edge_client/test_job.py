@@ -41,7 +41,7 @@ def names(folder) -> list[str]:
 def test_one_picture_per_image_and_a_sheet(finisher, tmp_path):
     folder, heard = tmp_path / "new" / "pictures", []
     report = finish_to_folder(finisher, batch(), folder, batch_size=2, advance=heard.append)
-    assert names(folder) == ["000000.png", "000001.png", "000002.png", "sheet.png"]
+    assert names(folder) == ["000000.png", "000001.png", "000002.png", "job.json", "sheet.png"]
     assert heard == [2, 1]
     assert (report.images, report.nfe, report.sheet) == (3, 3, str(folder / "sheet.png"))
     assert report.milliseconds_per_image == pytest.approx(1000 * report.seconds / 3)
@@ -55,6 +55,7 @@ def test_every_picture_carries_its_settings(finisher, tmp_path):
         "Software": f"collafuse {collafuse.__version__}",
         "collafuse:client": "north",
         "collafuse:bundle": finisher.bundle.digest,
+        "collafuse:intermediates": batch().digest,
         "collafuse:server_model": "server7",
         "collafuse:sigma": "0.5",
         "collafuse:server": "euler, NFE 16, guidance 1.5",
@@ -92,7 +93,7 @@ def test_an_intermediate_that_does_not_fit_leaves_no_folder(finisher, tmp_path):
 
 def test_more_images_than_a_sheet_shows(finisher, tmp_path):
     report = finish_to_folder(finisher, batch(103), tmp_path / "out", batch_size=64)
-    assert (report.images, len(names(tmp_path / "out"))) == (103, 104)
+    assert (report.images, len(names(tmp_path / "out"))) == (103, 105)
 
 
 def bundle_with_channels(channels: int) -> bytes:

@@ -1,0 +1,199 @@
+"""The folder of a finishing job: whose pictures lie in it, and which of them are done.
+
+``job.json`` is written before the first picture and says what the job is: the SHA-256 of bundle and intermediates, the
+number of images and the settings. A picture belongs to the job when the settings inside it are the job's. So an
+interrupted job goes on where it stopped, and nothing else is taken for a part of it or replaced unasked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from collafuse.core.atomic import refuse_existing, write_bytes
+from collafuse.core.errors import FileFormatError, OutputExistsError, StorageError
+from collafuse.core.metadata import Fields, parse_json
+
+RECORD = "job.json"
+SHEET = "sheet.png"
+MAX_RECORD_BYTES = 64 << 10
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+INDEX_KEY = "collafuse:index"
+BUNDLE_KEY = "collafuse:bundle"
+KIND = "finishing job"
+VERSION = 1
+MAX_IMAGES = 1 << 40
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job is. Two with equal values make the same pictures.
+
+    ``replacing`` (not a part of that): pictures of an older job are to be replaced.
+    """
+
+    bundle: str
+    intermediates: str
+    images: int
+    settings: dict[str, str]
+    replacing: bool = False
+
+    def same_as(self, other: Job | None) -> bool:
+        """Whether both make the same pictures."""
+        return other is not None and replace(self, replacing=False) == replace(other, replacing=False)
+
+
+def picture_name(index: int) -> str:
+    """The file name of a picture."""
+    return f"{index:06d}.png"
+
+
+def read_record(folder: Path) -> tuple[Job, bool] | None:
+    """The job of a folder and whether it is finished; None where there is none that can be read."""
+    path = folder / RECORD
+    with suppress(OSError, FileFormatError):
+        if path.stat().st_size <= MAX_RECORD_BYTES:
+            fields = Fields(parse_json(path.read_bytes(), str(path)), str(path))
+            fields.text("kind", one_of=[KIND])
+            fields.integer("version", at_least=VERSION, at_most=VERSION)
+            job = Job(
+                bundle=fields.text("bundle"),
+                intermediates=fields.text("intermediates"),
+                images=fields.integer("images", at_least=1, at_most=MAX_IMAGES),
+                settings=fields.texts("settings"),
+                replacing=fields.boolean("replacing"),
+            )
+            return job, fields.boolean("finished")
+    return None
+
+
+def write_record(folder: Path, job: Job, *, finished: bool) -> None:
+    """Say on the disk what the job of this folder is. Raises StorageError.
+
+    At the start it waits for the disk: after a power cut, pictures without it would be nobody's.
+    """
+    values = {"kind": KIND, "version": VERSION, "finished": finished, **asdict(job)}
+    text = json.dumps(values, indent=1, sort_keys=True) + "\n"
+    write_bytes(folder / RECORD, text.encode(), overwrite=True, durable=not finished)
+
+
+def picture_text(path: Path) -> dict[str, str] | None:
+    """The texts inside a whole PNG file; None for anything else."""
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            text = {str(key): str(value) for key, value in picture.info.items() if isinstance(value, str)}
+            picture.verify()  # every chunk's checksum, without decoding
+    except (OSError, EOFError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
+        return None
+    return text
+
+
+class JobFolder:
+    """One job's folder. ``done[index]`` says which pictures are there; made by :meth:`claim`, which writes nothing."""
+
+    def __init__(self, path: Path, job: Job, done: bytearray, continued: bool) -> None:
+        self.path = path
+        self.job = job
+        self.done = done
+        self.overwrites = job.replacing or continued
+        """Whether a file in the place of a picture to be made is a damaged or an older one."""
+        self._begun = False
+
+    @classmethod
+    def claim(cls, path: Path, job: Job, text_of: Callable[[int], Mapping[str, str]], *, overwrite: bool) -> JobFolder:
+        """The folder for this job, new or to be continued. ``text_of(index)``: what a picture will hold inside.
+
+        Without ``overwrite`` every file that would be replaced must be of this job; with it, pictures of this job are
+        kept if it was interrupted, and made again if it was finished. Raises OutputExistsError.
+        """
+        known, finished = read_record(path) or (None, False)
+        mine = job.same_as(known)
+        replacing = overwrite or (mine and known is not None and known.replacing and not finished)
+        job = replace(job, replacing=replacing)
+        done = bytearray(job.images)
+        if mine and not (overwrite and finished):
+            for index in range(job.images):
+                done[index] = _is_done(path / picture_name(index), index, text_of, replacing)
+        elif not overwrite and path.is_dir():
+            _refuse(path, job, known)
+        return cls(path, job, done, mine)
+
+    def pending(self, most: int) -> Iterator[tuple[int, int]]:
+        """Pictures to be made: (first index, count) of stretches of at most so many."""
+        start = 0
+        while (start := self.done.find(0, start)) >= 0:
+            end = self.done.find(1, start, start + most)
+            count = (min(start + most, self.job.images) if end < 0 else end) - start
+            yield start, count
+            start += count
+
+    def begin(self) -> None:
+        """Say whose folder it is, before the first picture. Raises StorageError."""
+        if not self._begun:
+            write_record(self.path, self.job, finished=False)
+            self._begun = True
+
+    def end(self) -> None:
+        """All pictures are there. Raises StorageError."""
+        if self.job.replacing:
+            self._remove_the_rest()
+        write_record(self.path, replace(self.job, replacing=False), finished=True)
+
+    def _remove_the_rest(self) -> None:
+        """Remove what an older job left beyond the last picture: files that say themselves that they are that."""
+        try:
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    number = re.fullmatch(r"(\d{6,})\.png", entry.name)
+                    if number and int(number[1]) >= self.job.images and entry.is_file(follow_symlinks=False):
+                        text = picture_text(Path(entry.path)) or {}
+                        if text.get(INDEX_KEY) == str(int(number[1])) and BUNDLE_KEY in text:
+                            os.unlink(entry.path)  # noqa: PTH108 - scandir gives the path as text
+        except OSError as error:
+            raise StorageError(
+                f"cannot remove pictures of an older job from {self.path}: {error.strerror}; the new ones are written."
+            ) from error
+
+
+def _refuse(path: Path, job: Job, other: Job | None) -> None:
+    """Raise OutputExistsError where a file of this job is there already."""
+    if other is not None and any((path / picture_name(index)).exists() for index in range(other.images)):
+        raise OutputExistsError(
+            f"{path} holds the pictures of another job ({other.images} images, bundle {other.bundle[:12]}, "
+            f"{', '.join(f'{k} {v}' for k, v in other.settings.items())}); choose another folder or pass --overwrite."
+        )
+    for name in (*map(picture_name, range(job.images)), SHEET, RECORD):
+        refuse_existing(path / name, overwrite=False)
+
+
+def _is_done(path: Path, index: int, text_of: Callable[[int], Mapping[str, str]], replacing: bool) -> bool:
+    """Whether this picture of the job is there; False also for one that a power cut damaged."""
+    if not os.path.lexists(path):
+        return False
+    found = picture_text(path)
+    if found == dict(text_of(index)):
+        return True
+    if replacing or (found is None and _is_damaged(path)):
+        return False
+    raise OutputExistsError(
+        f"{path} is not a picture of the job that was interrupted here; move it, choose another folder or pass "
+        "--overwrite."
+    )
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether a file could be what is left of a picture that was being written when the power failed."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(PNG_SIGNATURE))
+    except OSError:
+        return False
+    return head == PNG_SIGNATURE or not head.strip(b"\0")
