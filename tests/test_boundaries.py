@@ -111,7 +111,7 @@ def test_a_device_without_torch_and_onnx_finishes_files(tiny_bundle, tiny_interm
     images = np.array(json.loads(printed))
     here = edge_client.Finisher.load(tiny_bundle).finish(tiny_intermediate)
     assert np.abs(images - here.astype(int)).max() <= 1
-    assert sorted(path.name for path in out.iterdir()) == [*(f"{i:06d}.png" for i in range(5)), "sheet.png"]
+    assert sorted(path.name for path in out.iterdir()) == [*(f"{i:06d}.png" for i in range(5)), "job.json", "sheet.png"]
 
 
 CHECK_WITHOUT_RUNTIME = """

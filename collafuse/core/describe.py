@@ -72,7 +72,7 @@ def _release(path: Path) -> dict[str, Any]:
                 ids.append(block)
             elif name == "labels":
                 release.check_labels(block, stream.source)
-                counts.__iadd__(block.sum(axis=0, dtype=np.int64))
+                np.add(counts, block.sum(axis=0, dtype=np.int64), out=counts)
             else:
                 tensorfile.check_finite(block, name, stream.source)
 
