@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from ..config import Config
+from ..core import intermediate as intermediates
+from ..core.atomic import write_bytes
+from ..core.errors import ConfigError, MismatchError, RefusedError
 from ..data.dealing import load_sites
 from ..data.listening import UNHEARD, Listener
 from ..learning import weights
@@ -16,6 +19,11 @@ from .client import Client
 from .ledger import Ledger
 from .runfolder import RunFolder
 from .server import SUFFIX, Server, read_releases, train_server
+
+CALIBRATION = "calibration.safetensors"
+"""In a client's folder: intermediates that the trained server delivered, for an export in reduced precision."""
+CALIBRATION_IMAGES = 256
+CALIBRATION_SEED = 0
 
 ObserverOf = Callable[[str], Observer]
 """Makes an observer for a node by its name."""
@@ -63,4 +71,20 @@ def run_experiment(
         name: client.train(run.client(name), device, observer_of(name), resume=resume, init=init, trackers=trackers)
         for name, client in clients.items()
     }
+    for name in clients:
+        leave_calibration(server, name, run, observer_of(name))
     return Experiment(server, clients, models)
+
+
+def leave_calibration(server: Server, client: str, run: RunFolder, observer: Observer) -> None:
+    """Write what a site would ask the server for before it exports in reduced precision, into the client's folder.
+
+    Where the server cannot deliver to the client, the observer hears why and the run goes on: training does not
+    depend on it.
+    """
+    try:
+        delivered = server.deliver(client, CALIBRATION_IMAGES, seed=CALIBRATION_SEED)
+    except (ConfigError, MismatchError, RefusedError) as error:
+        observer.note(f"no intermediates to calibrate with: {error}")
+        return
+    write_bytes(run.client(client).path / CALIBRATION, intermediates.to_bytes(delivered), overwrite=True)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from collafuse.core import intermediate as intermediates
 from collafuse.core import release as releases
 from collafuse.core.errors import OutputExistsError
 from collafuse.data.dealing import load_sites
-from collafuse.nodes.experiment import run_experiment
+from collafuse.nodes.experiment import CALIBRATION, CALIBRATION_IMAGES, leave_calibration, run_experiment
 from collafuse.nodes.ledger import Ledger
 from collafuse.nodes.runfolder import RunFolder
+from collafuse.nodes.server import Server
 from tests.tiny import CPU, Recorder
 
 
@@ -42,6 +44,31 @@ def test_each_node_is_told_its_own_part_of_the_configuration(tiny_config, run):
     assert run.read_config() == tiny_config
     assert list(run.client("north").read_config().clients) == ["north"]
     assert run.server.read_config() == tiny_config.for_server()
+
+
+def test_each_client_finds_intermediates_at_its_own_cut_to_calibrate_with(tiny_config, run):
+    for name in tiny_config.clients:
+        left = intermediates.read(run.client(name).path / CALIBRATION)
+        assert len(left) == CALIBRATION_IMAGES
+        assert left.sigma == tiny_config.client(name).handover_sigma
+        used = {n for i, n in enumerate(left.label_names) if left.labels[:, i].any()}
+        assert used == set(tiny_config.client(name).labels)
+
+
+def test_calibration_comes_out_the_same_again(tiny_config, run):
+    path = run.client("north").path / CALIBRATION
+    before = path.read_bytes()
+    leave_calibration(Server.load(run.server, CPU), "north", run, Recorder())
+    assert path.read_bytes() == before
+
+
+def test_a_server_that_cannot_deliver_says_so_and_the_run_stands(run, tmp_path):
+    server, recorder = Server.load(run.server, CPU), Recorder()
+    del server.sites["north"]
+    leave_calibration(server, "north", RunFolder(tmp_path), recorder)
+    assert not list(tmp_path.iterdir())
+    (note,) = recorder.notes
+    assert note.startswith("no intermediates to calibrate with: the server has no release of client 'north'")
 
 
 def test_warm_start_begins_at_the_servers_weights(tiny_config, tmp_path):
