@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,29 +18,75 @@ def export_client(
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, max=1000, help="Default number of finishing steps in the bundle.")
     ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            metavar="P",
+            help="fp32; fp16: weights in half, half the file; int8: convolutions in 8 bits, fastest.",
+        ),
+    ] = "fp32",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            help="Intermediates to calibrate int8 and to measure fp16 and int8 on; by default what train left.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write the bundle even if its precision loses much.")] = False,
     opset: Annotated[int, typer.Option("--opset", min=18, max=20, help="ONNX operator set.")] = 18,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
     """Export a trained client to one ONNX file that a device can finish with, without torch.
 
-    The graph is compared with torch at several noise levels and batch sizes and over the whole finishing; if they
-    differ, nothing is written.
+    The graph is compared with torch at several noise levels and batch sizes and over the whole finishing, and a
+    precision below fp32 with fp32 on finished images; if they differ too much, nothing is written.
     """
     from collafuse.learning import weights
+    from collafuse.nodes.experiment import CALIBRATION
     from collafuse.nodes.runfolder import RunFolder
 
     folder = RunFolder(run).trained_client(client)
     settings = folder.read_config().client(client)
     model = weights.load(folder.weights, "client")
+    left_by_train = folder.path / CALIBRATION
+    if calibration is None and left_by_train.is_file():
+        calibration = left_by_train
 
     from export.writer import export_client as write_bundle
 
-    made = write_bundle(model, settings, client, out, steps=steps, opset=opset, overwrite=overwrite)
+    made = write_bundle(
+        model,
+        settings,
+        client,
+        out,
+        steps=steps,
+        opset=opset,
+        precision=precision,
+        intermediates=calibration,
+        force=force,
+        overwrite=overwrite,
+    )
     say(
         f"Wrote {out}: {made.size / 1e6:.2f} MB, differs from torch by at most {made.parity.step:.1e} in one step and "
         f"{made.parity.trajectory:.1e} over {made.info.steps} steps ({made.parity.grey_levels} grey levels)."
     )
+    if (loss := made.info.loss) is not None:
+        say(
+            f"In {precision} {loss.images} finished images differ from fp32 by {loss.mean_grey_levels:.2f} grey levels "
+            f"in the mean, {loss.max_grey_levels} at most (PSNR {loss.psnr_db:.1f} dB)."
+        )
     say(f"  collafuse finish {out} INTERMEDIATES -o pictures")
     if as_json:
-        emit({"bundle": str(out), "bytes": made.size, "sha256": made.digest, "parity": vars(made.parity)})
+        emit(
+            {
+                "bundle": str(out),
+                "bytes": made.size,
+                "sha256": made.digest,
+                "precision": precision,
+                "parity": vars(made.parity),
+                "loss": loss and vars(loss),
+            }
+        )

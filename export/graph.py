@@ -44,7 +44,7 @@ def export_graph(denoiser: Denoiser, opset: int = DEFAULT_OPSET) -> onnx.ModelPr
     # An example batch of 2: torch.export takes a dimension of 1 as a constant.
     batch = torch.export.Dim("N", min=1, max=MAX_BATCH)
     example = (torch.zeros(2, *denoiser.image_shape), torch.ones(2), torch.zeros(2, denoiser.num_labels + 1))
-    with _quiet():
+    with quiet():
         try:
             program = torch.onnx.export(
                 _Graph(denoiser),
@@ -74,7 +74,7 @@ def export_graph(denoiser: Denoiser, opset: int = DEFAULT_OPSET) -> onnx.ModelPr
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's chatter, which is about itself and not about the user's model."""
     names = ("torch.onnx", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}

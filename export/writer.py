@@ -1,8 +1,11 @@
-"""Writing a bundle: export, compare with torch, put metadata and the known answer inside, write in one act."""
+"""Writing a bundle: export, compare with torch, reduce, measure, put metadata and the known answer inside, write.
+
+Everything happens in memory until the last line, so that a refusal leaves nothing behind.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,21 +16,30 @@ import collafuse
 from collafuse.config import ClientSettings
 from collafuse.core import bundle as bundles
 from collafuse.core.atomic import refuse_existing, write_bytes
-from collafuse.core.bundle import MAX_STEPS, BundleInfo, KnownAnswer, known_answer_input, known_answer_values
+from collafuse.core.bundle import MAX_STEPS, PRECISIONS, BundleInfo
 from collafuse.core.errors import ExportError, FileFormatError, UsageError
 from collafuse.learning.weights import TrainedModel
 
+from . import calibration
+from .answer import exact_answer, measured_answer
 from .graph import DEFAULT_OPSET, export_graph
-from .parity import TOLERANCE, Parity, check_parity, levels_between, torch_values
+from .half import halve_weights
+from .parity import HALF_TOLERANCE, Parity, check_parity
+from .quantise import quantise
+from .runtime import OnnxStep
 
-KNOWN_ANSWER_LEVELS = 4
-KNOWN_ANSWER_TOLERANCE = 10 * TOLERANCE
-"""Looser than parity here: another machine's onnxruntime may order its sums differently."""
+LEAST_PSNR_DB = 40.0
+"""Below this a precision is refused: 40 dB is a root mean square of 2.6 grey levels of 255, about where people begin
+to see a difference between two pictures side by side."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the file's size in bytes, its SHA-256, and how closely it follows torch."""
+    """What was written: the file's size in bytes, its SHA-256, and how closely it follows torch.
+
+    parity is that of the graph itself in fp32 and fp16, that of the graph before it was quantised in int8; how far
+    a reduced precision lies from fp32 is ``info.loss``.
+    """
 
     size: int
     digest: str
@@ -43,26 +55,61 @@ def export_client(
     *,
     steps: int | None = None,
     opset: int = DEFAULT_OPSET,
+    precision: str = "fp32",
+    intermediates: Path | None = None,
+    force: bool = False,
     overwrite: bool = False,
 ) -> Exported:
     """Write a client's bundle. ``steps`` takes the place of the configured number of finishing steps.
 
-    Raises ExportError, leaving nothing behind, when the graph does not compute what torch computes or a device
-    would refuse it; UsageError for steps or an opset that no bundle has; OutputExistsError and StorageError as
-    every writer.
+    A precision below fp32 needs ``intermediates``, a file that the server delivered for this client: int8 is
+    calibrated on half of it, the loss is measured on the other half. ``force`` writes a bundle whose loss is above
+    the tolerance.
+
+    Raises ExportError, leaving nothing behind, when the graph does not compute what torch computes, a device would
+    refuse it, or a precision loses too much; UsageError for steps, an opset or a precision that no bundle has and
+    for missing intermediates; OutputExistsError and StorageError as every writer.
     """
     refuse_existing(path, overwrite)
+    _check_arguments(client, steps, precision, intermediates)
+    info = _describe(model, settings, client, settings.sampler.steps if steps is None else steps, opset)
+    graph = export_graph(model.denoiser, opset)
+    parity = check_parity(model.denoiser, graph.SerializeToString(), info)
+    if precision != "fp32":
+        graph, info = _reduce(graph, replace(info, precision=precision), intermediates, force)
+        if precision == "fp16":
+            parity = check_parity(model.denoiser, graph.SerializeToString(), info, HALF_TOLERANCE)
+    data = _sealed(graph, info)
+    try:
+        digest = bundles.from_bytes(data, str(path)).digest  # the very checks that a device will make
+    except FileFormatError as error:
+        raise ExportError(f"a device would refuse what was exported: {error} No bundle was written.") from error
+    write_bytes(path, data, overwrite=overwrite)
+    return Exported(size=len(data), digest=digest, info=info, parity=parity)
+
+
+def _check_arguments(client: str, steps: int | None, precision: str, intermediates: Path | None) -> None:
     if steps is not None and not 1 <= steps <= MAX_STEPS:
         raise UsageError(f"steps={steps}; expected a whole number from 1 to {MAX_STEPS}.")
-    denoiser = model.denoiser
-    info = BundleInfo(
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is not known; use one of {', '.join(PRECISIONS)}.")
+    if precision != "fp32" and intermediates is None:
+        raise UsageError(
+            f"precision {precision} is measured against fp32 on finished images, and there are no intermediates to "
+            f"finish; pass --calibration FILE, made at the server by collafuse deliver --client {client} -n 256."
+        )
+
+
+def _describe(model: TrainedModel, settings: ClientSettings, client: str, steps: int, opset: int) -> BundleInfo:
+    """What a bundle in fp32 says of itself."""
+    return BundleInfo(
         client=client,
-        image_shape=denoiser.image_shape,
+        image_shape=model.denoiser.image_shape,
         label_names=model.label_names,
         sigma_min=model.sigma_low,
         sigma_max=model.sigma_high,
         sampler=settings.sampler.name,
-        steps=settings.sampler.steps if steps is None else steps,
+        steps=steps,
         sigma_low=settings.sampler.sigma_low,
         guidance=settings.sampler.guidance,
         precision="fp32",
@@ -75,22 +122,33 @@ def export_client(
             "onnx": onnx.__version__,
             "exported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         },
-        known_answer=_known_answer(model),
+        known_answer=exact_answer(model),
     )
-    graph = export_graph(denoiser, opset)
+
+
+def _reduce(
+    graph: onnx.ModelProto, info: BundleInfo, intermediates: Path, force: bool
+) -> tuple[onnx.ModelProto, BundleInfo]:
+    """The graph in the precision that ``info`` names, and the info with its loss and its own known answer."""
+    exact = OnnxStep(graph.SerializeToString())
+    shaping, judging = calibration.read(intermediates, info)
+    if info.precision == "fp16":
+        graph = halve_weights(graph)
+    else:
+        graph = quantise(graph, calibration.calibration_inputs(exact, shaping, info))
+    reduced = OnnxStep(graph.SerializeToString())
+    loss = calibration.measure_loss(exact, reduced, judging, info)
+    if loss.psnr_db < LEAST_PSNR_DB and not force:
+        raise ExportError(
+            f"in {info.precision} the {loss.images} finished images differ from those in fp32 by "
+            f"{loss.mean_grey_levels:.2f} grey levels in the mean, {loss.max_grey_levels} at most (PSNR "
+            f"{loss.psnr_db:.1f} dB); at least {LEAST_PSNR_DB:g} dB are expected. No bundle was written; use another "
+            "--precision, more --calibration images, or --force."
+        )
+    return graph, replace(info, loss=loss, known_answer=measured_answer(reduced, info))
+
+
+def _sealed(graph: onnx.ModelProto, info: BundleInfo) -> bytes:
+    """The bundle's bytes."""
     onnx.helper.set_model_props(graph, {bundles.METADATA_KEY: info.to_json(), bundles.DIGEST_KEY: bundles.NO_DIGEST})
-    data = bundles.with_digest(graph.SerializeToString(deterministic=True))
-    parity = check_parity(denoiser, data, info)
-    try:
-        digest = bundles.from_bytes(data, str(path)).digest  # the very checks that a device will make
-    except FileFormatError as error:
-        raise ExportError(f"a device would refuse what was exported: {error} No bundle was written.") from error
-    write_bytes(path, data, overwrite=overwrite)
-    return Exported(size=len(data), digest=digest, info=info, parity=parity)
-
-
-def _known_answer(model: TrainedModel) -> KnownAnswer:
-    sigmas = tuple(levels_between(model.sigma_low, model.sigma_high, KNOWN_ANSWER_LEVELS))
-    inputs = known_answer_input(model.denoiser.image_shape, len(model.label_names), sigmas)
-    values = known_answer_values(torch_values(model.denoiser, *inputs))
-    return KnownAnswer(sigmas, tuple(float(v) for v in values), KNOWN_ANSWER_TOLERANCE)
+    return bundles.with_digest(graph.SerializeToString(deterministic=True))

@@ -7,6 +7,9 @@ File format (ONNX, version 1 of ours):
               labels      float32 [N, K + 1]     condition: K attributes and the "no label" flag
     output    x0_hat      float32 [N, C, H, W]   the clean images, estimated; preconditioning is inside
 
+    precision "fp32", "fp16" (matrices and kernels stored in half, computed in fp32) or "int8" (convolutions
+    between QuantizeLinear and DequantizeLinear, all but the first and the last)
+
     metadata_props: ``collafuse`` (a JSON object, see Bundle) and ``collafuse_sha256`` (64 hexadecimal digits:
     SHA-256 of the whole file with these digits replaced by zeros)
 
@@ -45,14 +48,22 @@ DIGEST_KEY = "collafuse_sha256"
 NO_DIGEST = "0" * 64
 INPUTS = ("x", "sigma", "labels")
 OUTPUT = "x0_hat"
-PRECISIONS = ("fp32",)
-FLOAT32 = 1
+FLOAT32, UINT8, INT8, INT32, INT64, BOOL, FLOAT16 = 1, 2, 3, 6, 7, 9, 10
+"""Element types by their ONNX numbers."""
+PRECISIONS = {
+    "fp32": frozenset({FLOAT32, INT32, INT64, BOOL}),
+    "fp16": frozenset({FLOAT32, INT32, INT64, BOOL, FLOAT16}),
+    "int8": frozenset({FLOAT32, INT32, INT64, BOOL, UINT8, INT8}),
+}
+"""Each precision with the element types that its graph may hold."""
+MAX_PSNR_DB = 100.0
+"""Stands for "not one grey level apart"."""
 
 OPERATORS = frozenset(
-    "Add And AveragePool Cast Clip Concat Constant ConstantOfShape Conv Cos Div Equal Erf Exp Expand Flatten Gather "
-    "Gemm GlobalAveragePool Identity InstanceNormalization LayerNormalization Log MatMul Max Min Mul Neg Pad Pow "
-    "Range ReduceMax ReduceMean ReduceSum Reciprocal Reshape Resize Shape Sigmoid Sin Slice Softmax Split Sqrt "
-    "Squeeze Sub Tanh Tile Transpose Unsqueeze Where".split()
+    "Add And AveragePool Cast Clip Concat Constant ConstantOfShape Conv Cos DequantizeLinear Div Equal Erf Exp "
+    "Expand Flatten Gather Gemm GlobalAveragePool Identity InstanceNormalization LayerNormalization Log MatMul "
+    "Max Min Mul Neg Pad Pow QuantizeLinear Range ReduceMax ReduceMean ReduceSum Reciprocal Reshape Resize Shape "
+    "Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze Where".split()
 )
 """The operators a bundle may use; all of them are plain arithmetic on tensors."""
 
@@ -67,11 +78,25 @@ class KnownAnswer:
 
 
 @dataclass(frozen=True)
+class Loss:
+    """What a precision below fp32 costs: how far finished images lie from those of the fp32 graph.
+
+    images: how many were compared. Differences in grey levels of 8-bit images; psnr_db is their peak
+    signal-to-noise ratio, at most MAX_PSNR_DB.
+    """
+
+    images: int
+    mean_grey_levels: float
+    max_grey_levels: int
+    psnr_db: float
+
+
+@dataclass(frozen=True)
 class BundleInfo:
     """What a bundle says of itself.
 
     sigma_max: the highest level it was trained for, where it takes over from the server. sampler, steps,
-    sigma_low and guidance are defaults that a device may override.
+    sigma_low and guidance are defaults that a device may override. loss: None where the precision is fp32.
     """
 
     client: str
@@ -87,10 +112,12 @@ class BundleInfo:
     opset: int
     provenance: dict[str, str]
     known_answer: KnownAnswer
+    loss: Loss | None = None
 
     def to_json(self) -> str:
         """The metadata text that goes into the file."""
-        values: dict[str, Any] = {**vars(self), "known_answer": vars(self.known_answer)}
+        loss = None if self.loss is None else vars(self.loss)
+        values: dict[str, Any] = {**vars(self), "known_answer": vars(self.known_answer), "loss": loss}
         return json.dumps({"kind": KIND, "version": VERSION, **values}, sort_keys=True)
 
 
@@ -187,13 +214,7 @@ def _info(values: dict[str, Any], source: str) -> BundleInfo:
     if channels > MAX_CHANNELS:
         raise FileFormatError(f"{source} is for images with {channels} channels; at most {MAX_CHANNELS} are known.")
     sigma_max = fields.number("sigma_max", above=SIGMA_MIN, at_most=SIGMA_MAX)
-    answer = fields.nested("known_answer")
-    known_answer = KnownAnswer(
-        sigmas=answer.numbers("sigmas", max_length=16),
-        values=answer.numbers("values", max_length=4096),
-        tolerance=answer.number("tolerance", above=0.0, at_most=1.0),
-    )
-    answer.done()
+    precision = fields.text("precision", one_of=PRECISIONS)
     info = BundleInfo(
         client=fields.text("client"),
         image_shape=(channels, height, width),
@@ -204,20 +225,47 @@ def _info(values: dict[str, Any], source: str) -> BundleInfo:
         steps=fields.integer("steps", at_least=1, at_most=MAX_STEPS),
         sigma_low=fields.number("sigma_low", above=0.0, at_most=sigma_max),
         guidance=fields.number("guidance", at_least=0.0, at_most=MAX_GUIDANCE),
-        precision=fields.text("precision", one_of=PRECISIONS),
+        precision=precision,
         opset=fields.integer("opset", at_least=1, at_most=100),
         provenance=fields.texts("provenance"),
-        known_answer=known_answer,
+        known_answer=_known_answer(fields.nested("known_answer"), source),
+        loss=_loss(fields, precision, source),
     )
     fields.done()
-    if not known_answer.sigmas or not known_answer.values:
+    return info
+
+
+def _known_answer(fields: Fields, source: str) -> KnownAnswer:
+    answer = KnownAnswer(
+        sigmas=fields.numbers("sigmas", max_length=16),
+        values=fields.numbers("values", max_length=4096),
+        tolerance=fields.number("tolerance", above=0.0, at_most=1.0),
+    )
+    fields.done()
+    if not answer.sigmas or not answer.values:
         raise FileFormatError(f"{source} carries an empty known-answer test; export the bundle again.")
-    if not all(0.0 < sigma <= SIGMA_MAX for sigma in known_answer.sigmas):
+    if not all(0.0 < sigma <= SIGMA_MAX for sigma in answer.sigmas):
         raise FileFormatError(
-            f"{source} has a known-answer test at sigma {shown(known_answer.sigmas)}, expected levels in "
+            f"{source} has a known-answer test at sigma {shown(answer.sigmas)}, expected levels in "
             f"(0, {SIGMA_MAX:g}]; export the bundle again."
         )
-    return info
+    return answer
+
+
+def _loss(fields: Fields, precision: str, source: str) -> Loss | None:
+    if precision == "fp32":
+        if fields.take("loss") is not None:
+            raise FileFormatError(f"{source} is in fp32 and yet states a loss against fp32; export it again.")
+        return None
+    fields = fields.nested("loss")
+    loss = Loss(
+        images=fields.integer("images", at_least=1, at_most=1 << 40),
+        mean_grey_levels=fields.number("mean_grey_levels", at_least=0.0, at_most=255.0),
+        max_grey_levels=fields.integer("max_grey_levels", at_least=0, at_most=255),
+        psnr_db=fields.number("psnr_db", at_least=0.0, at_most=MAX_PSNR_DB),
+    )
+    fields.done()
+    return loss
 
 
 def _check_graph(summary: onnxwire.ModelSummary, info: BundleInfo, source: str) -> None:
@@ -225,6 +273,11 @@ def _check_graph(summary: onnxwire.ModelSummary, info: BundleInfo, source: str) 
         raise FileFormatError(
             f"{source} uses the operators {shown_names(unknown)}, which no bundle has; refused. "
             "Export the client again with collafuse export-client."
+        )
+    if foreign := summary.element_types - PRECISIONS[info.precision]:
+        raise FileFormatError(
+            f"{source} says that it is in {info.precision} and holds elements of the ONNX types "
+            f"{', '.join(map(str, sorted(foreign)))}, which such a bundle has not; export it again."
         )
     image, num_labels = info.image_shape, len(info.label_names)
     expected = {"x": image, "sigma": (), "labels": (num_labels + 1,), OUTPUT: image}

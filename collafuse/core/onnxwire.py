@@ -19,8 +19,10 @@ MAX_NODES = 100_000
 MAX_TENSOR_ELEMENTS = 1 << 30
 MAX_METADATA_ENTRIES = 64
 DEFAULT_DOMAINS = ("", "ai.onnx")
-DIVISORS = frozenset({"strides", "dilations", "kernel_shape", "group"})
+DIVISORS = frozenset({"strides", "dilations", "kernel_shape", "group", "block_size"})
 """Attributes that a runtime divides by: onnxruntime 1.23 ends the whole process where a stride is 0."""
+TYPES = frozenset({"to", "dtype", "output_dtype"})
+"""Attributes that name the element type of what an operator makes."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -41,6 +43,8 @@ class ModelSummary:
     num_nodes: int = 0
     num_parameters: int = 0
     operators: set[str] = field(default_factory=set)
+    element_types: set[int] = field(default_factory=set)
+    """ONNX element types of weights and constants, and those that operators are told to make."""
     inputs: dict[str, ValueInfo] = field(default_factory=dict)
     outputs: dict[str, ValueInfo] = field(default_factory=dict)
     metadata: dict[str, memoryview] = field(default_factory=dict)
@@ -171,20 +175,26 @@ class _Reader:
                 raise self.refuse("holds sparse tensors")
             elif number in (5, 10):
                 self.tensor(value)
-        if name in DIVISORS and not all(0 < i < 1 << 31 for value in integers for i in self._integers(value)):
+        numbers = [i for value in integers for i in self._integers(value)]
+        if name in DIVISORS and not all(0 < i < 1 << 31 for i in numbers):
             raise self.refuse(f"has an operator with {name} below 1")
+        if name in TYPES:
+            self.summary.element_types.update(numbers)
 
     def tensor(self, data: memoryview) -> int:
         """Number of elements of a TensorProto; refuses external data and absurd sizes."""
-        elements = 1
+        elements, element_type = 1, 0
         for number, _, value in self.fields(data):
             if number == 1:
                 for size in self._integers(value):
                     elements *= size
+            elif number == 2 and isinstance(value, int):
+                element_type = value
             elif number == 13 or (number == 14 and value != 0):
                 raise self.refuse("keeps tensors in another file (external data)")
             if elements > MAX_TENSOR_ELEMENTS:
                 raise self.refuse(f"declares a tensor of more than {MAX_TENSOR_ELEMENTS} elements")
+        self.summary.element_types.add(element_type)
         return elements
 
     def _integers(self, data: int | memoryview) -> Iterator[int]:

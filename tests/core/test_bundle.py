@@ -40,7 +40,7 @@ def test_the_metadata_hold_the_allowed_fields_and_nothing_else(tiny_bundle):
     values = json.loads(props["collafuse"])
     assert set(values) == {
         "kind", "version", "client", "image_shape", "label_names", "sigma_min", "sigma_max", "sampler", "steps",
-        "sigma_low", "guidance", "precision", "opset", "provenance", "known_answer",
+        "sigma_low", "guidance", "precision", "opset", "provenance", "known_answer", "loss",
     }  # fmt: skip
     assert set(values["known_answer"]) == {"sigmas", "values", "tolerance"}
     assert set(values["provenance"]) == {"weights", "training_steps", "collafuse", "torch", "onnx", "exported"}
@@ -220,6 +220,10 @@ HOSTILE = {
     "a stride of nothing": (convolution(strides=[0, 1]), "an operator with strides below 1"),
     "a step backwards": (convolution(strides=[1, -1]), "an operator with strides below 1"),
     "no groups": (convolution(group=0), "an operator with group below 1"),
+    "blocks of nothing": (
+        lambda m: nodes(m, helper.make_node("QuantizeLinear", ["x", "half"], ["y"], block_size=0)),
+        "an operator with block_size below 1",
+    ),
     "no dilation": (convolution(dilations=[1, 0]), "an operator with dilations below 1"),
     "an empty kernel": (convolution(kernel_shape=[0, 0]), "an operator with kernel_shape below 1"),
     "no operators": (lambda m: m.graph.ClearField("node"), "no ONNX model"),
@@ -307,7 +311,11 @@ BAD_FIELDS = [
     ("sigma_low", 0.7),
     ("guidance", float("inf")),
     ("guidance", -1),
-    ("precision", "fp16"),
+    ("precision", "int4"),
+    ("precision", "int8"),
+    ("precision", None),
+    ("loss", {}),
+    ("loss", 0),
     ("opset", 0),
     ("provenance", {"weights": 1}),
     ("provenance", {"weights": "\x1b]0;evil"}),
@@ -345,6 +353,90 @@ def test_a_known_answer_that_is_wrong_is_refused(change):
     answer = {**vars(halving_info().known_answer), **change}
     with pytest.raises(FileFormatError, match=r"^a\.onnx"):
         read(resealed(halving_bundle(), known_answer=answer))
+
+
+LOSS = {"images": 8, "mean_grey_levels": 0.5, "max_grey_levels": 3, "psnr_db": 48.0}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_reduced_precision_states_its_loss(precision):
+    assert read(resealed(halving_bundle(), precision=precision, loss=LOSS)).info.loss == bundles.Loss(**LOSS)
+    with pytest.raises(FileFormatError, match="loss=None, expected an object"):
+        read(resealed(halving_bundle(), precision=precision, loss=None))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": 0},
+        {"images": 1.5},
+        {"images": HUGE},
+        {"mean_grey_levels": -0.1},
+        {"mean_grey_levels": float("nan")},
+        {"mean_grey_levels": 256},
+        {"max_grey_levels": 256},
+        {"max_grey_levels": True},
+        {"psnr_db": 101},
+        {"psnr_db": "48"},
+        {"seed": 1},
+    ],
+    ids=lambda v: repr(v)[:24],
+)
+def test_a_loss_that_is_wrong_is_refused(change):
+    with pytest.raises(FileFormatError, match=r"^a\.onnx"):
+        read(resealed(halving_bundle(), precision="int8", loss={**LOSS, **change}))
+
+
+def test_fp32_states_no_loss():
+    with pytest.raises(FileFormatError, match="in fp32 and yet states a loss"):
+        read(resealed(halving_bundle(), loss=LOSS))
+
+
+def add_tensor(element_type: int):
+    return lambda model: model.graph.initializer.append(helper.make_tensor("more", element_type, [1], [1]))
+
+
+def add_cast(element_type: int):
+    return lambda model: model.graph.node.append(helper.make_node("Cast", ["x"], ["cast"], to=element_type))
+
+
+def add_rounding(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(helper.make_tensor("zero", TensorProto.INT8, [], [0]))
+    model.graph.node.append(helper.make_node("QuantizeLinear", ["x", "half", "zero"], ["rounded"]))
+
+
+MISPLACED = {
+    "halves in fp32": ("fp32", add_tensor(TensorProto.FLOAT16)),
+    "bytes in fp32": ("fp32", add_tensor(TensorProto.INT8)),
+    "bytes in fp16": ("fp16", add_tensor(TensorProto.UINT8)),
+    "halves in int8": ("int8", add_tensor(TensorProto.FLOAT16)),
+    "double precision": ("fp32", add_tensor(TensorProto.DOUBLE)),
+    "texts": ("fp32", lambda model: model.graph.initializer.append(helper.make_tensor("t", 8, [1], [b"text"]))),
+    "a number in 4 bits": ("int8", add_tensor(TensorProto.INT4)),
+    "a cast to texts": ("fp32", add_cast(TensorProto.STRING)),
+    "a cast to half in fp32": ("fp32", add_cast(TensorProto.FLOAT16)),
+    "a type that is none": ("fp32", add_cast(-1)),
+    "a constant in double": (
+        "fp32",
+        lambda model: model.graph.node.append(
+            helper.make_node("Constant", [], ["c"], value=helper.make_tensor("v", TensorProto.DOUBLE, [1], [1.0]))
+        ),
+    ),
+    "rounding in fp32": ("fp32", add_rounding),
+}
+
+
+@pytest.mark.parametrize("name", MISPLACED)
+def test_a_graph_holds_the_element_types_of_its_precision_and_no_others(name):
+    precision, change = MISPLACED[name]
+    loss = None if precision == "fp32" else LOSS
+    with pytest.raises(FileFormatError, match=rf"says that it is in {precision} and holds elements of the ONNX types"):
+        read(resealed(halving_bundle(), change, precision=precision, loss=loss))
+
+
+@pytest.mark.parametrize(("precision", "change"), [("fp16", add_tensor(TensorProto.FLOAT16)), ("int8", add_rounding)])
+def test_what_a_precision_needs_is_allowed(precision, change):
+    assert read(resealed(halving_bundle(), change, precision=precision, loss=LOSS)).info.precision == precision
 
 
 JSON = st.recursive(

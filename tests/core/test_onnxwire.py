@@ -31,6 +31,7 @@ def test_a_real_model_is_read_as_the_onnx_package_reads_it(tiny_bundle):
     assert summary.num_nodes == len(graph.node)
     assert summary.operators == {node.op_type for node in graph.node}
     assert summary.num_parameters == sum(math.prod(t.dims) for t in graph.initializer)
+    assert summary.element_types == {t.data_type for t in graph.initializer}  # this one casts nothing
     assert summary.inputs == {v.name: axes_of(v) for v in graph.input}
     assert summary.outputs == {v.name: axes_of(v) for v in graph.output}
     assert summary.opset == next(o.version for o in model.opset_import if o.domain == "")
@@ -42,6 +43,15 @@ def test_metadata_point_into_the_file():
     digest = summarise(data).metadata["collafuse_sha256"]
     assert digest.obj is data
     assert bytes(digest) in data
+
+
+def test_element_types_are_those_of_weights_constants_and_casts():
+    model = halving_model()
+    constant = onnx.helper.make_tensor("value", onnx.TensorProto.INT64, [1], [2])
+    model.graph.node.append(onnx.helper.make_node("Constant", [], ["two"], value=constant))
+    model.graph.node.append(onnx.helper.make_node("Cast", ["two"], ["small"], to=onnx.TensorProto.UINT8))
+    found = summarise(model.SerializeToString()).element_types
+    assert found == {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.UINT8}
 
 
 def test_axes_are_numbers_symbols_or_unknown():

@@ -16,26 +16,21 @@ from onnx import helper, numpy_helper
 import export.writer
 from collafuse.config import NetworkSettings
 from collafuse.core import bundle as bundles
+from collafuse.core import intermediate as intermediates
 from collafuse.core.bundle import INPUTS, known_answer_input
-from collafuse.core.errors import ExportError, OutputExistsError, UsageError
+from collafuse.core.errors import ExportError, MismatchError, OutputExistsError, UsageError
 from collafuse.core.noise import SIGMA_MIN
 from collafuse.learning.weights import TrainedModel
 from export.graph import OPSETS, export_graph
-from export.parity import torch_values
-from export.writer import export_client
+from export.parity import HALF_TOLERANCE, TOLERANCE, torch_values
+from export.writer import LEAST_PSNR_DB, export_client
+from tests.export.conftest import graph_of
 from tests.tiny import denoiser
 
 
 @pytest.fixture(scope="module")
 def north(tiny_config):
     return tiny_config.client("north")
-
-
-def graph_of(path: Path) -> onnx.ModelProto:
-    """The graph as the exporter made it, before metadata went in."""
-    model = onnx.load(path)
-    del model.metadata_props[:]
-    return model
 
 
 # --- a bundle -----------------------------------------------------------------------------------------------
@@ -137,6 +132,58 @@ def test_the_newest_opset_makes_a_bundle_that_says_so(north, tmp_path):
     export_client(model, north, "north", tmp_path / "a.onnx", opset=OPSETS[-1])
     bundle = bundles.read(tmp_path / "a.onnx")
     assert bundle.info.opset == bundle.summary.opset == OPSETS[-1]
+
+
+@pytest.mark.usefixtures("no_export")
+def test_an_unknown_precision_and_missing_intermediates_are_refused(tiny_model, north, tmp_path):
+    with pytest.raises(UsageError, match="precision 'int4' is not known; use one of fp32, fp16, int8"):
+        export_client(tiny_model, north, "north", tmp_path / "a.onnx", precision="int4")
+    for precision in ("fp16", "int8"):
+        with pytest.raises(UsageError, match=f"precision {precision} is measured .* no intermediates .*--calibration"):
+            export_client(tiny_model, north, "north", tmp_path / "a.onnx", precision=precision)
+    assert not list(tmp_path.iterdir())
+
+
+# --- reduced precision --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_reduced_bundle_is_whole_smaller_and_says_what_it_lost(reduced, tiny_bundle, precision):
+    bundle = bundles.read(reduced[precision])
+    onnx.checker.check_model(onnx.load(reduced[precision]), full_check=True)
+    assert bundle.info.precision == precision
+    assert len(bundle.data) < len(tiny_bundle.read_bytes())
+    assert bundle.info.loss.images == 16 and bundle.info.loss.psnr_db >= LEAST_PSNR_DB
+    assert [(opset.domain, opset.version) for opset in onnx.load(reduced[precision]).opset_import] == [("", 18)]
+
+
+def test_fp32_loses_nothing_and_needs_no_intermediates(tiny_bundle):
+    assert bundles.read(tiny_bundle).info.loss is None
+
+
+def test_half_is_compared_with_torch_by_a_tolerance_of_its_own(write_tiny, tmp_path):
+    parity = write_tiny(tmp_path / "a.onnx", precision="fp16").parity
+    assert TOLERANCE < parity.step < HALF_TOLERANCE and parity.grey_levels <= 1
+
+
+def test_a_loss_above_the_tolerance_is_refused_unless_forced(write_tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(export.writer, "LEAST_PSNR_DB", 60.0)
+    with pytest.raises(
+        ExportError, match=r"in int8 the 16 finished images differ .* at least 60 dB .*--force"
+    ) as caught:
+        write_tiny(tmp_path / "new" / "a.onnx", precision="int8")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+    made = write_tiny(tmp_path / "a.onnx", precision="int8", force=True)
+    assert bundles.read(tmp_path / "a.onnx").info.loss == made.info.loss and made.info.loss.psnr_db < 60
+
+
+def test_intermediates_of_another_client_leave_nothing_behind(write_tiny, delivered, tmp_path):
+    other = tmp_path / "other.safetensors"
+    found = dataclasses.replace(intermediates.read(delivered), sigma=2.0)
+    other.write_bytes(intermediates.to_bytes(found))
+    with pytest.raises(MismatchError, match="stands at sigma 2"):
+        write_tiny(tmp_path / "a.onnx", precision="int8", intermediates=other)
+    assert [path.name for path in tmp_path.iterdir()] == ["other.safetensors"]
 
 
 # --- a graph that does not compute what torch computes ------------------------------------------------------

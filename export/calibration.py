@@ -1,0 +1,126 @@
+"""Intermediates for a client: what reduced precision is calibrated on, and what its loss is measured on.
+
+Every other image calibrates, the ones between measure, so that a precision is never judged by the images that
+shaped it. Files come in blocks of one label, so both halves hold all labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collafuse.core import intermediate as intermediates
+from collafuse.core.bundle import INPUTS, MAX_PSNR_DB, BundleInfo, Loss
+from collafuse.core.conditioning import unconditional
+from collafuse.core.errors import MismatchError
+from collafuse.core.pairing import check_pair, conditions_for
+from collafuse.core.pictures import Pixels, to_uint8
+from collafuse.core.samplers import History
+
+from .runtime import finish
+
+BATCH_SIZE = 64
+MIN_IMAGES = 16
+MAX_IMAGES = 512
+"""Of a longer file every second, third ... image is taken; more images change the figures no more."""
+
+Model = Callable[[NDArray[Any], Any, NDArray[np.float32]], NDArray[np.float32]]
+"""``model(x, sigma, conditions) -> x0_hat``, see runtime.OnnxStep."""
+Inputs = dict[str, NDArray[np.float32]]
+"""What one evaluation of a step graph takes, by the names of the graph's inputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images [N, C, H, W] at level sigma with their conditions [N, K + 1] and the server's last step, if it came."""
+
+    x: NDArray[np.float32]
+    sigma: float
+    conditions: NDArray[np.float32]
+    history: History | None
+
+    def parts(self) -> Iterator[Batch]:
+        """The same in parts of BATCH_SIZE."""
+        for start in range(0, len(self.x), BATCH_SIZE):
+            rows = slice(start, start + BATCH_SIZE)
+            history = self.history and History(self.history.x0_hat[rows], self.history.sigma)
+            yield Batch(self.x[rows], self.sigma, self.conditions[rows], history)
+
+    def finished(self, model: Model, info: BundleInfo) -> NDArray[np.float32]:
+        """Finished images, about [-1, 1], as the bundle's defaults say."""
+        return np.concatenate([_finish(model, part, info) for part in self.parts()])
+
+
+def _finish(model: Model, part: Batch, info: BundleInfo) -> NDArray[np.float32]:
+    return finish(model, part.x, part.conditions, info, part.sigma, part.history)
+
+
+def read(path: Path, info: BundleInfo) -> tuple[Batch, Batch]:
+    """The images that calibrate and those that measure, from an intermediates file for this client.
+
+    Raises FileFormatError for a damaged file, MismatchError for one that the bundle cannot finish or that holds
+    fewer than MIN_IMAGES.
+    """
+    found = intermediates.read(path)
+    check_pair(found, info)
+    if len(found) < MIN_IMAGES:
+        raise MismatchError(
+            f"{path} holds {len(found)} images; to calibrate and measure, at least {MIN_IMAGES} are needed: let the "
+            "server deliver more (collafuse deliver -n 256)."
+        )
+    conditions = conditions_for(found, info.label_names)
+    stride = 2 * -(-len(found) // MAX_IMAGES)
+
+    def every(first: int) -> Batch:
+        rows = slice(first, None, stride)
+        return Batch(found.x[rows].astype(np.float32), found.sigma, conditions[rows], found.history(rows))
+
+    return every(0), every(stride // 2)
+
+
+def calibration_inputs(model: Model, batch: Batch, info: BundleInfo) -> Iterator[Inputs]:
+    """What a step graph is asked on its way through the client's levels.
+
+    First every evaluation of the real finishing: the levels the solver visits, each as often as it visits it, on
+    the very x that come up there. Then as many levels spread evenly in ln sigma over the whole range, for a
+    device that asks for other steps, on the finished images noised again; there every second image carries no
+    label, for a device that asks for guidance.
+    """
+    visited: list[Inputs] = []
+
+    def recorded(x: NDArray[np.float32], sigma: float, conditions: NDArray[np.float32]) -> NDArray[np.float32]:
+        visited.append(_inputs(x, sigma, conditions))
+        return model(x, sigma, conditions)
+
+    noise = np.random.default_rng(0)
+    for part in batch.parts():
+        visited.clear()
+        finished = _finish(recorded, part, info)
+        yield from visited
+        conditions = part.conditions.copy()
+        conditions[::2] = unconditional(conditions[::2])
+        for sigma in np.geomspace(min(info.sigma_low, batch.sigma / 2), batch.sigma, len(visited)):
+            yield _inputs(finished + sigma * noise.standard_normal(finished.shape), sigma, conditions)
+
+
+def _inputs(x: NDArray[np.floating], sigma: float, conditions: NDArray[np.float32]) -> Inputs:
+    levels = np.full(len(x), sigma, dtype=np.float32)
+    return dict(zip(INPUTS, (x.astype(np.float32), levels, conditions), strict=True))
+
+
+def loss_between(exact: Pixels, reduced: Pixels) -> Loss:
+    """How far pictures of a reduced precision lie from the exact ones."""
+    apart = np.abs(exact.astype(int) - reduced.astype(int))
+    square = float((apart.astype(float) ** 2).mean())
+    psnr_db = MAX_PSNR_DB if square == 0 else min(MAX_PSNR_DB, 10 * np.log10(255.0**2 / square))
+    return Loss(len(exact), round(float(apart.mean()), 4), int(apart.max()), round(float(psnr_db), 2))
+
+
+def measure_loss(exact: Model, reduced: Model, batch: Batch, info: BundleInfo) -> Loss:
+    """The loss of a reduced graph on these images, finished as the bundle's defaults say."""
+    return loss_between(*(to_uint8(batch.finished(model, info)) for model in (exact, reduced)))

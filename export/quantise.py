@@ -1,0 +1,78 @@
+"""int8: convolutions between QuantizeLinear and DequantizeLinear (static QDQ), which onnxruntime fuses when it loads.
+
+Activations are unsigned 8-bit with one scale per tensor, weights signed with one scale per output channel. The
+first and the last convolution stay in fp32: they touch the image itself and cost little. So do embeddings, norms
+and attention products: with linear layers in 8 bits too the whole was slower (research/edge.md, section 2).
+
+Weights use 7 of their 8 bits. On x86 without VNNI the kernels add two products of an activation and a weight in
+16 bits: 255 * 127 twice is 64770 and saturates at 32767, 255 * 64 twice is 32640 and does not. So every kernel
+adds exactly, and machines differ by no more than where a value is rounded.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from collafuse.core.errors import ExportError, first_line
+
+from .calibration import Inputs
+from .graph import quiet
+
+QUANTISED = ("Conv",)
+LARGEST_WEIGHT = 64
+"""Of the signed 8-bit weights, see above."""
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, inputs: Iterable[Inputs]) -> None:
+        self._inputs = iter(inputs)
+
+    def get_next(self) -> Inputs | None:
+        return next(self._inputs, None)
+
+
+def quantise(model: onnx.ModelProto, inputs: Iterable[Inputs]) -> onnx.ModelProto:
+    """A copy of a step graph with its inner convolutions in int8, each tensor's range taken from these inputs.
+
+    Raises ExportError when onnxruntime cannot quantise it or no convolution is left to quantise.
+    """
+    convolutions = [node.name for node in model.graph.node if node.op_type in QUANTISED]
+    if len(convolutions) < 3:
+        raise ExportError(
+            f"the client's network has {len(convolutions)} convolutions, of which the first and the last stay in fp32: "
+            "none is left for int8. No bundle was written; export it with --precision fp16 or fp32."
+        )
+    prepared = onnx.ModelProto()
+    prepared.CopyFrom(model)
+    # Says that the graph needs no preparation: torch's exporter has folded what there is to fold.
+    onnx.helper.set_model_props(prepared, {"onnx.quant.pre_process": "onnxruntime.quant"})
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        before, after = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(prepared, before)
+        try:
+            quantize_static(
+                before,
+                after,
+                _Reader(inputs),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTISED),
+                nodes_to_exclude=[convolutions[0], convolutions[-1]],
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                reduce_range=True,
+            )
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            raise ExportError(
+                f"onnxruntime could not quantise the client's network: {first_line(error)}. No bundle was written; "
+                "export it with --precision fp16 or fp32."
+            ) from error
+        quantised = onnx.load(after)
+    del quantised.metadata_props[:]
+    quantised.producer_name, quantised.producer_version = model.producer_name, model.producer_version
+    return quantised

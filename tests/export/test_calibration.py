@@ -1,0 +1,158 @@
+"""export.calibration: which images calibrate and which measure, at which levels, and what a loss is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from collafuse.core import bundle as bundles
+from collafuse.core import intermediate as intermediates
+from collafuse.core.bundle import MAX_PSNR_DB, Loss
+from collafuse.core.errors import FileFormatError, MismatchError
+from collafuse.core.noise import client_sigmas
+from collafuse.core.pictures import to_uint8
+from edge_client import Finisher
+from export import calibration
+from export.calibration import MIN_IMAGES, calibration_inputs, loss_between, measure_loss
+from export.runtime import OnnxStep
+
+
+@pytest.fixture(scope="module")
+def info(tiny_bundle):
+    return bundles.read(tiny_bundle).info
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bundle):
+    return OnnxStep(tiny_bundle.read_bytes())
+
+
+def write(path, **changes):
+    path.write_bytes(intermediates.to_bytes(dataclasses.replace(intermediates.read(path), **changes)))
+
+
+# --- which images -------------------------------------------------------------------------------------------
+
+
+def test_no_image_both_calibrates_and_measures(delivered, info):
+    shaping, judging = calibration.read(delivered, info)
+    everything = intermediates.read(delivered).x
+    np.testing.assert_array_equal(shaping.x, everything[::2])
+    np.testing.assert_array_equal(judging.x, everything[1::2])
+
+
+def test_both_halves_hold_all_labels(delivered, info):
+    for half in calibration.read(delivered, info):
+        assert half.conditions.any(axis=0).tolist() == [True, True, True, False]
+
+
+def test_a_long_file_is_thinned_evenly(delivered, info, monkeypatch):
+    monkeypatch.setattr(calibration, "MAX_IMAGES", 12)
+    everything = intermediates.read(delivered).x
+    shaping, judging = calibration.read(delivered, info)
+    np.testing.assert_array_equal(shaping.x, everything[::6])
+    np.testing.assert_array_equal(judging.x, everything[3::6])
+
+
+def test_an_intermediate_of_another_client_or_too_short_is_refused(delivered, info, tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(delivered.read_bytes())
+    short = intermediates.read(path)
+    rows = slice(0, MIN_IMAGES - 1)
+    write(path, x=short.x[rows], labels=short.labels[rows])
+    with pytest.raises(MismatchError, match=rf"a\.safetensors holds 15 images; .* at least {MIN_IMAGES} are needed"):
+        calibration.read(path, info)
+    write(path, x=short.x, labels=short.labels, sigma=2.0)
+    with pytest.raises(MismatchError, match="stands at sigma 2, the bundle was trained for"):
+        calibration.read(path, info)
+    path.write_bytes(b"damaged")
+    with pytest.raises(FileFormatError):
+        calibration.read(path, info)
+
+
+# --- at which levels ----------------------------------------------------------------------------------------
+
+
+def test_calibration_covers_the_levels_that_finishing_visits_and_then_the_whole_range(delivered, info, model):
+    shaping, _ = calibration.read(delivered, info)
+    levels = [float(inputs["sigma"][0]) for inputs in calibration_inputs(model, shaping, info)]
+    visited = client_sigmas(info.sigma_max, info.steps, info.sigma_low)[:-1]
+    assert len(levels) == 2 * len(visited)
+    np.testing.assert_allclose(levels[: len(visited)], visited, rtol=1e-6)
+    np.testing.assert_allclose(
+        levels[len(visited) :], np.geomspace(info.sigma_low, info.sigma_max, len(visited)), rtol=1e-6
+    )
+
+
+def test_the_visited_inputs_are_those_of_the_real_trajectory(delivered, info, model):
+    shaping, _ = calibration.read(delivered, info)
+    first = next(iter(calibration_inputs(model, shaping, info)))
+    np.testing.assert_array_equal(first["x"], shaping.x)
+    np.testing.assert_array_equal(first["labels"], shaping.conditions)
+
+
+def test_the_spread_inputs_are_noised_as_their_level_says_and_half_of_them_unlabelled(delivered, info, model):
+    shaping, _ = calibration.read(delivered, info)
+    spread = list(calibration_inputs(model, shaping, info))[info.steps :]
+    finished = shaping.finished(model, info)
+    for inputs in spread:
+        sigma = inputs["sigma"][0]
+        assert (inputs["x"] - finished).std() == pytest.approx(sigma, rel=0.1)
+        assert inputs["labels"][::2, -1].all() and not inputs["labels"][1::2, -1].any()
+
+
+def test_guidance_shows_the_network_unlabelled_images_on_the_way(delivered, info, model):
+    shaping, _ = calibration.read(delivered, info)
+    guided = dataclasses.replace(info, guidance=2.0)
+    inputs = list(calibration_inputs(model, shaping, guided))
+    assert len(inputs) == 4 * info.steps
+    assert inputs[0]["labels"][:, -1].all() and not inputs[1]["labels"][:, -1].any()
+
+
+# --- the loss -----------------------------------------------------------------------------------------------
+
+
+def test_a_loss_is_plain_arithmetic():
+    exact = np.full((2, 2, 2, 1), 100, dtype=np.uint8)
+    other = exact.copy()
+    other[0, 0, 0, 0], other[1, 1, 1, 0] = 104, 97
+    assert loss_between(exact, other) == Loss(2, 0.875, 4, round(10 * np.log10(255**2 / (25 / 8)), 2))
+
+
+def test_equal_pictures_have_no_loss_and_a_finite_figure():
+    pixels = np.zeros((3, 2, 2, 1), dtype=np.uint8)
+    assert loss_between(pixels, pixels) == Loss(3, 0.0, 0, MAX_PSNR_DB)
+
+
+def test_the_loss_is_measured_on_what_a_device_finishes(reduced, tiny_bundle, delivered, info, model):
+    _, judging = calibration.read(delivered, info)
+    held_back = intermediates.read(delivered)
+    held_back = dataclasses.replace(held_back, x=held_back.x[1::2], labels=held_back.labels[1::2])
+    exact, int8 = (Finisher.load(path).finish(held_back) for path in (tiny_bundle, reduced["int8"]))
+    loss = measure_loss(model, OnnxStep(reduced["int8"].read_bytes()), judging, info)
+    assert loss.images == 16 == len(exact)
+    assert loss.mean_grey_levels == pytest.approx(np.abs(exact.astype(int) - int8.astype(int)).mean(), abs=0.02)
+    assert bundles.read(reduced["int8"]).info.loss == loss
+
+
+def test_a_history_that_travelled_along_is_used(delivered, info, model, tmp_path):
+    path = tmp_path / "warm.safetensors"
+    path.write_bytes(delivered.read_bytes())
+    x = intermediates.read(path).x
+    previous = 0.7 * np.sin(np.arange(x.size)).reshape(x.shape)
+    write(path, previous_x0_hat=previous.astype(np.float32), previous_sigma=0.9)
+    _, judging = calibration.read(path, info)
+    warm = intermediates.read(path)
+    warm = dataclasses.replace(
+        warm, x=warm.x[1::2], labels=warm.labels[1::2], previous_x0_hat=warm.previous_x0_hat[1::2]
+    )
+    there = Finisher(bundles.Bundle(b"", info, None, ""), model, _defaults(info)).finish(warm)
+    assert np.abs(to_uint8(judging.finished(model, info)).astype(int) - there.astype(int)).max() <= 1
+
+
+def _defaults(info):
+    from edge_client.finisher import Settings
+
+    return Settings(info.steps, info.sampler, info.guidance)
