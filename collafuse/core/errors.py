@@ -10,7 +10,10 @@
     |-- OutputExistsError          8   an output would be overwritten
     |-- StorageError               9   the disk is full or not writable
     |-- ExportError               10   the exported graph does not compute what torch computes
-    `-- RuntimeMissingError       11   a package or execution provider that is needed is not there
+    |-- RuntimeMissingError       11   a package or execution provider that is needed is not there
+    |-- BusyError                 12   the server has no room for this now
+    |-- AccessError               13   a token is missing, wrong, expired or does not allow this
+    `-- UnreachableError          14   the server does not answer, or is not the one that was pinned
 
 Every message names the offending value, what was expected and what to do next. ``docs/exit-codes.md``
 lists the codes; Ctrl-C exits with 130.
@@ -81,6 +84,28 @@ class RuntimeMissingError(CollaFuseError):
     """A package or execution provider that this command needs is not installed or does not work."""
 
     exit_code = 11
+
+
+class BusyError(CollaFuseError):
+    """The server has no room for this now; ``retry_after`` says in how many seconds to ask again."""
+
+    exit_code = 12
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class AccessError(CollaFuseError):
+    """A token is missing, wrong, expired or revoked, or does not allow this."""
+
+    exit_code = 13
+
+
+class UnreachableError(CollaFuseError):
+    """A server does not answer, or is not the one whose certificate was pinned."""
+
+    exit_code = 14
 
 
 def first_line(error: Exception) -> str:

@@ -143,22 +143,36 @@ class Server:
             rows = slice(start, min(start + batch_size, count))
             parts.append(self._sample(multi_hot, rows, sigmas, base))
             advance(rows.stop - rows.start)
-        sampler, dtype = self.config.server.sampler, np.float16 if half else np.float32
-        x = np.concatenate([x for x, _, _ in parts]).astype(dtype)
+        x = np.concatenate([x for x, _, _ in parts])
         previous = None
         if self.config.server.send_previous and parts[0][1] is not None:
-            previous = np.concatenate([history.x0_hat.cpu().numpy() for _, history, _ in parts]).astype(dtype)
+            previous = np.concatenate([history.x0_hat.cpu().numpy() for _, history, _ in parts])
+        return self.package(x, multi_hot, sigmas, parts[0][2], previous, half=half)
+
+    def package(
+        self,
+        x: NDArray[np.float32],
+        labels: Labels | None,
+        sigmas: Sequence[float],
+        nfe: int,
+        previous: NDArray[np.float32] | None,
+        *,
+        sampler: str | None = None,
+        half: bool = False,
+    ) -> Intermediate:
+        """Sampled images x [N, C, H, W] as they travel; previous is the last x0_hat, where that travels too."""
+        settings, dtype = self.config.server.sampler, np.float16 if half else np.float32
         return Intermediate(
-            x=x,
+            x=x.astype(dtype),
             sigma=sigmas[-1],
-            labels=multi_hot,
-            label_names=self.model.label_names if multi_hot is not None else (),
+            labels=labels,
+            label_names=self.model.label_names if labels is not None else (),
             server_model=self.model.id,
-            sampler=sampler.name,
-            nfe=parts[0][2],
-            guidance=sampler.guidance,
-            previous_x0_hat=previous,
-            previous_sigma=sigmas[-2] if previous is not None else None,
+            sampler=sampler or settings.name,
+            nfe=nfe,
+            guidance=settings.guidance,
+            previous_x0_hat=None if previous is None else previous.astype(dtype),
+            previous_sigma=None if previous is None else sigmas[-2],
         )
 
     def site(self, client: str) -> Site:
@@ -220,13 +234,14 @@ class Server:
         known = {n for s in self.sites.values() if s.sigma_cut <= cut * (1 + SIGMA_SLACK) for n in s.label_names or ()}
         return tuple(name for name in self.model.label_names if name in known)
 
-    def levels(self, client: str) -> list[float]:
+    def levels(self, client: str, sampler: str | None = None) -> list[float]:
         """The server's noise levels for a client, from SIGMA_MAX down to where it takes over.
 
-        Raises ConfigError for a schedule that would ask the denoiser about levels where nothing was learned.
+        ``sampler`` stands in for the configured one. Raises ConfigError for a schedule that would ask the denoiser
+        about levels where nothing was learned.
         """
         sigmas = server_sigmas(self.handover_sigma(client), self.config.server.sampler.steps)
-        name = self.config.server.sampler.name
+        name = sampler or self.config.server.sampler.name
         evaluated = sigmas if name in EVALUATES_AT_END else sigmas[:-1]
         lowest = Cut(self.site(client).sigma_cut).lowest_trained
         if evaluated and min(evaluated) < lowest * (1 - SIGMA_SLACK):

@@ -1,0 +1,349 @@
+"""Continuous batching: one thread owns the model, and all requests share its one batch.
+
+A request is a job of one or more images. At every step free rows are dealt to the waiting jobs in turn, one image
+each, so that a small job does not wait for a large one; an image that has reached the cut leaves its row to the
+next. A job that was cancelled, or whose deadline has passed, frees its rows at the next step.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..core.conditioning import Labels, conditions_from_labels
+from ..core.errors import BusyError, UsageError
+from ..core.intermediate import Intermediate
+from ..core.noise import SIGMA_MAX
+from ..nodes.server import Server, start_noise
+from .admission import DrainRate
+from .batch import MULTISTEP, Batch, Row, evaluations
+
+DEFAULT_SLOTS = 16
+DEFAULT_QUEUE_IMAGES = 1024
+"""Images that may be accepted and not finished, over all requests."""
+FIRST_RETRY_SECONDS = 5
+"""What a refused client is told before anything has been measured."""
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What a job is to make: count images along these levels, each with the noise of (seed, index)."""
+
+    client: str
+    count: int
+    labels: Labels | None
+    sigmas: tuple[float, ...]
+    sampler: str
+    seed: int
+
+    @classmethod
+    def plan(
+        cls,
+        server: Server,
+        client: str,
+        count: int,
+        *,
+        labels: Sequence[str] | None = None,
+        seed: int | None = None,
+        sampler: str | None = None,
+    ) -> Order:
+        """As :meth:`Server.deliver` would make it. Raises RefusedError, MismatchError, ConfigError, UsageError."""
+        if count < 1:
+            raise UsageError(f"count={count}; ask for at least one image.")
+        return cls(
+            client=client,
+            count=count,
+            labels=server.plan_labels(client, count, labels),
+            sigmas=tuple(server.levels(client, sampler)),
+            sampler=sampler or server.config.server.sampler.name,
+            seed=secrets.randbits(64) if seed is None else seed,
+        )
+
+
+@dataclass(eq=False)
+class Job:
+    """An accepted order. ``future`` ends with (x, last x0_hat), or with the reason why it does not."""
+
+    order: Order
+    deadline: float
+    x: NDArray[np.float32]
+    x0_hat: NDArray[np.float32]
+    future: Future[tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=Future)
+    started: int = 0
+    finished: int = 0
+
+    @property
+    def waiting(self) -> int:
+        """Images that have no row yet."""
+        return self.order.count - self.started
+
+    @property
+    def pending(self) -> int:
+        """Images that are not finished."""
+        return self.order.count - self.finished
+
+
+@dataclass(frozen=True)
+class State:
+    """What the engine is doing: rows in all and in use, requests, images waiting for a row, and its history."""
+
+    slots: int
+    running: int
+    jobs: int
+    waiting: int
+    finished: int
+    steps: int
+    images_per_second: float | None
+    draining: bool
+
+
+class Engine:
+    """Samples for all requests at once. Start it, submit orders from any thread, stop it."""
+
+    def __init__(
+        self,
+        server: Server,
+        slots: int = DEFAULT_SLOTS,
+        *,
+        fit: bool = False,
+        queue_images: int = DEFAULT_QUEUE_IMAGES,
+    ) -> None:
+        self.server = server
+        self.queue_images = queue_images
+        guidance = server.config.server.sampler.guidance
+        self._batch = Batch(server.model.denoiser, slots, guidance, server.device, fit=fit)
+        self._wake = threading.Condition()
+        self._jobs: list[Job] = []
+        self._turns: deque[Job] = deque()
+        self._beats: list[Future[None]] = []
+        self._rate = DrainRate()
+        self._finished, self._steps = 0, 0
+        self._draining = self._stopping = self._ended = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Accept nothing more; what was accepted is finished."""
+        with self._wake:
+            self._draining = True
+
+    def stop(self) -> None:
+        """End the thread after its present step. What is not finished fails with BusyError."""
+        with self._wake:
+            self._draining = self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def submit(self, order: Order, seconds: float) -> Job:
+        """Accept an order that is to be finished in this time.
+
+        Raises BusyError, with the seconds after which to ask again, where the line is too long for that.
+        """
+        job = Job(order, time.monotonic() + seconds, *self._space(order.count))
+        with self._wake:
+            self._admit(order.count, seconds)
+            if len(order.sigmas) == 1:  # a cut at SIGMA_MAX: the client does everything
+                job.x[:] = start_noise(range(order.count), job.x.shape[1:], order.seed) * SIGMA_MAX
+                job.future.set_result((job.x, job.x0_hat))
+                return job
+            self._jobs.append(job)
+            self._turns.append(job)
+            self._wake.notify()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for this job any more: its rows are free at the next step."""
+        job.future.cancel()
+        with self._wake:
+            self._wake.notify()
+
+    def beat(self) -> Future[None]:
+        """Ends after the next step of the model, which is made for it if nothing else is to be done."""
+        beat: Future[None] = Future()
+        with self._wake:
+            if self._ended:
+                beat.set_exception(BusyError("the engine has stopped; restart the server.", FIRST_RETRY_SECONDS))
+            else:
+                self._beats.append(beat)
+                self._wake.notify()
+        return beat
+
+    def package(self, job: Job, *, half: bool = False) -> Intermediate:
+        """A finished job's images as an intermediate, the same as a file of them."""
+        order, server = job.order, self.server
+        x, x0_hat = job.future.result(timeout=0)
+        guided = order.labels is not None and server.config.server.sampler.guidance != 1.0
+        travels = server.config.server.send_previous and order.sampler == MULTISTEP and len(order.sigmas) > 1
+        return server.package(
+            x,
+            order.labels,
+            order.sigmas,
+            evaluations(order.sampler, order.sigmas, guided=guided),
+            x0_hat if travels else None,
+            sampler=order.sampler,
+            half=half,
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has come to its end, which it does only when it is stopped or fails."""
+        return self._ended
+
+    def state(self) -> State:
+        """What it is doing now."""
+        with self._wake:
+            return State(
+                slots=self._batch.slots,
+                running=len(self._batch.rows),
+                jobs=len(self._jobs),
+                waiting=sum(job.waiting for job in self._jobs),
+                finished=self._finished,
+                steps=self._steps,
+                images_per_second=self._rate.per_second,
+                draining=self._draining,
+            )
+
+    def _space(self, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        shape = (count, *self.server.model.denoiser.image_shape)
+        return np.empty(shape, np.float32), np.empty(shape, np.float32)
+
+    def _admit(self, count: int, seconds: float) -> None:
+        if self._draining or self._ended:
+            raise BusyError("the server is shutting down; ask again when it is back.", FIRST_RETRY_SECONDS)
+        pending = sum(job.pending for job in self._jobs)
+        if pending and pending + count > self.queue_images:
+            wait = self._rate.seconds_for(pending + count - self.queue_images, FIRST_RETRY_SECONDS)
+            raise BusyError(
+                f"the server has {pending} images to make and accepts at most {self.queue_images}; "
+                f"ask again in {wait} s.",
+                wait,
+            )
+        # Rows are dealt in turn, so of each other job at most as many images come before the last of this one.
+        ahead = sum(min(job.pending, count) for job in self._jobs) + count
+        if self._rate.per_second is not None and pending and ahead / self._rate.per_second > seconds:
+            wait = self._rate.seconds_for(ahead - int(seconds * self._rate.per_second), FIRST_RETRY_SECONDS)
+            raise BusyError(
+                f"with {pending} images to make before, {count} more would not be finished within {seconds:g} s; "
+                f"ask again in {wait} s, or for fewer.",
+                wait,
+            )
+
+    # --- the engine's own thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                while self._wait_for_work():
+                    self._tick()
+        finally:
+            with self._wake:
+                self._ended = True
+                left, self._jobs = self._jobs, []
+                beats, self._beats = self._beats, []
+            for job in left:
+                _fail(job.future, BusyError("the server stopped before it was done; ask again.", FIRST_RETRY_SECONDS))
+            for beat in beats:
+                _fail(beat, BusyError("the engine has stopped; restart the server.", FIRST_RETRY_SECONDS))
+
+    def _wait_for_work(self) -> bool:
+        with self._wake:
+            while not (self._stopping or self._jobs or self._beats):
+                self._wake.wait()
+            return not self._stopping
+
+    def _tick(self) -> None:
+        """One step of the whole batch, with who joins before it and who leaves after it."""
+        started = time.monotonic()
+        with self._wake:
+            self._drop_lost(started)
+            new = self._deal()
+            beats, self._beats = self._beats, []
+        if new:
+            self._join(new)
+        if not self._batch.rows and not beats:
+            return
+        done = self._batch.step()
+        complete = self._collect(done) if done else []
+        with self._wake:
+            self._steps += 1
+            self._finished += len(done)
+            self._rate.record(len(done), time.monotonic() - started)
+            self._batch.leave(done)
+            self._jobs = [job for job in self._jobs if job.pending]
+        # Last, so that whoever hears of it finds the books in order.
+        for job in complete:
+            _succeed(job.future, (job.x, job.x0_hat))
+        for beat in beats:
+            _succeed(beat, None)
+
+    def _drop_lost(self, now: float) -> None:
+        """Forget jobs that nobody waits for or that are too late."""
+        for job in self._jobs:
+            if job.deadline < now and not job.future.done():
+                seconds = self._rate.seconds_for(job.pending, FIRST_RETRY_SECONDS)
+                message = (
+                    f"{job.pending} of {job.order.count} images were not finished in time; ask again, or for fewer."
+                )
+                _fail(job.future, BusyError(message, seconds))
+        self._jobs = [job for job in self._jobs if not job.future.done()]
+        self._turns = deque(job for job in self._turns if not job.future.done())
+        self._batch.leave([slot for slot, row in self._batch.rows.items() if row.owner.future.done()])
+
+    def _deal(self) -> list[tuple[Job, int]]:
+        """The images that get a free row now, one of each waiting job in turn."""
+        dealt = []
+        for _ in range(self._batch.free):
+            if not self._turns:
+                break
+            job = self._turns.popleft()
+            dealt.append((job, job.started))
+            job.started += 1
+            if job.waiting:
+                self._turns.append(job)
+        return dealt
+
+    def _join(self, new: Sequence[tuple[Job, int]]) -> None:
+        denoiser = self.server.model.denoiser
+        rows, noise, conditions = [], [], []
+        for job, index in new:
+            order = job.order
+            rows.append(Row(job, index, order.sigmas, order.sampler, order.labels is not None))
+            noise.append(start_noise(range(index, index + 1), denoiser.image_shape, order.seed))
+            labels = None if order.labels is None else order.labels[index : index + 1]
+            conditions.append(conditions_from_labels(labels, 1, denoiser.num_labels))
+        self._batch.join(rows, np.concatenate(noise), np.concatenate(conditions))
+
+    def _collect(self, done: Sequence[int]) -> list[Job]:
+        """Copy finished images to their jobs; returns the jobs that are complete."""
+        x, x0_hat = self._batch.take(done)
+        for i, slot in enumerate(done):
+            row = self._batch.rows[slot]
+            row.owner.x[row.index], row.owner.x0_hat[row.index] = x[i], x0_hat[i]
+            row.owner.finished += 1
+        owners = {id(row.owner): row.owner for row in map(self._batch.rows.__getitem__, done)}
+        return [job for job in owners.values() if not job.pending]
+
+
+def _succeed(future: Future[Any], value: object) -> None:
+    """End a future with its result, unless whoever waited has cancelled it meanwhile."""
+    if future.set_running_or_notify_cancel():
+        future.set_result(value)
+
+
+def _fail(future: Future[Any], error: Exception) -> None:
+    """End a future with an error, unless whoever waited has cancelled it meanwhile."""
+    if not future.done() and future.set_running_or_notify_cancel():
+        future.set_exception(error)
