@@ -9,7 +9,7 @@ import typer
 import collafuse
 from collafuse.core.errors import CollaFuseError, RuntimeMissingError
 
-from . import data, deliver, demo, export_client, finish, inspect, release, train, train_client, train_server
+from . import data, deliver, demo, export_client, finish, inspect, release, tokens, train, train_client, train_server
 from .console import say
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ COMMANDS = {
     "train-server": train_server.train_server,
     "train-client": train_client.train_client,
     "deliver": deliver.deliver,
+    "tokens": tokens.app,
     "export-client": export_client.export_client,
     "finish": finish.finish,
     "inspect": inspect.inspect,
@@ -39,7 +40,10 @@ EXTRAS = dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "yaml", "s
 """Packages that a device does not have, and the extra that brings each."""
 
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_name)
+    else:
+        app.command(_name)(_command)
 
 
 def _show_version(value: bool) -> None:

@@ -37,7 +37,7 @@ FIRST_RETRY_SECONDS = 5
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """What a job is to make: count images along these levels, each with the noise of (seed, index)."""
+    """What a job is to make: count images along these levels, each with the noise of (seed, first + its place)."""
 
     client: str
     count: int
@@ -45,6 +45,7 @@ class Order:
     sigmas: tuple[float, ...]
     sampler: str
     seed: int
+    first: int = 0
 
     @classmethod
     def plan(
@@ -56,18 +57,30 @@ class Order:
         labels: Sequence[str] | None = None,
         seed: int | None = None,
         sampler: str | None = None,
+        rows: range | None = None,
     ) -> Order:
-        """As :meth:`Server.deliver` would make it. Raises RefusedError, MismatchError, ConfigError, UsageError."""
-        if count < 1:
-            raise UsageError(f"count={count}; ask for at least one image.")
+        """What :meth:`Server.deliver` would make of ``count`` images, or these ``rows`` of it.
+
+        Parts with one seed make the whole together. Raises RefusedError, MismatchError, ConfigError, UsageError.
+        """
+        rows = range(count) if rows is None else rows
+        if not 0 <= rows.start < rows.stop <= count:
+            raise UsageError(f"images {rows.start} to {rows.stop} of {count}; ask for at least one that is among them.")
+        planned = server.plan_labels(client, count, labels)
         return cls(
             client=client,
-            count=count,
-            labels=server.plan_labels(client, count, labels),
+            count=len(rows),
+            labels=None if planned is None else planned[rows.start : rows.stop],
             sigmas=tuple(server.levels(client, sampler)),
             sampler=sampler or server.config.server.sampler.name,
             seed=secrets.randbits(64) if seed is None else seed,
+            first=rows.start,
         )
+
+    @property
+    def indices(self) -> range:
+        """The images' numbers in the whole delivery, which key their noise."""
+        return range(self.first, self.first + self.count)
 
 
 @dataclass(eq=False)
@@ -104,7 +117,6 @@ class State:
     finished: int
     steps: int
     images_per_second: float | None
-    draining: bool
 
 
 class Engine:
@@ -128,22 +140,17 @@ class Engine:
         self._beats: list[Future[None]] = []
         self._rate = DrainRate()
         self._finished, self._steps = 0, 0
-        self._draining = self._stopping = self._ended = False
+        self._stopping = self._ended = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
-    def drain(self) -> None:
-        """Accept nothing more; what was accepted is finished."""
-        with self._wake:
-            self._draining = True
-
     def stop(self) -> None:
         """End the thread after its present step. What is not finished fails with BusyError."""
         with self._wake:
-            self._draining = self._stopping = True
+            self._stopping = True
             self._wake.notify()
         self._thread.join()
 
@@ -156,7 +163,7 @@ class Engine:
         with self._wake:
             self._admit(order.count, seconds)
             if len(order.sigmas) == 1:  # a cut at SIGMA_MAX: the client does everything
-                job.x[:] = start_noise(range(order.count), job.x.shape[1:], order.seed) * SIGMA_MAX
+                job.x[:] = start_noise(order.indices, job.x.shape[1:], order.seed) * SIGMA_MAX
                 job.future.set_result((job.x, job.x0_hat))
                 return job
             self._jobs.append(job)
@@ -213,7 +220,6 @@ class Engine:
                 finished=self._finished,
                 steps=self._steps,
                 images_per_second=self._rate.per_second,
-                draining=self._draining,
             )
 
     def _space(self, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -221,7 +227,7 @@ class Engine:
         return np.empty(shape, np.float32), np.empty(shape, np.float32)
 
     def _admit(self, count: int, seconds: float) -> None:
-        if self._draining or self._ended:
+        if self._stopping or self._ended:
             raise BusyError("the server is shutting down; ask again when it is back.", FIRST_RETRY_SECONDS)
         pending = sum(job.pending for job in self._jobs)
         if pending and pending + count > self.queue_images:
@@ -321,7 +327,7 @@ class Engine:
         for job, index in new:
             order = job.order
             rows.append(Row(job, index, order.sigmas, order.sampler, order.labels is not None))
-            noise.append(start_noise(range(index, index + 1), denoiser.image_shape, order.seed))
+            noise.append(start_noise(order.indices[index : index + 1], denoiser.image_shape, order.seed))
             labels = None if order.labels is None else order.labels[index : index + 1]
             conditions.append(conditions_from_labels(labels, 1, denoiser.num_labels))
         self._batch.join(rows, np.concatenate(noise), np.concatenate(conditions))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from collafuse.core import intermediate as intermediates
-from collafuse.core.errors import BusyError, RefusedError
+from collafuse.core.errors import BusyError, RefusedError, UsageError
 from collafuse.serving.engine import Engine, Order
 from tests.serving.parts import SECONDS, Gated, server
 from tests.tiny import denoiser
@@ -197,15 +197,35 @@ def test_a_beat_is_a_step_of_the_model_even_when_there_is_nothing_to_do(started)
     assert engine.beat().result(timeout=SECONDS) is None
 
 
-def test_draining_finishes_what_was_accepted_and_accepts_nothing_more(started):
+def test_parts_of_a_delivery_make_the_whole(started):
     made = server()
-    engine = started(made, slots=2, run=False)
-    job = engine.submit(Order.plan(made, "a", 5), SECONDS)
-    engine.drain()
+    engine = started(made, slots=4)
+    parts = [engine.submit(Order.plan(made, "a", 8, seed=3, rows=rows), SECONDS) for rows in (range(5, 8), range(5))]
+    for job in parts:
+        job.future.result(timeout=SECONDS)
+    last, first = (engine.package(job) for job in parts)
+    whole = made.deliver("a", 8, seed=3, batch_size=4)
+    assert np.concatenate([first.x, last.x]).tobytes() == whole.x.tobytes()
+    assert np.array_equal(np.concatenate([first.labels, last.labels]), whole.labels)
+
+
+@pytest.mark.parametrize("rows", [range(0), range(3, 3), range(2, 9), range(-1, 2)])
+def test_rows_that_a_delivery_does_not_have_are_refused(rows):
+    with pytest.raises(UsageError, match=r"of 8; ask for at least one"):
+        Order.plan(server(), "a", 8, rows=rows)
+
+
+def test_stopping_ends_what_is_not_finished_with_a_reason(started):
+    model = Gated(denoiser(num_labels=3))
+    engine = started(server(model), slots=2)
+    job = engine.submit(Order.plan(engine.server, "a", 5), SECONDS)
+    assert model.asked.acquire(timeout=SECONDS)
+    model.permits.release(1)
+    engine.stop()
+    with pytest.raises(BusyError, match="stopped before it was done"):
+        job.future.result(timeout=SECONDS)
     with pytest.raises(BusyError, match="shutting down"):
-        engine.submit(Order.plan(made, "a", 1), SECONDS)
-    engine.start()
-    assert len(job.future.result(timeout=SECONDS)[0]) == 5
+        engine.submit(Order.plan(engine.server, "a", 1), SECONDS)
 
 
 def test_a_model_that_fails_ends_every_request_with_a_reason(started):

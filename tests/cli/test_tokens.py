@@ -1,0 +1,40 @@
+"""Tokens as the operator of a server handles them."""
+
+import json
+import stat
+
+from collafuse.serving.registry import Registry
+
+
+def test_a_token_is_made_listed_and_revoked(call_cli):
+    text = call_cli(
+        "tokens", "add", "run", "--client", "north", "--scope", "sample", "--scope", "release"
+    ).stdout.strip()
+    registry = Registry(call_cli.folder / "run/server/registry.sqlite")
+    token = registry.authenticate(text)
+    assert (token.client, token.scopes) == ("north", ("sample", "release"))
+    listed = call_cli("tokens", "list", "run").stdout
+    assert token.id in listed and "sample, release" in listed and "valid" in listed
+    assert text not in listed
+    call_cli("tokens", "revoke", "run", token.id)
+    rows = json.loads(call_cli("tokens", "list", "run", "--json").stdout)["tokens"]
+    assert [(row["client"], row["status"]) for row in rows] == [("north", "revoked")]
+    call_cli("tokens", "revoke", "run", "beef", code=2)
+
+
+def test_a_token_file_is_its_owners_alone_and_never_replaced(call_cli):
+    add = ("tokens", "add", "run", "--client", "north", "--scope", "sample", "-o", "north.token")
+    shown = call_cli(*add)
+    path = call_cli.folder / "north.token"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    text = path.read_text().strip()
+    assert text not in shown.stdout + shown.stderr
+    registry = Registry(call_cli.folder / "run/server/registry.sqlite")
+    assert registry.authenticate(text).client == "north"
+    call_cli(*add, code=8)
+    assert len(registry.tokens()) == 1
+
+
+def test_a_token_that_cannot_be_kept_is_not_made(call_cli):
+    call_cli("tokens", "add", "run", "--client", "a", "--scope", "sample", "-o", "nowhere/token", code=9)
+    assert Registry(call_cli.folder / "run/server/registry.sqlite").tokens() == []
