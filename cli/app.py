@@ -9,7 +9,20 @@ import typer
 import collafuse
 from collafuse.core.errors import CollaFuseError, RuntimeMissingError
 
-from . import data, deliver, demo, export_client, finish, inspect, release, tokens, train, train_client, train_server
+from . import (
+    data,
+    deliver,
+    demo,
+    export_client,
+    finish,
+    inspect,
+    release,
+    serve,
+    tokens,
+    train,
+    train_client,
+    train_server,
+)
 from .console import say
 
 app = typer.Typer(
@@ -29,6 +42,7 @@ COMMANDS = {
     "train-server": train_server.train_server,
     "train-client": train_client.train_client,
     "deliver": deliver.deliver,
+    "serve": serve.serve,
     "tokens": tokens.app,
     "export-client": export_client.export_client,
     "finish": finish.finish,
@@ -36,7 +50,9 @@ COMMANDS = {
 }
 """In the order in which a user meets them."""
 
-EXTRAS = dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "yaml", "sklearn"), "train")
+EXTRAS = dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "yaml", "sklearn"), "train") | dict.fromkeys(
+    ("fastapi", "uvicorn", "starlette", "prometheus_client"), "serve"
+)
 """Packages that a device does not have, and the extra that brings each."""
 
 for _name, _command in COMMANDS.items():

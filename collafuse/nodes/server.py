@@ -38,11 +38,12 @@ MAX_DELIVERY = 1_000_000
 
 @dataclass(frozen=True)
 class Site:
-    """What the server knows of a client: the cut of its release, and which labels it shared (None: it kept
-    them)."""
+    """What the server knows of a client: the cut of its release, which labels it shared (None: it kept them),
+    and whether a simulation made the release."""
 
     sigma_cut: float
     label_names: tuple[str, ...] | None
+    simulated: bool = False
 
 
 def read_releases(folder: Path, *, accept_simulated: bool) -> dict[str, list[releases.Release]]:
@@ -81,7 +82,7 @@ def sites_of(found: Mapping[str, Sequence[releases.Release]]) -> dict[str, Site]
             # Only labels that really occur: a name without an image teaches nothing.
             used = [n for r in of_client for i, n in enumerate(r.label_names) if r.labels[:, i].any()]
             shared = tuple(dict.fromkeys(used))
-        sites[name] = Site(of_client[0].sigma_cut, shared)
+        sites[name] = Site(of_client[0].sigma_cut, shared, any(r.simulated for r in of_client))
     return sites
 
 
@@ -369,5 +370,7 @@ def _read_sites(path: Path) -> dict[str, Site]:
         sigma_cut = fields.number("sigma_cut", above=SIGMA_MIN, at_most=SIGMA_MAX)
         kept = fields.take("label_names")
         names = None if kept is None else Fields({"label_names": kept}, str(path)).names("label_names")
-        sites[name] = Site(sigma_cut, names)
+        # Servers of before this was recorded do not say, which is not a no.
+        simulated = fields.boolean("simulated") if "simulated" in values[name] else True
+        sites[name] = Site(sigma_cut, names, simulated)
     return sites

@@ -1,0 +1,267 @@
+"""The HTTP application: a thin layer over the engine, the registry and the receiver."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import Field
+from starlette.exceptions import HTTPException
+
+import collafuse
+
+from ..core import intermediate as intermediates
+from ..core.errors import CollaFuseError, FileFormatError, RefusedError
+from .authentication import Authentication
+from .bodies import Application, Bodies
+from .engine import Engine, Job, Order
+from .registry import Token
+from .replies import (
+    ErrorReply,
+    HealthReply,
+    IntermediatesRequest,
+    ModelReply,
+    ReleaseReply,
+    SiteReply,
+    error_reply,
+    reply_for,
+)
+from .service import Readiness, Service
+
+SAFETENSORS = "application/octet-stream"
+ReleaseId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+
+_bearer = HTTPBearer(auto_error=False, description="A token that `collafuse tokens add` made.")
+
+
+def make_app(service: Service) -> Application:
+    """The ASGI application of a service."""
+    app = FastAPI(
+        title="CollaFuse", version=collafuse.__version__, summary="Delivers intermediates and receives releases."
+    )
+    _add_errors(app)
+    _add_health(app, service)
+    _add_model(app, service)
+    _add_releases(app, service)
+    return Authentication(Bodies(app, service.limits.release_bytes), service)
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorReply} for status in (400, 401, 403, 408, 411, 413, 415, 422, 429, *statuses)}
+
+
+def _token(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Token:
+    """The token that the authentication has found; a dependency."""
+    token: Token = request.state.token
+    return token
+
+
+Authenticated = Annotated[Token, Depends(_token)]
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(CollaFuseError)
+    async def ours(_: Request, error: CollaFuseError) -> JSONResponse:
+        return reply_for(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        return error_reply(422, "UsageError", f"the request does not fit ({found}); /docs says what is expected.")
+
+    @app.exception_handler(HTTPException)
+    async def plain(_: Request, error: HTTPException) -> JSONResponse:
+        reply = error_reply(error.status_code, "HTTPError", f"{error.detail}; /docs lists what there is.")
+        reply.headers.update(error.headers or {})
+        return reply
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    ready = Readiness(service.engine)
+
+    @app.get("/livez", responses={503: {"model": HealthReply}})
+    async def livez() -> HealthReply:
+        """Whether the process is worth keeping; restart it when not."""
+        if service.engine is not None and service.engine.ended:
+            return JSONResponse({"status": "the engine has stopped; restart the server."}, 503)  # type: ignore[return-value]
+        return HealthReply(status="ok")
+
+    @app.get("/readyz", responses={503: {"model": HealthReply}})
+    async def readyz() -> HealthReply:
+        """Whether requests will be answered: a real step of the model."""
+        reason = await ready.reason()
+        if reason is not None:
+            return JSONResponse({"status": reason}, 503)  # type: ignore[return-value]
+        return HealthReply(status="ok")
+
+    @app.get("/metrics", responses=_errors() | {200: {"content": {"text/plain": {}}}}, response_class=Response)
+    async def metrics(token: Authenticated) -> Response:
+        """Numbers for Prometheus. Scope: admin."""
+        token.require("admin", token.client)
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _engine(service: Service) -> Engine:
+    if service.engine is None:
+        raise RefusedError("this server receives releases and has no model yet; ask again when it is trained.")
+    return service.engine
+
+
+def _add_model(app: FastAPI, service: Service) -> None:
+    binary = {200: {"content": {SAFETENSORS: {"schema": {"type": "string", "format": "binary"}}}}}
+
+    @app.post("/v1/intermediates", responses=_errors(409, 503) | binary, response_class=Response)
+    async def intermediates_(asked: IntermediatesRequest, request: Request, token: Authenticated) -> Response:
+        """Half-denoised images at the client's cut, as a safetensors file. Scope: sample."""
+        token.require("sample", asked.client)
+        engine, began = _engine(service), time.monotonic()
+        rows = range(asked.start, asked.count if asked.stop is None else asked.stop)
+        service.shares.check_size(len(rows))
+        with service.shares.request(token.id):
+            order = Order.plan(
+                engine.server,
+                asked.client,
+                asked.count,
+                labels=asked.labels,
+                seed=asked.seed,
+                sampler=asked.sampler,
+                rows=rows,
+            )
+            service.shares.take_images(token.id, order.count, began)
+            longest = service.limits.deadline_seconds
+            job = engine.submit(order, min(asked.deadline_seconds or longest, longest))
+            if not await _finished(engine, job, request):
+                service.metrics.left.inc()
+                return Response(status_code=499)  # nobody reads it
+            data = await asyncio.to_thread(lambda: intermediates.to_bytes(engine.package(job, half=asked.half)))
+        service.metrics.seconds.observe(time.monotonic() - began)
+        return Response(data, media_type=SAFETENSORS)
+
+    @app.get("/v1/model", responses=_errors(503))
+    async def model(token: Authenticated) -> ModelReply:
+        """The model and what is delivered to whom. Scope: sample, for its own client; admin, for all."""
+        token.require("sample", token.client)
+        return _describe(_engine(service), service, token)
+
+    @app.get("/v1/model/weights", responses=_errors(503) | binary, response_class=Response)
+    async def weights(token: Authenticated) -> Response:
+        """The server's weights, for a warm start. Scope: admin."""
+        token.require("admin", token.client)
+        _engine(service)
+        size = service.weights.stat().st_size
+        headers = {"Content-Length": str(size)}
+        return StreamingResponse(_blocks(service.weights.open("rb")), media_type=SAFETENSORS, headers=headers)
+
+
+async def _finished(engine: Engine, job: Job, request: Request) -> bool:
+    """Wait for a job; False when its client left before. Raises what the job ended with."""
+    leaving = asyncio.ensure_future(_left(request))
+    result = asyncio.wrap_future(job.future)
+    try:
+        await asyncio.wait({leaving, result}, return_when=asyncio.FIRST_COMPLETED)
+        if not result.done():
+            return False
+        result.result()
+        return True
+    finally:
+        leaving.cancel()
+        if not result.done():
+            engine.cancel(job)
+            result.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _blocks(file: Any) -> AsyncIterator[bytes]:
+    with file:
+        while block := await asyncio.to_thread(file.read, 1 << 20):
+            yield block
+
+
+def _describe(engine: Engine, service: Service, token: Token) -> ModelReply:
+    server, settings = engine.server, engine.server.config.server.sampler
+    mine = list(server.sites) if "admin" in token.scopes else [n for n in server.sites if n == token.client]
+    sites = []
+    for name in mine:
+        site = server.site(name)
+        sites.append(
+            SiteReply(
+                client=name,
+                sigma_cut=site.sigma_cut,
+                sigma=server.handover_sigma(name),
+                labels=list(server.deliverable(name)),
+                dealt_labels=list(site.label_names or ()),
+            )
+        )
+    known = {name for site in sites for name in site.labels}
+    return ModelReply(
+        server_model=server.model.id,
+        image_shape=list(server.model.denoiser.image_shape),
+        label_names=[name for name in server.model.label_names if name in known],
+        sampler=settings.name,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        batch=engine.state().slots,
+        request_images=service.limits.request_images,
+        clients=sites,
+    )
+
+
+def _add_releases(app: FastAPI, service: Service) -> None:
+    @app.put("/v1/releases/{release_id}", responses=_errors(409, 503, 507) | {201: {"model": ReleaseReply}})
+    async def put(
+        release_id: ReleaseId,
+        request: Request,
+        response: Response,
+        token: Authenticated,
+        content_length: Annotated[int, Header(ge=1)],
+        content_digest: Annotated[str | None, Header(description="RFC 9530: sha-256=:BASE64:")] = None,
+    ) -> ReleaseReply:
+        """Receive a release of the token's client. The same bytes again are no second release. Scope: release."""
+        token.require("release", token.client)
+        digest = None if content_digest is None else _sha256(content_digest)
+        with service.shares.request(token.id):
+            received, new = await service.receiver.receive(
+                token.client, release_id, request.stream(), content_length, digest
+            )
+        if new:
+            response.status_code = 201
+            service.metrics.release_bytes.inc(received.bytes)
+        return _release(received)
+
+    @app.get("/v1/releases/{release_id}", responses=_errors(404))
+    async def get(release_id: ReleaseId, token: Authenticated) -> ReleaseReply:
+        """A release of the token's client that lies here durably; 404 when it does not. Scope: release."""
+        token.require("release", token.client)
+        held = await asyncio.to_thread(service.receiver.held, token.client, release_id)
+        if held is None:
+            raise HTTPException(404, f"no release {release_id!r} of {token.client!r} lies here")
+        return _release(held)
+
+
+def _release(received: Any) -> ReleaseReply:
+    fields = ReleaseReply.model_fields
+    return ReleaseReply(**{name: getattr(received, name) for name in fields})
+
+
+def _sha256(text: str) -> str:
+    """The hexadecimal SHA-256 of a Content-Digest. Raises FileFormatError."""
+    try:
+        name, _, value = text.partition("=")
+        digest = base64.b64decode(value.strip(":"), validate=True)
+        if name != "sha-256" or len(digest) != 32 or not value.startswith(":"):
+            raise ValueError
+    except (ValueError, binascii.Error):
+        raise FileFormatError(f"Content-Digest {text[:100]!r}; expected sha-256=:BASE64: of 32 bytes.") from None
+    return digest.hex()

@@ -1,0 +1,162 @@
+"""Receiving releases: streamed to the disk, checked, and acknowledged only when they lie there durably.
+
+A release lies as ``NAME.ID.safetensors`` in the server's folder of releases, where ``train-server`` finds it. NAME is
+the client of the token that brought it, never anything that the request says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO
+
+from ..core import release as releases
+from ..core.atomic import PARTIAL_PREFIX, storage_error, sync_folder
+from ..core.errors import FileFormatError, MismatchError, OutputExistsError, RefusedError, StorageError
+from ..core.pairing import SIGMA_SLACK
+from ..core.tensorfile import file_digest
+from ..nodes.server import SUFFIX
+from .registry import Received, Registry
+
+SPARE_BYTES = 64 << 20
+"""Room on the disk that an upload must leave."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a release must fit: the image shape of the model, and each client's cut, where they are known."""
+
+    image_shape: tuple[int, int, int] | None
+    cuts: dict[str, float]
+
+
+class Receiver:
+    """Takes releases into one folder."""
+
+    def __init__(self, folder: Path, registry: Registry, known: Known, *, accept_simulated: bool) -> None:
+        self._folder, self._registry, self._known = folder, registry, known
+        self._accept_simulated = accept_simulated
+        self._naming = asyncio.Lock()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(f"{PARTIAL_PREFIX}*{SUFFIX}"):  # uploads that an earlier process did not end
+                left.unlink()
+        except OSError as error:
+            raise storage_error(folder, error) from error
+
+    def held(self, client: str, release_id: str) -> Received | None:
+        """A release that lies here already, or None."""
+        return self._registry.release(client, release_id)
+
+    async def receive(
+        self, client: str, release_id: str, body: AsyncIterator[bytes], size: int, digest: str | None
+    ) -> tuple[Received, bool]:
+        """Take one release; returns what is held, and whether it is new.
+
+        ``digest`` is the SHA-256 that its sender states. The same bytes once more are acknowledged and kept once.
+        Raises FileFormatError, MismatchError, RefusedError, OutputExistsError or StorageError; nothing is left then.
+        """
+        held = await asyncio.to_thread(self.held, client, release_id)
+        if held is not None and digest is not None:
+            return _same(held, digest), False
+        partial, file = self._begin(size)
+        try:
+            with file:
+                found = await _stream(file, body, partial, size)
+            if digest is not None and digest != found:
+                raise FileFormatError(f"the release has SHA-256 {found}, its sender said {digest}; send it again.")
+            async with self._naming:  # of two at once the second finds the first
+                return await asyncio.to_thread(self._keep, partial, client, release_id, found, size)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def _begin(self, size: int) -> tuple[Path, IO[bytes]]:
+        try:
+            free = shutil.disk_usage(self._folder).free
+            if free < size + SPARE_BYTES:
+                raise StorageError(f"the server's disk has {free} bytes left, too few for {size}; tell its operator.")
+            descriptor, name = tempfile.mkstemp(prefix=PARTIAL_PREFIX, suffix=SUFFIX, dir=self._folder)
+            return Path(name), os.fdopen(descriptor, "wb")
+        except OSError as error:
+            raise storage_error(self._folder, error) from error
+
+    def _keep(self, partial: Path, client: str, release_id: str, digest: str, size: int) -> tuple[Received, bool]:
+        """Check a complete upload, give it its name, and list it."""
+        held = self.held(client, release_id)
+        if held is not None:
+            return _same(held, digest), False
+        release = self._checked(partial, client, digest)
+        path = self._folder / f"{client}.{release_id}{SUFFIX}"
+        if path.exists() and file_digest(path) != digest:
+            raise OutputExistsError(f"another release lies here as {release_id!r}; send this one under another id.")
+        try:
+            # A power cut between the two leaves a file that is not listed; the client, which heard nothing, sends it
+            # again and finds this name.
+            partial.replace(path)
+            sync_folder(self._folder)
+        except OSError as error:
+            raise storage_error(path, error) from error
+        now = datetime.now(timezone.utc).isoformat()
+        received = Received(client, release_id, digest, size, len(release.z), release.sigma_cut, now)
+        self._registry.add_release(received)
+        return received, True
+
+    def _checked(self, partial: Path, client: str, digest: str) -> releases.Release:
+        try:
+            release = releases.read(partial)
+        except FileFormatError as error:
+            raise FileFormatError(str(error).replace(str(partial), "the release")) from error
+        if release.simulated and not self._accept_simulated:
+            raise RefusedError(
+                "this release is marked as simulated: it was made by a process that also held the images. Send one "
+                "that `collafuse release` made at the site."
+            )
+        shape, held = self._known.image_shape, self._registry.releases(client)
+        if shape is not None and release.image_shape != shape:
+            raise MismatchError(f"the release holds images of shape {release.image_shape}, this server learns {shape}.")
+        cuts = {one.sigma_cut for one in held} | {self._known.cuts.get(client, release.sigma_cut)}
+        for cut in cuts:
+            if abs(cut - release.sigma_cut) > SIGMA_SLACK * cut:
+                raise MismatchError(
+                    f"client {client!r} released at sigma {cut:g} before, this release stands at "
+                    f"{release.sigma_cut:g}; a server keeps one cut for each client."
+                )
+        for one in held:
+            if one.sha256 == digest:
+                raise OutputExistsError(f"this release lies here already, as {one.id!r}; it is kept once.")
+        return release
+
+
+async def _stream(file: IO[bytes], body: AsyncIterator[bytes], partial: Path, size: int) -> str:
+    """Write a body to a file and to the disk; its SHA-256. Raises FileFormatError when it ends too early."""
+    digest, count = hashlib.sha256(), 0
+    try:
+        async for block in body:
+            count += len(block)
+            digest.update(block)
+            await asyncio.to_thread(file.write, block)
+        file.flush()
+        await asyncio.to_thread(os.fsync, file.fileno())
+    except OSError as error:
+        raise storage_error(partial, error) from error
+    if count != size:
+        raise FileFormatError(f"the release ended after {count} of {size} bytes; send it again.")
+    return digest.hexdigest()
+
+
+def _same(held: Received, digest: str) -> Received:
+    if held.sha256 != digest:
+        raise OutputExistsError(
+            f"a release {held.id!r} of {held.client!r} lies here with SHA-256 {held.sha256[:16]}..., this one has "
+            f"{digest[:16]}...; a release is never replaced, send this one under another id."
+        )
+    return held

@@ -1,0 +1,133 @@
+"""What goes over the wire as JSON: requests, descriptions, and our errors with the sentences they have elsewhere."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..config import ClientName, SamplerName
+from ..core import errors
+from .admission import OverLimitError
+
+MAX_DELIVERY_IMAGES = 10_000
+"""The largest delivery; a request asks for some of its images."""
+MAX_LABELS = 64
+MAX_SEED = 2**63 - 1
+
+STATUS: dict[type[errors.CollaFuseError], int] = {
+    errors.UsageError: 422,
+    errors.ConfigError: 409,
+    errors.FileFormatError: 422,
+    errors.MismatchError: 422,
+    errors.RefusedError: 403,
+    errors.AccessError: 403,
+    errors.OutputExistsError: 409,
+    errors.StorageError: 507,
+    OverLimitError: 429,
+    errors.BusyError: 503,
+}
+"""Our exceptions as HTTP statuses; a token that is not valid at all is a 401 before any of these."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class IntermediatesRequest(_Body):
+    """What a client asks for: ``count`` images in all, of which this request brings the rows ``start`` to ``stop``.
+
+    Parts of one delivery with one seed make the whole together, so a large one can be fetched in parts and resumed.
+    """
+
+    client: Annotated[ClientName, Field(description="The site whose devices finish them; it must be the token's.")]
+    count: Annotated[int, Field(ge=1, le=MAX_DELIVERY_IMAGES, strict=True)] = 1
+    labels: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=200)]] | None,
+        Field(
+            max_length=MAX_LABELS, description="What every image shows; without it the client's labels are dealt out."
+        ),
+    ] = None
+    seed: Annotated[
+        int | None, Field(ge=0, le=MAX_SEED, strict=True, description="Makes the same intermediates again.")
+    ] = None
+    start: Annotated[int, Field(ge=0, strict=True, description="First row of the delivery that is wanted.")] = 0
+    stop: Annotated[int | None, Field(ge=1, strict=True, description="Row before which to stop; the end.")] = None
+    sampler: Annotated[SamplerName | None, Field(description="In place of the one that the run configures.")] = None
+    half: Annotated[bool, Field(strict=True, description="float16, half the bytes.")] = False
+    deadline_seconds: Annotated[float | None, Field(gt=0, description="Shorter than the server's own.")] = None
+
+
+class ErrorReply(BaseModel):
+    """An error: its name in our tree, a sentence with the value, what was expected and what to do next."""
+
+    error: str
+    message: str
+    retry_after: int | None = None
+    """Seconds after which to ask again, where that may help."""
+
+
+class SiteReply(BaseModel):
+    """What may be delivered to one client."""
+
+    client: str
+    sigma_cut: float
+    sigma: float
+    """Where the server stops: the cut times the handover."""
+    labels: list[str]
+    dealt_labels: list[str]
+    """What is dealt out when no labels are asked for; empty where the site keeps them."""
+
+
+class ModelReply(BaseModel):
+    """The server's model and what it delivers to whom."""
+
+    server_model: str
+    image_shape: list[int]
+    label_names: list[str]
+    sampler: str
+    steps: int
+    guidance: float
+    batch: int
+    """Rows of the shared batch: a file made with this batch size has the same bytes."""
+    request_images: int
+    """The most images that one request may ask for."""
+    clients: list[SiteReply]
+
+
+class ReleaseReply(BaseModel):
+    """A release that this server holds durably."""
+
+    client: str
+    id: str
+    sha256: str
+    bytes: int
+    images: int
+    sigma_cut: float
+
+
+class HealthReply(BaseModel):
+    """ok, or the reason why not."""
+
+    status: str
+
+
+def error_reply(status: int, error: Exception | str, message: str | None = None) -> JSONResponse:
+    """The reply for an error: an exception of ours, or a name and a sentence."""
+    retry_after = getattr(error, "retry_after", None)
+    name = error if isinstance(error, str) else type(error).__name__
+    body: dict[str, Any] = {"error": name, "message": message or str(error), "retry_after": retry_after}
+    headers = {} if retry_after is None else {"Retry-After": str(math.ceil(retry_after))}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body, status, headers=headers)
+
+
+def reply_for(error: errors.CollaFuseError) -> JSONResponse:
+    """The reply for one of our exceptions."""
+    for kind in type(error).__mro__:
+        if kind in STATUS:
+            return error_reply(STATUS[kind], error)
+    return error_reply(500, error)

@@ -1,0 +1,169 @@
+"""Releases over HTTP: kept once, whole, and only where they belong."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from collafuse.core import release as releases
+from collafuse.nodes.server import read_releases
+from tests.nodes.sites import release_of
+
+
+def bytes_of(sigma=0.5, **settings):
+    return releases.to_bytes(release_of(sigma, **settings))
+
+
+def put(http, data, release_id="first", **headers):
+    return http.put(f"/v1/releases/{release_id}", content=data, headers=headers)
+
+
+def digest_of(data):
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
+
+
+def files(running):
+    return sorted(path.name for path in running.folder.releases.iterdir())
+
+
+def test_a_release_lies_where_training_finds_it_under_the_name_of_its_token(serve):
+    running, data = serve(), bytes_of()
+    with running.http() as http:
+        reply = put(http, data, **{"Content-Digest": digest_of(data)})
+        assert http.get("/v1/releases/first").json() == reply.json()
+        assert http.get("/v1/releases/second").status_code == 404
+    assert reply.status_code == 201
+    assert reply.json() == {
+        "client": "north",
+        "id": "first",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+        "images": 8,
+        "sigma_cut": 0.5,
+    }
+    assert files(running) == ["north.first.safetensors"]
+    assert (running.folder.releases / "north.first.safetensors").read_bytes() == data
+    assert list(read_releases(running.folder.releases, accept_simulated=False)) == ["north"]
+
+
+def test_the_same_release_is_kept_once_however_often_and_at_once_it_comes(serve):
+    running, data = serve(), bytes_of()
+    with running.http() as http, ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda _: put(http, data).status_code, range(8)))
+        assert sorted(statuses) == [200] * 7 + [201]
+        assert put(http, data, **{"Content-Digest": digest_of(data)}).status_code == 200
+        again = put(http, data, "another-id")
+    assert again.status_code == 409
+    assert "lies here already, as 'first'" in again.json()["message"]
+    assert files(running) == ["north.first.safetensors"]
+    assert len(running.service.registry.releases()) == 1
+
+
+def test_another_release_under_a_known_id_is_refused(serve):
+    running = serve()
+    with running.http() as http:
+        put(http, bytes_of())
+        other = put(http, bytes_of())  # drawn anew: other ids
+    assert other.status_code == 409
+    assert "a release is never replaced" in other.json()["message"]
+
+
+REFUSED = [
+    (lambda: bytes_of(0.7), 422, "released at sigma 0.5 before, this release stands at 0.7"),
+    (lambda: bytes_of(side=8), 422, "shape (1, 8, 8), this server learns (1, 4, 4)"),
+    (lambda: bytes_of(simulated=True), 403, "marked as simulated"),
+    (lambda: bytes_of()[:-3], 422, "the release is damaged"),
+    (lambda: b"\x00" * 500, 422, "the release"),
+]
+
+
+@pytest.mark.parametrize(("data", "status", "says"), REFUSED)
+def test_what_does_not_fit_is_refused_and_leaves_nothing(serve, data, status, says):
+    running = serve()
+    with running.http() as http:
+        reply = put(http, data())
+    assert (reply.status_code, says in reply.json()["message"]) == (status, True), reply.text
+    assert str(running.folder.path) not in reply.text
+    assert files(running) == []
+    assert running.service.registry.releases() == []
+
+
+def test_a_digest_that_does_not_match_is_refused(serve):
+    running, data = serve(), bytes_of()
+    with running.http() as http:
+        wrong = put(http, data, **{"Content-Digest": digest_of(b"other")})
+        malformed = put(http, data, **{"Content-Digest": "md5=:AAAA:"})
+    assert wrong.status_code == malformed.status_code == 422
+    assert "its sender said" in wrong.json()["message"]
+    assert files(running) == []
+
+
+def test_names_come_from_the_token_and_ids_have_no_paths(serve):
+    running = serve()
+    with running.http(running.token("east", "release")) as http:
+        assert put(http, bytes_of(1.0)).json()["client"] == "east"
+        for bad in ("..%2Fnorth", "a.b", "-x", "x" * 65):
+            assert put(http, bytes_of(1.0), bad).status_code in (404, 422)
+        assert http.post("/v1/intermediates", json={"client": "east"}).status_code == 403
+    assert files(running) == ["east.first.safetensors"]
+
+
+def test_too_large_compressed_or_endless_bodies_are_refused_before_they_are_read(serve):
+    running = serve(release_bytes=1000)
+    with running.http() as http:
+        large = put(http, bytes(1001))
+        packed = put(http, bytes(10), **{"Content-Encoding": "gzip"})
+        endless = http.put("/v1/releases/first", content=iter([b"x"]))
+        request = http.post("/v1/intermediates", content=bytes(70_000))
+    assert [r.status_code for r in (large, packed, endless, request)] == [413, 415, 411, 413]
+    assert files(running) == []
+
+
+def test_an_upload_that_breaks_off_leaves_nothing_and_can_be_sent_again(serve):
+    running, data = serve(), bytes_of()
+    host, port = running.url.removeprefix("http://").split(":")
+    head = f"PUT /v1/releases/first HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {running.token()}\r\n"
+    head += f"Content-Length: {len(data)}\r\n\r\n"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + data[:-10])
+    with running.http() as http:
+        assert put(http, data).status_code == 201
+    running.service.receiver._begin(0)[1].close()  # as an upload that a power cut ended leaves it
+    assert len(files(running)) == 2
+    type(running.service.receiver)(
+        running.folder.releases, running.service.registry, running.service.receiver._known, accept_simulated=False
+    )
+    assert files(running) == ["north.first.safetensors"]
+
+
+def test_a_release_that_was_named_but_not_listed_is_taken_up_when_it_is_sent_again(serve):
+    running, data = serve(), bytes_of()
+    path = running.folder.releases / "north.first.safetensors"
+    path.write_bytes(data)
+    with running.http() as http:
+        assert put(http, bytes_of()).status_code == 409
+        assert put(http, data).status_code == 201
+    assert files(running) == ["north.first.safetensors"]
+
+
+def test_a_disk_without_room_is_named(serve, monkeypatch):
+    running = serve()
+    monkeypatch.setattr("collafuse.serving.receiving.SPARE_BYTES", 1 << 60)
+    with running.http() as http:
+        reply = put(http, bytes_of())
+    assert reply.status_code == 507
+    assert "tell its operator" in reply.json()["message"]
+
+
+def test_releases_are_received_before_anything_was_trained(serve):
+    running = serve(receive_only=True)
+    with running.http() as http:
+        assert put(http, bytes_of()).status_code == 201
+        assert http.get("/readyz").status_code == 200
+        asked = http.post("/v1/intermediates", json={"client": "north"})
+    assert asked.status_code == 403
+    assert "has no model yet" in asked.json()["message"]

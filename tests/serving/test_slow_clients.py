@@ -1,0 +1,137 @@
+"""Slow and broken clients: each is cut off in time, and nobody else notices."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from tests.serving.parts import SECONDS
+
+SHORT = 0.5
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """The same deadlines, shorter."""
+    for name in ("connection.HEAD_SECONDS", "bodies.BODY_SECONDS", "connection.REPLY_SECONDS"):
+        monkeypatch.setattr(f"collafuse.serving.{name}", SHORT)
+
+
+def connect(running):
+    host, port = running.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=SECONDS)
+
+
+def trickle(connections):
+    """Send a byte now and then on each connection until all are closed by the server; how long that took, and
+    what came back."""
+    began, replies = time.monotonic(), dict.fromkeys(connections, b"")
+    still = set(connections)
+    while still:
+        assert time.monotonic() - began < SECONDS
+        for connection in list(still):
+            connection.settimeout(0.02)
+            try:
+                connection.sendall(b"x")
+                data = connection.recv(4096)
+                replies[connection] += data
+                if not data:
+                    still.discard(connection)
+            except TimeoutError:
+                pass
+            except OSError:
+                still.discard(connection)
+    return time.monotonic() - began, list(replies.values())
+
+
+HEADS = {
+    "at once": b"",
+    "within a head": b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+    "between requests": b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_a_head_that_trickles_in_is_cut_off_while_others_are_served(serve, hasty, head):
+    running = serve()
+    with ExitStack() as stack, running.http() as http:
+        slow = [stack.enter_context(connect(running)) for _ in range(5)]
+        for connection in slow:
+            connection.sendall(head)
+        seconds, _ = trickle(slow)
+        assert http.post("/v1/intermediates", json={"client": "north"}).status_code == 200
+    assert seconds < SHORT + 5
+
+
+@pytest.mark.parametrize("path", ["POST /v1/intermediates", "PUT /v1/releases/slow"])
+def test_a_body_that_trickles_in_is_ended_with_408(serve, hasty, path):
+    running = serve()
+    head = f"{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {running.token()}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 60000\r\n\r\n"
+    with connect(running) as connection:
+        connection.sendall(head.encode())
+        seconds, replies = trickle([connection])
+    assert replies[0].startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in replies[0].lower()
+    assert seconds < SHORT + 5
+    assert list(running.folder.releases.iterdir()) == []
+
+
+def test_a_client_that_takes_no_reply_is_cut_off(serve, hasty):
+    running = serve()
+    with running.folder.weights.open("r+b") as file:
+        file.truncate(64 << 20)  # more than the buffers between the two hold
+    token = running.token("operator", "admin")
+    with connect(running) as connection:
+        connection.sendall(
+            f"GET /v1/model/weights HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+        )
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        with running.http() as http:
+            began = time.monotonic()
+            http.get("/livez")
+            while len(running.server.server_state.connections) == 2:  # the second is this question's own
+                http.get("/livez")
+                assert time.monotonic() - began < SECONDS
+        received = 0
+        while block := connection.recv(1 << 20):
+            received += len(block)
+    assert received < 64 << 20
+
+
+def is_closed(connection):
+    try:
+        return not connection.recv(1)
+    except ConnectionError:
+        return True
+
+
+def test_more_connections_than_are_allowed_are_closed_unheard(serve, monkeypatch):
+    monkeypatch.setattr("collafuse.serving.connection.MAX_CONNECTIONS", 3)
+    running = serve()
+    with ExitStack() as stack:
+        kept = [stack.enter_context(connect(running)) for _ in range(3)]
+        for connection in kept:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        assert is_closed(stack.enter_context(connect(running)))
+
+
+def test_several_requests_that_come_together_are_all_answered(serve, hasty):
+    running = serve()
+    with connect(running) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+        data = b""
+        while data.count(b"HTTP/1.1 200") < 3:
+            data += connection.recv(4096)
+
+
+@pytest.mark.parametrize("head", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"X" * 100_000])
+def test_what_is_no_http_is_refused(serve, head):
+    running = serve()
+    with connect(running) as connection:
+        connection.sendall(head)
+        assert connection.recv(100).startswith(b"HTTP/1.1 400")
