@@ -30,6 +30,7 @@ from .replies import (
     IntermediatesRequest,
     ModelReply,
     ReleaseReply,
+    ReleasesReply,
     SiteReply,
     error_reply,
     reply_for,
@@ -239,6 +240,13 @@ def _add_releases(app: FastAPI, service: Service) -> None:
             response.status_code = 201
             service.metrics.release_bytes.inc(received.bytes)
         return _release(received)
+
+    @app.get("/v1/releases", responses=_errors())
+    async def held(token: Authenticated) -> ReleasesReply:
+        """The releases of the token's client that lie here durably. Scope: release."""
+        token.require("release", token.client)
+        found = await asyncio.to_thread(service.registry.releases, token.client)
+        return ReleasesReply(releases=[_release(one) for one in found])
 
     @app.get("/v1/releases/{release_id}", responses=_errors(404))
     async def get(release_id: ReleaseId, token: Authenticated) -> ReleaseReply:

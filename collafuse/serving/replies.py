@@ -108,6 +108,12 @@ class ReleaseReply(BaseModel):
     sigma_cut: float
 
 
+class ReleasesReply(BaseModel):
+    """The releases of one client, in the order in which they came."""
+
+    releases: list[ReleaseReply]
+
+
 class HealthReply(BaseModel):
     """ok, or the reason why not."""
 

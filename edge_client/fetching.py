@@ -1,0 +1,173 @@
+"""Fetching intermediates in parts, so that a connection that breaks costs one part and not all of them.
+
+A delivery is named by what was asked for and a seed. Both are kept, with the parts that have come, in a hidden folder
+beside the pictures until all is there: the next call asks for what is missing. Sending a release is here too.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collafuse.core import intermediate as intermediates
+from collafuse.core import release as releases
+from collafuse.core import tensorfile
+from collafuse.core.atomic import storage_error, write_bytes
+from collafuse.core.errors import FileFormatError, MismatchError
+from collafuse.core.intermediate import Intermediate
+
+from .remote import Remote
+
+PART_IMAGES = 64
+FOLDER = ".fetching"
+REQUEST = "request.json"
+MAX_REPLY_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20
+ID_DIGITS = 32
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A delivery: how many images of what, for which client."""
+
+    client: str
+    count: int
+    labels: tuple[str, ...] | None = None
+    seed: int | None = None
+    sampler: str | None = None
+    half: bool = False
+
+
+def fetch(
+    remote: Remote,
+    wanted: Wanted,
+    image_shape: tuple[int, int, int],
+    folder: Path,
+    *,
+    part_images: int = PART_IMAGES,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Intermediate:
+    """The whole delivery; ``advance`` hears of each part. An earlier, interrupted call for the same is gone on with.
+
+    Raises MismatchError when the server's model changes between two parts, and what :meth:`Remote.ask` raises.
+    """
+    kept = folder / FOLDER
+    wanted = _remembered(wanted, remote.url, kept)
+    parts = []
+    for start in range(0, wanted.count, part_images):
+        rows = range(start, min(start + part_images, wanted.count))
+        parts.append(_part(remote, wanted, rows, image_shape, kept))
+        advance(len(rows))
+    try:
+        return _joined(parts)
+    finally:
+        shutil.rmtree(kept)
+
+
+def _remembered(wanted: Wanted, url: str, kept: Path) -> Wanted:
+    """The delivery with its seed: the one of an interrupted call for the same, or a new one."""
+    request = json.loads(json.dumps({"url": url, **asdict(wanted)}))
+    try:
+        said = json.loads((kept / REQUEST).read_bytes())
+        seed = said.pop("chosen_seed")
+        if said == request and type(seed) is int:
+            return replace(wanted, seed=seed)
+    except (OSError, ValueError, KeyError, AttributeError):
+        pass  # nothing there, or nothing that can be gone on with
+    try:
+        if kept.exists():
+            shutil.rmtree(kept)
+    except OSError as error:
+        raise storage_error(kept, error) from error
+    seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
+    write_bytes(kept / REQUEST, json.dumps({**request, "chosen_seed": seed}).encode())
+    return replace(wanted, seed=seed)
+
+
+def _part(remote: Remote, wanted: Wanted, rows: range, image_shape: tuple[int, int, int], kept: Path) -> Intermediate:
+    """One part, from the disk if it came before."""
+    path = kept / f"{rows.start}-{rows.stop}.safetensors"
+    if path.exists():
+        try:
+            return _checked(intermediates.read(path), rows, image_shape)
+        except (FileFormatError, MismatchError):
+            path.unlink()
+    body = {name: value for name, value in asdict(wanted).items() if value is not None}
+    body |= {"start": rows.start, "stop": rows.stop}
+    # Two arrays of float32 images, labels of at most a byte each, and the header.
+    limit = 2 * 4 * len(rows) * int(np.prod(image_shape)) + 4096 * len(rows) + tensorfile.MAX_HEADER_BYTES
+    data = remote.ask("POST", "/v1/intermediates", body=body, limit=limit).content
+    source = f"the reply of {remote.url}"
+    file = tensorfile.from_bytes(data, intermediates.KIND, intermediates.VERSION, source=source)
+    part = _checked(intermediates.from_tensorfile(file, source), rows, image_shape)
+    write_bytes(path, data)
+    return part
+
+
+def _checked(part: Intermediate, rows: range, image_shape: tuple[int, int, int]) -> Intermediate:
+    if len(part) != len(rows) or part.image_shape != image_shape:
+        raise MismatchError(
+            f"the server sent {len(part)} images of shape {list(part.image_shape)}, asked for were {len(rows)} of "
+            f"{list(image_shape)}; use the bundle that belongs to this server."
+        )
+    return part
+
+
+def _joined(parts: list[Intermediate]) -> Intermediate:
+    """The parts as one; they must be of one delivery."""
+    first = parts[0]
+    for part in parts[1:]:
+        if (part.server_model, part.sigma, part.label_names) != (first.server_model, first.sigma, first.label_names):
+            raise MismatchError(
+                f"the server's model changed from {first.server_model} to {part.server_model} while it delivered; "
+                "ask again."
+            )
+    labels = None if first.labels is None else np.concatenate([p.labels for p in parts if p.labels is not None])
+    previous = [p.previous_x0_hat for p in parts if p.previous_x0_hat is not None]
+    return replace(
+        first,
+        x=np.concatenate([part.x for part in parts]),
+        labels=labels,
+        previous_x0_hat=np.concatenate(previous) if len(previous) == len(parts) else None,
+    )
+
+
+def send_release(remote: Remote, path: Path) -> dict[str, Any]:
+    """Send a release file; returns what the server holds then. Sending it again changes nothing.
+
+    Raises FileFormatError before anything is sent when the file is no release.
+    """
+    releases.read(path)
+    digest, size = hashlib.sha256(), path.stat().st_size
+    for block in _blocks(path):
+        digest.update(block)
+    name = f"/v1/releases/{digest.hexdigest()[:ID_DIGITS]}"  # named by its digest: once more is the same one
+    headers = {
+        "Content-Length": str(size),
+        "Content-Digest": f"sha-256=:{base64.b64encode(digest.digest()).decode()}:",
+        "Content-Type": "application/octet-stream",
+    }
+    # Asked first, so that a token that is not taken is refused before the upload.
+    held: list[dict[str, Any]] = remote.ask("GET", "/v1/releases", limit=MAX_REPLY_BYTES).json().get("releases", [])
+    for one in held:
+        if one.get("sha256") == digest.hexdigest():
+            return one
+    return remote.ask("PUT", name, content=lambda: _blocks(path), headers=headers, limit=MAX_REPLY_BYTES).json()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+    except OSError as error:
+        raise FileFormatError(f"cannot read {path}: {error.strerror}; check the name of the release.") from error

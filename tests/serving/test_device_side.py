@@ -1,0 +1,145 @@
+"""The device's and the site's side against a real service."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from collafuse.core import intermediate as intermediates
+from collafuse.core import release as releases
+from collafuse.core.atomic import write_bytes
+from collafuse.core.errors import AccessError, FileFormatError, MismatchError, RefusedError, UnreachableError
+from collafuse.nodes.server import Server
+from edge_client.fetching import FOLDER, Wanted, fetch, send_release
+from edge_client.remote import Remote, Trust
+from tests.edge_client.scripted import answer, scripted
+from tests.nodes.sites import release_of
+from tests.serving.test_trust import Address, authority
+from tests.tiny import CPU
+
+__all__ = ["authority"]  # the fixture
+SHAPE = (1, 4, 4)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "pictures"
+
+
+def remote_of(running, *scopes, client="north", **settings):
+    return Remote(running.url, Trust(running.token(client, *scopes)), pause=lambda seconds: None, **settings)
+
+
+def test_a_delivery_in_parts_is_the_file_byte_for_byte(serve, out):
+    running = serve(slots=4)
+    seen = []
+    with remote_of(running) as remote:
+        wanted = Wanted("north", 16, seed=3)
+        whole = fetch(remote, wanted, SHAPE, out, part_images=8, advance=seen.append)
+    file = Server.load(running.folder, CPU).deliver("north", 16, seed=3, batch_size=4)
+    assert intermediates.to_bytes(whole) == intermediates.to_bytes(file)
+    assert seen == [8, 8]
+    assert list(out.iterdir()) == []
+
+
+def test_an_interrupted_delivery_goes_on_with_its_seed_and_its_parts(serve, out):
+    running = serve(slots=4)
+    wanted = Wanted("north", 12, labels=("y",))
+
+    def stop_after_the_first(count):
+        raise KeyboardInterrupt
+
+    with remote_of(running) as remote:
+        with pytest.raises(KeyboardInterrupt):
+            fetch(remote, wanted, SHAPE, out, part_images=4, advance=stop_after_the_first)
+        first = intermediates.read(out / FOLDER / "0-4.safetensors")
+        (out / FOLDER / "4-8.safetensors").write_bytes(b"damaged")
+        made = running.service.engine.state().finished
+        whole = fetch(remote, wanted, SHAPE, out, part_images=4)
+    assert running.service.engine.state().finished == made + 8
+    assert np.array_equal(whole.x[:4], first.x)
+    assert len(np.unique(whole.x.reshape(12, -1), axis=0)) == 12
+
+
+def test_another_delivery_begins_anew(serve, out):
+    running = serve(slots=4)
+    with remote_of(running) as remote:
+        with pytest.raises(MismatchError, match="asked for were 4 of"):
+            fetch(remote, Wanted("north", 4), (3, 4, 4), out)
+        assert (out / FOLDER).is_dir()
+        assert len(fetch(remote, Wanted("north", 5), SHAPE, out)) == 5
+    assert list(out.iterdir()) == []
+
+
+def test_a_model_that_changes_between_two_parts_is_noticed(serve, out, trained_folder):
+    server = Server.load(trained_folder, CPU)
+    running = serve(server, slots=4)
+
+    def another_model(count):
+        object.__setattr__(server.model, "id", "another")
+
+    with remote_of(running) as remote, pytest.raises(MismatchError, match="model changed from .* to another"):
+        fetch(remote, Wanted("north", 4), SHAPE, out, part_images=2, advance=another_model)
+    assert list(out.iterdir()) == []
+
+
+def test_what_the_server_refuses_is_said_in_its_words(serve, out):
+    running = serve()
+    with remote_of(running) as remote:
+        with pytest.raises(AccessError, match="belongs to client 'north', not to 'east'"):
+            fetch(remote, Wanted("east", 1), SHAPE, out)
+        with pytest.raises(MismatchError, match="label 'nine' is not known; known are x, y"):
+            fetch(remote, Wanted("north", 1, labels=("nine",)), SHAPE, out)
+    with Remote(running.url, Trust("collafuse_wrong")) as remote, pytest.raises(AccessError, match="ask the server's"):
+        fetch(remote, Wanted("north", 1), SHAPE, out)
+
+
+def test_a_release_is_sent_once_and_again_without_harm(serve, tmp_path):
+    running = serve()
+    write_bytes(tmp_path / "north.safetensors", releases.to_bytes(release_of(0.5)))
+    with remote_of(running, "release") as remote:
+        first = send_release(remote, tmp_path / "north.safetensors")
+        again = send_release(remote, tmp_path / "north.safetensors")
+    assert first == again
+    assert (first["client"], first["images"]) == ("north", 8)
+    assert len(running.service.registry.releases()) == 1
+
+
+def test_an_answer_that_was_lost_does_not_store_a_release_twice(tmp_path):
+    write_bytes(tmp_path / "north.safetensors", releases.to_bytes(release_of(0.5)))
+    with scripted(answer(200), b"", answer(200, b'{"id": "x"}')) as server:
+        with Remote(server.url, Trust("t"), pause=lambda seconds: None) as remote:
+            assert send_release(remote, tmp_path / "north.safetensors") == {"id": "x"}
+    _, lost, again = server.asked
+    assert lost == again
+    assert again[2] == (tmp_path / "north.safetensors").read_bytes()
+
+
+def test_what_is_no_release_or_marked_as_simulated_does_not_arrive(serve, tmp_path):
+    running = serve()
+    (tmp_path / "no.safetensors").write_bytes(b"nothing")
+    write_bytes(tmp_path / "sim.safetensors", releases.to_bytes(release_of(0.5, simulated=True)))
+    with remote_of(running, "release") as remote:
+        with pytest.raises(FileFormatError, match="cut short"):
+            send_release(remote, tmp_path / "no.safetensors")
+        with pytest.raises(RefusedError, match="marked as simulated"):
+            send_release(remote, tmp_path / "sim.safetensors")
+    assert running.service.registry.releases() == []
+
+
+def test_only_the_pinned_authority_is_trusted(serve, authority, out):
+    files = {"certificate": authority / "server.pem", "key": authority / "server.key"}
+    running = serve(address=Address(port=0, client_ca=authority / "ca.pem", **files))
+    token, ours = running.token(), authority / "ca.pem"
+    shown = {"certificate": authority / "device.pem", "key": authority / "device.key"}
+    with Remote(running.url, Trust(token, ours, **shown)) as remote:
+        assert len(fetch(remote, Wanted("north", 2), SHAPE, out)) == 2
+    cases = [
+        (running.url, Trust(token), "was not signed by an authority that this system knows"),
+        (running.url, Trust(token, authority / "server.pem"), r"was not signed by .*server\.pem"),
+        (running.url, Trust(token, ours), "does not speak TLS as expected|does not answer"),
+        (running.url.replace("https", "http"), Trust(token), "check the URL, http or https"),
+    ]
+    for url, trust, message in cases:
+        with Remote(url, trust, patience=0) as remote, pytest.raises(UnreachableError, match=message):
+            remote.ask("GET", "/livez", limit=100)
