@@ -17,7 +17,6 @@ from collafuse.core import release as releases
 from collafuse.core.atomic import write_bytes
 from collafuse.nodes.runfolder import NodeFolder
 from collafuse.nodes.server import Server, read_releases, train_server
-from collafuse.nodes.watching import Silent
 from collafuse.serving.admission import Limits
 from collafuse.serving.app import make_app
 from collafuse.serving.engine import Engine
@@ -25,7 +24,7 @@ from collafuse.serving.listening import Address, bind, http_server, url_of
 from collafuse.serving.service import Service
 from tests.nodes.sites import config, release_of
 from tests.serving.parts import SECONDS
-from tests.tiny import CPU
+from tests.tiny import CPU, Recorder
 
 ANYWHERE = Address(port=0)
 CUTS = {"north": 0.5, "east": 1.0}
@@ -38,7 +37,7 @@ def train(path: Path, *, simulated: bool = False) -> NodeFolder:
         write_bytes(received / f"{name}.safetensors", releases.to_bytes(release_of(sigma, simulated=simulated)))
     settings = config({name: {"cut": {"sigma": sigma}} for name, sigma in CUTS.items()})
     folder = NodeFolder(path / "server")
-    train_server(settings, read_releases(received, accept_simulated=True), folder, CPU, Silent())
+    train_server(settings, read_releases(received, accept_simulated=True), folder, CPU, Recorder())
     return folder
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from collafuse.core import intermediate as intermediates
-from collafuse.core.errors import BusyError, RefusedError, UsageError
+from collafuse.core.errors import BusyError, ConfigError, UsageError
 from collafuse.serving.engine import Engine, Order
 from tests.serving.parts import SECONDS, Gated, server
 from tests.tiny import denoiser
@@ -248,5 +248,5 @@ def test_a_model_that_fails_ends_every_request_with_a_reason(started):
 
 
 def test_what_the_server_may_not_deliver_is_no_order():
-    with pytest.raises(RefusedError, match="no release of client 'west'"):
+    with pytest.raises(ConfigError, match="client 'west' does not exist"):
         Order.plan(server(), "west", 1)
