@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import device, digits_quality
+from . import device, digits_quality, serving
 
-BENCHMARKS = {"digits-quality": digits_quality.main, "device": device.main}
+BENCHMARKS = {"digits-quality": digits_quality.main, "device": device.main, "serving": serving.main}
 
 
 def main() -> None:
