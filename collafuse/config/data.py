@@ -87,9 +87,14 @@ class DataSettings(Section):
     attributes: Names | None = None
     """The labels that images are described by, where a client does not list its own; all when not given."""
     image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)] | None = None
-    """Side in pixels; images are resized by their shorter side and cropped in the middle."""
+    """Side in pixels."""
+    fit: Literal["crop", "pad"] = "crop"
+    """crop: resized by the shorter side, cropped in the middle; pad: resized by the longer side, black beside it."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for RGB; images are converted."""
+    cache: Path | None = None
+    """A folder for decoded pixels, so that files are decoded once. It holds a copy of the clean images; without it none
+    is made. Files only: the sets that lie in memory anyway need none."""
     held_out: Share = 0.0
     """Share of each site's images kept away from training and release, chosen by each image's pixels (or its group)
     and the seed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,21 +31,36 @@ UPRIGHT = {
 """What turns an image upright, by its EXIF orientation."""
 
 
+HOLD_ORIENTATION = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
+"""Where Pillow finds EXIF; TIFF files it has turned already."""
+
+
 def pixel_digest(pixels: NDArray[np.uint8]) -> bytes:
     """SHA-256 of decoded pixels [H, W, C]: what a ledger knows an image by, whatever its file is called.
 
     Grey is taken as RGB, so that an image is the same one however it is converted for training.
     """
-    rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-    return hashlib.sha256(f"{rgb.shape}".encode() + rgb.tobytes()).digest()
+    rgb = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if pixels.shape[2] == 1 else pixels)
+    digest = hashlib.sha256(f"{rgb.shape}".encode())
+    digest.update(rgb)
+    return digest.digest()
 
 
-def read_image(path: Path, channels: int, side: int) -> tuple[NDArray[np.uint8], bytes]:
+@dataclass(frozen=True)
+class Transform:
+    """What images become: grey (1) or RGB (3), their side in pixels, and how one that is not square gets there."""
+
+    channels: int
+    side: int
+    fit: str = "crop"
+
+
+def read_image(path: Path | str, channels: int, side: int, fit: str = "crop") -> tuple[NDArray[np.uint8], bytes]:
     """An image file as grey levels [C, side, side], and the digest of its pixels before any change of size.
 
     EXIF orientation is applied, then EXIF is dropped. What is transparent shows white paper. 16-bit grey levels
-    are scaled to 8 bits. Resized by its shorter side (Lanczos), cropped in the middle. Raises DataError, naming
-    the file, when it is no image, damaged, or larger than 50 megapixels.
+    are scaled to 8 bits. For ``fit`` see :func:`shaped`. Raises DataError, naming the file, when it is no image,
+    damaged, or larger than 50 megapixels.
     """
     try:
         with Image.open(path, formats=FORMATS) as file:
@@ -53,21 +69,28 @@ def read_image(path: Path, channels: int, side: int) -> tuple[NDArray[np.uint8],
             if getattr(file, "is_animated", False) and file.format != "MPO":  # a photograph with its own preview
                 raise DataError(f"{path} holds {file.n_frames} pictures; save the one that you mean by itself.")
             upright = _as_rgb(_upright(file), path)
+            levels = np.asarray(upright)
+            if levels.shape == (side, side, channels):
+                return np.ascontiguousarray(levels.transpose(2, 0, 1)), pixel_digest(levels)
+            return shaped(upright, channels, side, fit), pixel_digest(levels)
     except UnidentifiedImageError as error:
         raise DataError(
             f"{path} is not an image that can be read ({', '.join(FORMATS)}); remove or repair it."
         ) from error
     except (*DAMAGED, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}); remove or repair it.") from error
-    return shaped(upright, channels, side), pixel_digest(np.asarray(upright))
 
 
-def shaped(image: Image.Image, channels: int, side: int) -> NDArray[np.uint8]:
-    """An RGB image as grey levels [C, side, side]: resized by its shorter side (Lanczos), cropped in the middle."""
+def shaped(image: Image.Image, channels: int, side: int, fit: str = "crop") -> NDArray[np.uint8]:
+    """An RGB image as grey levels [C, side, side], resized with Lanczos.
+
+    fit crop: by its shorter side, cropped in the middle; pad: by its longer side, black beside it.
+    """
     if channels == 1:
         image = image.convert("L")
     if image.size != (side, side):
-        image = ImageOps.fit(image, (side, side), method=Image.Resampling.LANCZOS)
+        change = ImageOps.pad if fit == "pad" else ImageOps.fit
+        image = change(image, (side, side), method=Image.Resampling.LANCZOS)
     pixels = np.asarray(image).reshape(side, side, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -75,11 +98,13 @@ def shaped(image: Image.Image, channels: int, side: int) -> NDArray[np.uint8]:
 def _upright(file: Image.Image) -> Image.Image:
     """Not ImageOps.exif_transpose, which writes EXIF anew and stumbles over what it cannot write."""
     file.load()  # which turns TIFF files by itself
+    if not file.info.keys() & HOLD_ORIENTATION:
+        return file
     method = UPRIGHT.get(file.getexif().get(ExifTags.Base.Orientation, 1))
     return file if method is None else file.transpose(method)
 
 
-def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _as_rgb(image: Image.Image, path: Path | str) -> Image.Image:
     """Any image that Pillow opens as 8-bit RGB."""
     if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
         levels = np.asarray(image).astype(np.uint32)
@@ -89,4 +114,4 @@ def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.has_transparency_data:
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image.convert("RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

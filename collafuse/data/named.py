@@ -18,10 +18,10 @@ from PIL import Image
 
 from ..config import DataSettings
 from ..core.errors import DataError, first_line
-from .folder import Listing, read_listing
 from .images import pixel_digest, shaped
 from .imageset import ImageSet, check_label_names
 from .listening import Listener
+from .listing import Listing, read_listing
 
 NO_LICENCE = "no licence is stated; published for research, with a request to cite"
 UNREADABLE = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, OSError, EOFError)
@@ -163,7 +163,7 @@ def _read_celeba(root: Path, settings: DataSettings, listener: Listener) -> Imag
     images = root / "celeba" / "img_align_celeba"
     listing = Listing(
         images,
-        tuple(images / Path(name).name for part in parts for name in part.filename),
+        tuple(Path(name).name for part in parts for name in part.filename),
         np.concatenate([part.attr.numpy() for part in parts]).astype(np.uint8),
         names,
         groups=np.concatenate([part.identity[:, 0].numpy() for part in parts]).astype(np.str_),
@@ -227,7 +227,7 @@ def _from_arrays(
         if image.shape == (side, side, channels):
             pixels[row] = image.transpose(2, 0, 1)
         else:
-            pixels[row] = shaped(Image.fromarray(image.squeeze()).convert("RGB"), channels, side)
+            pixels[row] = shaped(Image.fromarray(image.squeeze()).convert("RGB"), channels, side, settings.fit)
         if (row + 1) % 1000 == 0 or row + 1 == len(images):
             counter.advance(row % 1000 + 1)
     sources = np.asarray([f"{settings.dataset} {row}" for row in range(len(images))], dtype=np.str_)

@@ -15,8 +15,7 @@ from PIL import Image
 
 from collafuse.config import DataSettings
 from collafuse.core.errors import DataError
-from collafuse.data import folder as folders
-from collafuse.data import imageset
+from collafuse.data import decoding, imageset, listing
 from collafuse.data.datasets import load
 from tests.data.hearing import Heard
 from tests.tiny import image_set
@@ -223,10 +222,10 @@ def test_a_photograph_with_a_preview_inside_is_no_animation(tmp_path):
 
 
 def test_more_than_memory_holds_is_refused_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(folders, "MAX_IMAGE_BYTES", 4 * 4 * 2)
+    monkeypatch.setattr(listing, "MAX_IMAGE_BYTES", 4 * 4 * 2)
     for level in range(3):
         paint(tmp_path / "cat" / f"{level}.png", level)
-    monkeypatch.setattr(folders, "read_image", pytest.fail)
+    monkeypatch.setattr(decoding, "read_image", pytest.fail)
     with pytest.raises(DataError, match="holds 3 images"):
         load(folder(tmp_path))
 

@@ -153,6 +153,20 @@ def test_the_middle_is_kept_where_an_image_is_not_square(tmp_path):
     assert (pixels.transpose(1, 2, 0) == RIGHT).all()
 
 
+def test_padding_keeps_all_of_an_image_with_black_beside_it(tmp_path):
+    wide = Image.new("RGB", (30, 10), LEFT)
+    pixels, digest = read_image(saved(tmp_path, wide), 3, 30, "pad")
+    assert (pixels[:, 10:20].transpose(1, 2, 0) == LEFT).all()
+    assert not pixels[:, :10].any() and not pixels[:, 20:].any()
+    assert digest == read_image(tmp_path / "a.png", 3, 30)[1]  # how it is fitted does not change which image it is
+
+
+def test_a_square_image_is_the_same_whether_cropped_or_padded(tmp_path):
+    path = saved(tmp_path, two_halves(20, 20))
+    for channels in (1, 3):
+        assert np.array_equal(read_image(path, channels, 8, "crop")[0], read_image(path, channels, 8, "pad")[0])
+
+
 # --- the digest ---------------------------------------------------------------------------------------------
 
 
