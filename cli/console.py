@@ -1,4 +1,7 @@
-"""Talking to people: sentences and progress on stderr, data on stdout."""
+"""Talking to people: sentences and progress on stderr, data on stdout.
+
+rich is loaded when something is drawn: a device that finishes in the background starts without it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 LINE_EVERY_SECONDS = 20.0
 """Without a terminal a progress bar is a line now and then."""
@@ -19,6 +22,8 @@ LINE_EVERY_SECONDS = 20.0
 
 def stderr() -> Console:
     """A console on stderr; made when needed, so that a redirected stderr is honoured."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -51,6 +56,9 @@ def _plain(value: Any) -> str:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
@@ -60,12 +68,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 class Reporter:
     """Progress bars with an estimate on a terminal, a line now and then elsewhere; one per node."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress | None) -> None:
         self.progress = progress
 
     def say(self, text: str) -> None:
         """A sentence for people, above the bars."""
-        self.progress.console.print(text, markup=False)
+        if self.progress is None:
+            say(text)
+        else:
+            self.progress.console.print(text, markup=False)
 
     def observer(self, name: str) -> TrainingBar:
         """An observer of a node's training."""
@@ -79,6 +90,11 @@ class Reporter:
 @contextmanager
 def reporting() -> Iterator[Reporter]:
     """Shows progress on stderr while the block runs."""
+    if not sys.stderr.isatty():
+        yield Reporter(None)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description:>14}"),
         BarColumn(),
@@ -86,27 +102,28 @@ def reporting() -> Iterator[Reporter]:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
     )
-    console = stderr()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=stderr()) as progress:
         yield Reporter(progress)
 
 
 class Bar:
     """One bar."""
 
-    def __init__(self, progress: Progress, name: str, total: int, done: int = 0) -> None:
+    def __init__(self, progress: Progress | None, name: str, total: int, done: int = 0) -> None:
         self._progress, self._name, self._total, self._done = progress, name, total, done
-        self._task: TaskID = progress.add_task(name, total=total, completed=done, note="")
+        self._task = None if progress is None else progress.add_task(name, total=total, completed=done, note="")
         self._started = self._spoke = time.monotonic()
         self._first = done
 
     def advance(self, count: int, note: str = "") -> None:
         """``count`` more units are done."""
         self._done += count
-        self._progress.update(self._task, completed=self._done, note=note)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=self._done, note=note)
+            return
         now = time.monotonic()
         finished = self._done >= self._total
-        if self._progress.disable and (finished or now - self._spoke > LINE_EVERY_SECONDS):
+        if finished or now - self._spoke > LINE_EVERY_SECONDS:
             self._spoke = now
             left = (now - self._started) / max(1, self._done - self._first) * (self._total - self._done)
             estimate = f"{now - self._started:.0f} s" if finished else f"about {left:.0f} s left"

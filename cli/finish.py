@@ -20,7 +20,10 @@ def finish(
     guidance: Annotated[float | None, typer.Option("--guidance", help="Weight of the labels; 1 is plain.")] = None,
     provider: options.ProviderOption = "auto",
     threads: options.Threads = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per evaluation.")] = 16,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Images per evaluation; by default what suits image and provider."),
+    ] = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:

@@ -7,6 +7,18 @@ finisher = Finisher.load("client.onnx")
 images = finisher.finish(intermediate.read("intermediates.safetensors"))   # uint8 [N, H, W, C]
 """
 
-from .finisher import Finisher
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .finisher import Finisher
 
 __all__ = ["Finisher"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load onnxruntime when it is asked for, so that ``doctor`` can run where it is missing or broken."""
+    if name == "Finisher":
+        from .finisher import Finisher
+
+        return Finisher
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

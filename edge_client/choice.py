@@ -20,13 +20,11 @@ from .session import Say, open_session
 if TYPE_CHECKING:
     from .trial import Trial
 
-BATCH_SIZE = 16
-"""Images per evaluation in a trial: what a finishing job runs unless told otherwise."""
 WORTH_IT = 1.2
 """How many times as fast as the CPU another provider must be: it needs more memory and starts more slowly."""
 KIND = "provider"
 
-Try = Callable[[Path, str, int, int], "Trial"]
+Try = Callable[[Path, str, int], "Trial"]
 
 
 def open_fastest(path: Path, bundle: Bundle, threads: int | None, say: Say) -> OnnxDenoiser:
@@ -74,7 +72,7 @@ def choose(path: Path, names: list[str], threads: int, key: dict[str, str], say:
     for name in names:
         if PROVIDERS[name].builds_engines:
             say(f"{name} builds an engine at first; this takes minutes. --provider cpu does without.")
-        trials.append(attempt(path, name, threads, BATCH_SIZE))
+        trials.append(attempt(path, name, threads))
     working = {t.provider: t.milliseconds for t in trials if t.milliseconds is not None}
     why = "; ".join(map(str, trials))
     if not working:

@@ -21,11 +21,8 @@ from collafuse.core.samplers import STEPS, Counted, run
 
 from .choice import open_fastest
 from .denoiser import OnnxDenoiser
-from .providers import AUTO, CPU
+from .providers import AUTO, CPU, default_batch_size
 from .session import Say, open_session
-
-DEFAULT_BATCH_SIZE = 16
-"""Images per call: enough to keep a few cores busy, small enough for 150 MB."""
 
 
 @dataclass(frozen=True)
@@ -96,21 +93,28 @@ class Finisher:
             return cls(bundle, open_fastest(path, bundle, threads, say), settings)
         return cls(bundle, open_session(bundle, provider, threads, say), settings)
 
-    def finish(self, intermediate: Intermediate, batch_size: int = DEFAULT_BATCH_SIZE) -> NDArray[np.uint8]:
-        """Finished images, uint8 [N, H, W, C]. Raises MismatchError when the intermediate does not fit."""
+    def finish(self, intermediate: Intermediate, batch_size: int | None = None) -> NDArray[np.uint8]:
+        """Finished images, uint8 [N, H, W, C]. Raises MismatchError when the intermediate does not fit.
+
+        batch_size: images per evaluation, by default what suits provider and image size.
+        """
         return np.concatenate(list(self.batches(intermediate, batch_size)))
 
-    def batches(self, intermediate: Source, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator[NDArray[np.uint8]]:
+    def batches(self, intermediate: Source, batch_size: int | None = None) -> Iterator[NDArray[np.uint8]]:
         """As :meth:`finish`, a batch at a time, so that a large job needs little memory."""
-        self.check(intermediate, batch_size)
+        batch_size = self.check(intermediate, batch_size)
         for start in range(0, len(intermediate), batch_size):
             yield self.finish_block(intermediate, start, batch_size)[1]
 
-    def check(self, intermediate: Source, batch_size: int = DEFAULT_BATCH_SIZE) -> None:
-        """Raise MismatchError when the intermediate does not fit the bundle, UsageError for an impossible size."""
-        if batch_size < 1:
+    def check(self, intermediate: Source, batch_size: int | None = None) -> int:
+        """The batch size, by default the one that suits provider and image size.
+
+        Raises MismatchError when the intermediate does not fit the bundle, UsageError for an impossible size.
+        """
+        if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch size {batch_size}; expected at least 1.")
         check_pair(intermediate, self.bundle.info)
+        return batch_size or default_batch_size(self.provider, self.bundle.info.image_shape)
 
     def finish_block(self, intermediate: Source, start: int, count: int) -> tuple[Intermediate, NDArray[np.uint8]]:
         """At most ``count`` images from ``start`` on: what was delivered, and it finished, uint8 [n, H, W, C].

@@ -10,22 +10,20 @@ from __future__ import annotations
 import json
 import os
 import re
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from PIL import Image
-
 from collafuse.core.atomic import refuse_existing, write_bytes
 from collafuse.core.errors import FileFormatError, OutputExistsError, StorageError
 from collafuse.core.metadata import Fields, parse_json
 
+from . import png
+
 RECORD = "job.json"
 SHEET = "sheet.png"
 MAX_RECORD_BYTES = 64 << 10
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 INDEX_KEY = "collafuse:index"
 BUNDLE_KEY = "collafuse:bundle"
 KIND = "finishing job"
@@ -87,13 +85,8 @@ def write_record(folder: Path, job: Job, *, finished: bool) -> None:
 
 def picture_text(path: Path) -> dict[str, str] | None:
     """The texts inside a whole PNG file; None for anything else."""
-    try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            text = {str(key): str(value) for key, value in picture.info.items() if isinstance(value, str)}
-            picture.verify()  # every chunk's checksum, without decoding
-    except (OSError, EOFError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
-        return None
-    return text
+    picture = png.read(path)
+    return None if picture is None else picture.text
 
 
 class JobFolder:
@@ -193,7 +186,7 @@ def _is_damaged(path: Path) -> bool:
     """Whether a file could be what is left of a picture that was being written when the power failed."""
     try:
         with path.open("rb") as file:
-            head = file.read(len(PNG_SIGNATURE))
+            head = file.read(len(png.SIGNATURE))
     except OSError:
         return False
-    return head == PNG_SIGNATURE or not head.strip(b"\0")
+    return head == png.SIGNATURE or not head.strip(b"\0")

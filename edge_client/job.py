@@ -9,16 +9,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 import collafuse
 from collafuse.core.errors import MismatchError
 from collafuse.core.intermediate import Intermediate, Source
-from collafuse.core.pictures import GAP, contact_sheet
+from collafuse.core.pictures import GAP, PAPER, Pixels, contact_sheet
 
-from .finisher import DEFAULT_BATCH_SIZE, Finisher
+from . import png
+from .finisher import Finisher
 from .folder import BUNDLE_KEY, INDEX_KEY, SHEET, Job, JobFolder, picture_name
-from .pictures import to_image, write_png
 
 SHEET_IMAGES = 100
 """A contact sheet shows the first ones."""
@@ -48,7 +47,7 @@ def finish_to_folder(
     intermediate: Source,
     folder: Path,
     *,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Report:
@@ -65,7 +64,7 @@ def finish_to_folder(
             f"the bundle makes images with {channels} channels, a PNG file here has 1 (grey) or 3 (RGB); "
             "use edge_client.Finisher.finish, which gives arrays."
         )
-    finisher.check(intermediate, batch_size)
+    batch_size = finisher.check(intermediate, batch_size)
     started = time.monotonic()
     common = common_text(finisher, intermediate)
     job = Job(finisher.bundle.digest, intermediate.digest, len(intermediate), finisher.settings.describe())
@@ -79,11 +78,11 @@ def finish_to_folder(
         place.begin()
         for row, image in enumerate(images):
             text = common | index_text(block, row, start + row)
-            write_png(folder / picture_name(start + row), to_image(image[None]), text, overwrite=place.overwrites)
+            png.write(folder / picture_name(start + row), image, text, overwrite=place.overwrites)
         advance(count)
     made = len(intermediate) - kept
     if made or not (folder / SHEET).exists():
-        write_png(folder / SHEET, contact_sheet_of(folder, intermediate), common, overwrite=True)
+        png.write(folder / SHEET, contact_sheet_of(folder, intermediate), common, overwrite=True)
         place.end()
     seconds = time.monotonic() - started
     each = 1000 * seconds / made if made else 0.0
@@ -92,15 +91,18 @@ def finish_to_folder(
     )
 
 
-def contact_sheet_of(folder: Path, intermediate: Source) -> Image.Image:
-    """The first pictures of a finished folder side by side."""
-    _, height, width = intermediate.image_shape
+def contact_sheet_of(folder: Path, intermediate: Source) -> Pixels:
+    """The first pictures of a finished folder side by side, uint8 [h, w, 3]."""
+    channels, height, width = intermediate.image_shape
     count = min(SHEET_IMAGES, max(1, SHEET_PIXELS // (max(height, width) + GAP)) ** 2, len(intermediate))
-    pictures = []
+    shown = np.full((count, height, width, channels), PAPER, dtype=np.uint8)
     for index in range(count):
-        with Image.open(folder / picture_name(index), formats=("PNG",)) as picture:
-            pictures.append(np.asarray(picture, dtype=np.uint8).reshape(height, width, -1))
-    return to_image(contact_sheet(np.stack(pictures)))
+        picture = png.read(folder / picture_name(index))
+        pixels = None if picture is None else picture.pixels()
+        if pixels is not None and pixels.shape == shown.shape[1:]:
+            shown[index] = pixels
+    sheet: Pixels = contact_sheet(shown)[0]
+    return sheet
 
 
 def common_text(finisher: Finisher, intermediate: Source) -> dict[str, str]:

@@ -124,6 +124,20 @@ PROVIDERS = {
 """By the names that commands use, the CPU first."""
 
 
+MOST_AT_ONCE = 16
+PIXELS_AT_ONCE = 32 * 32
+
+
+def default_batch_size(provider: str, image_shape: tuple[int, int, int]) -> int:
+    """Images per evaluation. On a CPU as many small ones as have the pixels of one of 32x32.
+
+    There a batch only saves the overhead of a call, which larger images do not feel, and costs memory: with 3 million
+    parameters, 16 images of 32x32 at once took 1.7 times as long each as one, and 50 MB more.
+    """
+    _, height, width = image_shape
+    return MOST_AT_ONCE if provider != CPU else min(MOST_AT_ONCE, max(1, PIXELS_AT_ONCE // (height * width)))
+
+
 def named(name: str) -> Provider:
     """The provider of this name: one of ours, or any of onnxruntime's by its full name, with default options.
 

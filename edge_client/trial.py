@@ -15,7 +15,7 @@ from collafuse.core.errors import CollaFuseError
 
 from .child import ChildError, run_child
 from .denoiser import OnnxDenoiser
-from .providers import ProviderError, named
+from .providers import ProviderError, default_batch_size, named
 from .session import open_session
 
 REPETITIONS = 5
@@ -42,21 +42,22 @@ class Trial:
         )
 
 
-def try_isolated(path: Path, provider: str, threads: int, batch_size: int) -> Trial:
+def try_isolated(path: Path, provider: str, threads: int) -> Trial:
     """The outcome for one provider, found in a process of its own."""
     limit = ENGINE_SECONDS if named(provider).builds_engines else SECONDS
     try:
-        answer = run_child("trial", (str(path), provider, str(threads), str(batch_size)), limit)
+        answer = run_child("trial", (str(path), provider, str(threads)), limit)
         return Trial(provider, answer["milliseconds"], answer["failure"])
     except ChildError as error:
         return Trial(provider, None, str(error))
 
 
-def try_here(path: Path, provider: str, threads: int, batch_size: int) -> Trial:
+def try_here(path: Path, provider: str, threads: int) -> Trial:
     """The outcome for one provider, found in this process."""
     try:
         bundle = bundles.read(path)
         denoiser = open_session(bundle, provider, threads)
+        batch_size = default_batch_size(denoiser.provider, bundle.info.image_shape)
         return Trial(provider, 1000 * seconds_per_call(denoiser, bundle, batch_size, REPETITIONS) / batch_size, "")
     except ProviderError as error:
         return Trial(provider, None, error.tried)
@@ -77,6 +78,6 @@ def seconds_per_call(denoiser: OnnxDenoiser, bundle: bundles.Bundle, batch_size:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """PATH PROVIDER THREADS BATCH_SIZE: print the outcome as JSON."""
-    path, provider, threads, batch_size = arguments
-    print(json.dumps(dataclasses.asdict(try_here(Path(path), provider, int(threads), int(batch_size)))))  # noqa: T201
+    """PATH PROVIDER THREADS: print the outcome as JSON."""
+    path, provider, threads = arguments
+    print(json.dumps(dataclasses.asdict(try_here(Path(path), provider, int(threads)))))  # noqa: T201

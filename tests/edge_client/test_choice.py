@@ -33,7 +33,7 @@ def halving(tmp_path) -> Path:
 def choose(outcomes: dict[str, float | None], said: list[str] | None = None) -> str:
     """The choice among providers that take so many milliseconds, or fail."""
 
-    def attempt(path, name, threads, batch_size):
+    def attempt(path, name, threads):
         value = outcomes[name]
         return Trial(name, value, "broken" if value is None else "")
 
@@ -109,16 +109,16 @@ def test_a_remembered_provider_that_broke_is_replaced(halving, monkeypatch):
 
 
 def test_a_trial_measures_or_says_why_not(halving):
-    works = try_here(halving, "cpu", 1, 4)
+    works = try_here(halving, "cpu", 1)
     assert works.failure == "" and 0 < works.milliseconds < 1000 and "takes" in str(works)
-    fails = try_here(halving, "xnnpack", 1, 4)
+    fails = try_here(halving, "xnnpack", 1)
     assert fails.milliseconds is None and "built without it" in fails.failure
-    assert try_here(halving.parent / "gone.onnx", "cpu", 1, 4).failure.endswith("expected a client bundle (.onnx).")
+    assert try_here(halving.parent / "gone.onnx", "cpu", 1).failure.endswith("expected a client bundle (.onnx).")
 
 
 def test_a_trial_in_a_process_of_its_own_comes_to_the_same(halving):
-    assert try_isolated(halving, "cpu", 1, 4).milliseconds > 0
-    assert try_isolated(halving, "xnnpack", 1, 4) == try_here(halving, "xnnpack", 1, 4)
+    assert try_isolated(halving, "cpu", 1).milliseconds > 0
+    assert try_isolated(halving, "xnnpack", 1) == try_here(halving, "xnnpack", 1)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from PIL import Image
 from collafuse.core import intermediate as intermediates
 from collafuse.core.errors import MismatchError, OutputExistsError, StorageError
 from collafuse.core.intermediate import Intermediate, IntermediateFile
-from edge_client import Finisher, folder, job
+from edge_client import Finisher, folder, job, png
 from edge_client.folder import Job, JobFolder, picture_text, read_record
 from edge_client.job import Report, finish_to_folder
 from tests.bundles import halving_bundle, resealed
@@ -251,11 +251,11 @@ def test_a_disk_that_fills_up_stops_the_job_and_room_lets_it_go_on(finisher, tmp
         if len(written) == 3:
             raise StorageError(f"cannot write {path}: the disk is full")
         written.append(path)
-        return write_png(path, *arguments, **options)
+        return write(path, *arguments, **options)
 
-    write_png = job.write_png
+    write = png.write
     with monkeypatch.context() as patch:
-        patch.setattr(job, "write_png", full)
+        patch.setattr(png, "write", full)
         with pytest.raises(StorageError, match=r"000003\.png: the disk is full"):
             finish(finisher, tmp_path / "out")
     assert finish(finisher, tmp_path / "out").finished == 2
@@ -292,23 +292,10 @@ def test_what_is_no_whole_picture_has_no_text(tmp_path, data):
     assert picture_text(tmp_path / "gone.png") is None
 
 
-def test_every_truncation_and_flipped_bit_of_a_picture_is_seen(tmp_path):
-    from edge_client.pictures import png_bytes
-
-    data = png_bytes(Image.new("L", (8, 8), 7), {"a": "b"})
-    for spoiled in [data[:n] for n in range(len(data) - 12)] + [
-        data[:n] + b"\xff" + data[n + 1 :] for n in range(40, 60)
-    ]:
-        (tmp_path / "a.png").write_bytes(spoiled)
-        assert picture_text(tmp_path / "a.png") != {"a": "b"}
-    (tmp_path / "a.png").write_bytes(data)
-    assert picture_text(tmp_path / "a.png") == {"a": "b"}
-
-
 @pytest.mark.parametrize(("side", "shown"), [(32, 100), (256, 49), (1024, 1)])
 def test_large_pictures_are_shown_in_smaller_number(tmp_path, side, shown):
     for index in range(min(shown, 100)):
-        Image.new("L", (side, side)).save(tmp_path / folder.picture_name(index))
+        png.write(tmp_path / folder.picture_name(index), np.zeros((side, side, 1), np.uint8), {})
     source = batch(101, x=np.broadcast_to(np.float32(0), (101, 1, side, side)), labels=None, label_names=())
     sheet = job.contact_sheet_of(tmp_path, source)
-    assert max(sheet.size) <= job.SHEET_PIXELS
+    assert max(sheet.shape) <= job.SHEET_PIXELS and (sheet == 0).sum() >= shown * side * side

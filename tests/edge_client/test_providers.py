@@ -15,7 +15,7 @@ import pytest
 from collafuse.core import bundle as bundles
 from collafuse.core.errors import RuntimeMissingError, UsageError
 from edge_client import Finisher, placement, session
-from edge_client.providers import PROVIDERS, Provider, ProviderError, Setting, candidates, named
+from edge_client.providers import PROVIDERS, Provider, ProviderError, Setting, candidates, default_batch_size, named
 from edge_client.session import open_session
 from tests.bundles import halving_bundle, halving_info, resealed
 
@@ -65,6 +65,13 @@ def test_an_engine_is_built_for_every_batch_and_kept(tmp_path):
     assert options["trt_profile_max_shapes"] == "x:64x1x2x2,sigma:64,labels:64x3"
     assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(tmp_path)
     assert not [o for o in PROVIDERS["tensorrt"].options(Setting(halving_info(), 1, None)) if "cache" in o]
+
+
+@pytest.mark.parametrize(
+    ("provider", "side", "expected"), [("cpu", 8, 16), ("cpu", 16, 4), ("cpu", 32, 1), ("cpu", 64, 1), ("cuda", 64, 16)]
+)
+def test_a_cpu_takes_few_images_at_once(provider, side, expected):
+    assert default_batch_size(provider, (3, side, side)) == expected
 
 
 # --- where operators ran ------------------------------------------------------------------------------------
