@@ -9,6 +9,8 @@ images = finisher.finish(intermediate.read("intermediates.safetensors"))   # uin
 
 from typing import TYPE_CHECKING, Any
 
+import collafuse  # noqa: F401  it switches off onnxruntime's reports, before onnxruntime is loaded
+
 if TYPE_CHECKING:
     from .finisher import Finisher
 

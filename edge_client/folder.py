@@ -19,7 +19,7 @@ from collafuse.core.atomic import refuse_existing, write_bytes
 from collafuse.core.errors import FileFormatError, OutputExistsError, StorageError
 from collafuse.core.metadata import Fields, parse_json
 
-from . import png
+from .pictures import SIGNATURE, read_png
 
 RECORD = "job.json"
 SHEET = "sheet.png"
@@ -85,7 +85,7 @@ def write_record(folder: Path, job: Job, *, finished: bool) -> None:
 
 def picture_text(path: Path) -> dict[str, str] | None:
     """The texts inside a whole PNG file; None for anything else."""
-    picture = png.read(path)
+    picture = read_png(path)
     return None if picture is None else picture.text
 
 
@@ -186,7 +186,7 @@ def _is_damaged(path: Path) -> bool:
     """Whether a file could be what is left of a picture that was being written when the power failed."""
     try:
         with path.open("rb") as file:
-            head = file.read(len(png.SIGNATURE))
+            head = file.read(len(SIGNATURE))
     except OSError:
         return False
-    return head == png.SIGNATURE or not head.strip(b"\0")
+    return head == SIGNATURE or not head.strip(b"\0")

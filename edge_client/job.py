@@ -15,9 +15,9 @@ from collafuse.core.errors import MismatchError
 from collafuse.core.intermediate import Intermediate, Source
 from collafuse.core.pictures import GAP, PAPER, Pixels, contact_sheet
 
-from . import png
 from .finisher import Finisher
 from .folder import BUNDLE_KEY, INDEX_KEY, SHEET, Job, JobFolder, picture_name
+from .pictures import read_png, to_image, write_png
 
 SHEET_IMAGES = 100
 """A contact sheet shows the first ones."""
@@ -78,11 +78,11 @@ def finish_to_folder(
         place.begin()
         for row, image in enumerate(images):
             text = common | index_text(block, row, start + row)
-            png.write(folder / picture_name(start + row), image, text, overwrite=place.overwrites)
+            write_png(folder / picture_name(start + row), to_image(image[None]), text, overwrite=place.overwrites)
         advance(count)
     made = len(intermediate) - kept
     if made or not (folder / SHEET).exists():
-        png.write(folder / SHEET, contact_sheet_of(folder, intermediate), common, overwrite=True)
+        write_png(folder / SHEET, to_image(contact_sheet_of(folder, intermediate)), common, overwrite=True)
         place.end()
     seconds = time.monotonic() - started
     each = 1000 * seconds / made if made else 0.0
@@ -92,17 +92,15 @@ def finish_to_folder(
 
 
 def contact_sheet_of(folder: Path, intermediate: Source) -> Pixels:
-    """The first pictures of a finished folder side by side, uint8 [h, w, 3]."""
+    """The first pictures of a finished folder side by side, uint8 [1, h, w, 3]."""
     channels, height, width = intermediate.image_shape
     count = min(SHEET_IMAGES, max(1, SHEET_PIXELS // (max(height, width) + GAP)) ** 2, len(intermediate))
     shown = np.full((count, height, width, channels), PAPER, dtype=np.uint8)
     for index in range(count):
-        picture = png.read(folder / picture_name(index))
-        pixels = None if picture is None else picture.pixels()
-        if pixels is not None and pixels.shape == shown.shape[1:]:
-            shown[index] = pixels
-    sheet: Pixels = contact_sheet(shown)[0]
-    return sheet
+        picture = read_png(folder / picture_name(index))
+        if picture is not None and picture.pixels.shape == shown.shape[1:]:
+            shown[index] = picture.pixels
+    return contact_sheet(shown)
 
 
 def common_text(finisher: Finisher, intermediate: Source) -> dict[str, str]:

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, PngImagePlugin
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
 
 from collafuse.core.atomic import write_bytes
 from collafuse.core.pictures import PAPER, Pixels
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+"""How every PNG file begins."""
+MAX_FILE_BYTES = 64 << 20
+"""The largest file that is read: more than a picture of 1024x1024 takes however badly it compresses."""
+DAMAGED = (OSError, EOFError, ValueError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises on files that are no whole PNG."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A PNG file that was read whole: its texts, and its pixels uint8 [H, W, C]."""
+
+    text: dict[str, str]
+    pixels: NDArray[np.uint8]
 
 
 def to_image(pixels: Pixels) -> Image.Image:
@@ -35,10 +55,30 @@ def write_png(
     write_bytes(path, png_bytes(image, text), overwrite=overwrite, durable=False)
 
 
+def read_png(path: Path) -> Picture | None:
+    """A grey or RGB picture of 8 bits, every chunk checked against its checksum; None for anything else."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            return None
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as file:
+            file.verify()  # the checksums, which decoding does not look at
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as file:
+            if file.mode not in ("L", "RGB"):
+                return None
+            text = {str(key): str(value) for key, value in file.info.items() if isinstance(value, str)}
+            pixels = np.asarray(file, dtype=np.uint8)
+    except DAMAGED:
+        return None
+    return Picture(text, pixels.reshape(*pixels.shape[:2], -1))
+
+
 def labelled_table(
     pictures: Sequence[Sequence[Image.Image]], row_names: Sequence[str], column_names: Sequence[str]
 ) -> Image.Image:
     """Pictures[row][column] with names beside the rows and above the columns."""
+    from PIL import ImageDraw  # here, because finishing draws nothing
+
     left, top, space = 170, 40, 12
     width = max(p.width for row in pictures for p in row) + space
     height = max(p.height for row in pictures for p in row) + space

@@ -17,7 +17,7 @@ from PIL import Image
 from collafuse.core import intermediate as intermediates
 from collafuse.core.errors import MismatchError, OutputExistsError, StorageError
 from collafuse.core.intermediate import Intermediate, IntermediateFile
-from edge_client import Finisher, folder, job, png
+from edge_client import Finisher, folder, job
 from edge_client.folder import Job, JobFolder, picture_text, read_record
 from edge_client.job import Report, finish_to_folder
 from tests.bundles import halving_bundle, resealed
@@ -253,9 +253,9 @@ def test_a_disk_that_fills_up_stops_the_job_and_room_lets_it_go_on(finisher, tmp
         written.append(path)
         return write(path, *arguments, **options)
 
-    write = png.write
+    write = job.write_png
     with monkeypatch.context() as patch:
-        patch.setattr(png, "write", full)
+        patch.setattr(job, "write_png", full)
         with pytest.raises(StorageError, match=r"000003\.png: the disk is full"):
             finish(finisher, tmp_path / "out")
     assert finish(finisher, tmp_path / "out").finished == 2
@@ -295,7 +295,7 @@ def test_what_is_no_whole_picture_has_no_text(tmp_path, data):
 @pytest.mark.parametrize(("side", "shown"), [(32, 100), (256, 49), (1024, 1)])
 def test_large_pictures_are_shown_in_smaller_number(tmp_path, side, shown):
     for index in range(min(shown, 100)):
-        png.write(tmp_path / folder.picture_name(index), np.zeros((side, side, 1), np.uint8), {})
+        Image.new("L", (side, side)).save(tmp_path / folder.picture_name(index))
     source = batch(101, x=np.broadcast_to(np.float32(0), (101, 1, side, side)), labels=None, label_names=())
     sheet = job.contact_sheet_of(tmp_path, source)
     assert max(sheet.shape) <= job.SHEET_PIXELS and (sheet == 0).sum() >= shown * side * side

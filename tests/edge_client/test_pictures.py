@@ -10,7 +10,8 @@ from PIL import Image
 
 from collafuse.core.errors import OutputExistsError
 from collafuse.core.pictures import PAPER
-from edge_client.pictures import labelled_table, png_bytes, to_image, write_png
+from edge_client.pictures import labelled_table, png_bytes, read_png, to_image, write_png
+from tests.damage import bit_flips
 
 
 def pixels(channels: int) -> np.ndarray:
@@ -65,3 +66,22 @@ def test_a_table_shows_each_picture_once_below_its_column_and_beside_its_row():
     first_top, first_left = boxes[10][:2]
     assert (page[:first_top, first_left:] != PAPER).any()  # names of the columns
     assert (page[first_top:, :first_left] != PAPER).any()  # names of the rows
+
+
+def test_every_truncation_and_flipped_bit_of_a_picture_is_seen(tmp_path):
+    data = png_bytes(to_image(np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)), {"collafuse:steps": "6"})
+    for spoiled in [*(data[:n] for n in range(len(data) - 12)), *bit_flips(data[:-12], 200)]:
+        (tmp_path / "a.png").write_bytes(spoiled)
+        assert read_png(tmp_path / "a.png") is None
+    (tmp_path / "a.png").write_bytes(data)
+    picture = read_png(tmp_path / "a.png")
+    assert (
+        picture.text == {"collafuse:steps": "6"} and picture.pixels.tolist() == np.arange(48).reshape(4, 4, 3).tolist()
+    )
+    assert read_png(tmp_path / "gone.png") is None
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "I;16"])
+def test_pictures_that_are_neither_grey_nor_rgb_in_8_bits_are_not_ours(tmp_path, mode):
+    Image.new(mode, (4, 4)).save(tmp_path / "a.png")
+    assert read_png(tmp_path / "a.png") is None
