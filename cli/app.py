@@ -10,6 +10,7 @@ import collafuse
 from collafuse.core.errors import CollaFuseError, RuntimeMissingError
 
 from . import (
+    bench,
     data,
     deliver,
     demo,
@@ -47,6 +48,7 @@ COMMANDS = {
     "export-client": export_client.export_client,
     "finish": finish.finish,
     "inspect": inspect.inspect,
+    "bench": bench.bench,
 }
 """In the order in which a user meets them."""
 

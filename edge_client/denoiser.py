@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from collafuse.core.bundle import INPUTS, OUTPUT, Bundle, known_answer_input, known_answer_values
 from collafuse.core.errors import FileFormatError, first_line
 
+from .providers import default_batch_size
+
 
 class OnnxDenoiser:
     """A bundle's denoiser: ``model(x, sigma, conditions) -> x0_hat`` on float32 NumPy arrays.
@@ -45,8 +47,11 @@ class OnnxDenoiser:
 def known_answer_error(denoiser: OnnxDenoiser, bundle: Bundle) -> float:
     """Largest absolute difference between this machine's answer and the bundle's; NaN counts as infinite."""
     answer, info = bundle.info.known_answer, bundle.info
-    x, sigma, conditions = known_answer_input(info.image_shape, len(info.label_names), answer.sigmas)
-    values = known_answer_values(denoiser(x, sigma, conditions), len(answer.values))
+    inputs = known_answer_input(info.image_shape, len(info.label_names), answer.sigmas)
+    # As many at once as a job takes, so that the test needs no more memory than the work.
+    batch = default_batch_size(denoiser.provider, info.image_shape)
+    parts = [denoiser(*(part[i : i + batch] for part in inputs)) for i in range(0, len(answer.sigmas), batch)]
+    values = known_answer_values(np.concatenate(parts), len(answer.values))
     if len(values) != len(answer.values):
         raise FileFormatError(f"the known-answer test has {len(answer.values)} values, the graph gives {len(values)}.")
     error = float(np.abs(values - np.asarray(answer.values)).max())

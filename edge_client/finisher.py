@@ -46,12 +46,13 @@ class Finisher:
         self.settings = settings
         self.nfe = 0
         """Network evaluations per image in the last batch, guidance counted."""
-        self._model = model
+        self.model = model
+        """The denoiser, which knows what it runs on."""
 
     @property
     def provider(self) -> str:
         """The name of the provider that evaluates the bundle."""
-        return self._model.provider
+        return self.model.provider
 
     @classmethod
     def load(
@@ -132,7 +133,7 @@ class Finisher:
         return block, to_uint8(x)
 
     def _trajectory(self, block: Intermediate) -> NDArray[np.float32]:
-        model = Counted(self._model)
+        model = Counted(self.model)
         denoise = guided(model, conditions_for(block, self.bundle.info.label_names), self.settings.guidance)
         sigmas = client_sigmas(block.sigma, self.settings.steps, self.bundle.info.sigma_low)
         history = block.history(slice(None)) if self.settings.sampler == "dpmpp_2m" else None

@@ -15,6 +15,7 @@ from collafuse.core.errors import MismatchError
 from collafuse.core.intermediate import Intermediate, Source
 from collafuse.core.pictures import GAP, PAPER, Pixels, contact_sheet
 
+from . import machine
 from .finisher import Finisher
 from .folder import BUNDLE_KEY, INDEX_KEY, SHEET, Job, JobFolder, picture_name
 from .pictures import read_png, to_image, write_png
@@ -30,6 +31,7 @@ class Report:
     """What a job did. ``images`` are in the folder, of which ``finished`` were made this time.
 
     ``nfe`` counts network evaluations per image; ``seconds`` is spent denoising and writing those.
+    ``peak_memory_mb`` is the most that this process has held, None where the system does not say.
     """
 
     images: int
@@ -40,6 +42,7 @@ class Report:
     nfe: int
     seconds: float
     milliseconds_per_image: float
+    peak_memory_mb: float | None
 
 
 def finish_to_folder(
@@ -87,7 +90,15 @@ def finish_to_folder(
     seconds = time.monotonic() - started
     each = 1000 * seconds / made if made else 0.0
     return Report(
-        len(intermediate), made, str(folder), str(folder / SHEET), finisher.provider, finisher.nfe, seconds, each
+        images=len(intermediate),
+        finished=made,
+        folder=str(folder),
+        sheet=str(folder / SHEET),
+        provider=finisher.provider,
+        nfe=finisher.nfe,
+        seconds=seconds,
+        milliseconds_per_image=each,
+        peak_memory_mb=machine.peak_memory_mb(),
     )
 
 
