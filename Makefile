@@ -14,23 +14,25 @@ STAMP := $(VENV)/.installed
 # uv where it runs, otherwise venv and pip; `make UV= setup` forces pip.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet \
+	--disable-pip-version-check) $(INSTALL_ARGS) -c constraints.txt
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench docs clean
+.PHONY: help setup demo test check bench bench-edge docs clean
 
 help: ## list the chores
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=@ read -r verb what; do \
-		printf '%-14s %s\n' "$$verb" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=@ read -r verb what; do \
+		printf '%-18s %s\n' "$$verb" "$$what"; done
 
 setup: $(STAMP) ## make .venv with everything in it, at the tested versions
 
 $(STAMP): pyproject.toml constraints.txt
 ifneq ($(UV),)
 	[ -x $(BIN)/python ] || $(UV) venv --quiet --clear --no-python-downloads --python "$(PYTHON)" $(VENV)
-	$(UV) pip install --quiet --python $(BIN)/python $(INSTALL_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
 else
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
 endif
+	$(INSTALL) -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(STAMP) ## train, export, deliver and finish on real digits, on a CPU; pictures in runs/demo
@@ -47,6 +49,10 @@ check: $(STAMP) ## lint, formatting, types and import direction
 
 bench: $(STAMP) ## measure against peers, side by side
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-edge: $(STAMP) ## measure the device side against diffusers and the reference (RUN=a run, or DATA=images)
+	$(INSTALL) -e '.[$(EXTRAS),bench]'
+	$(BIN)/python -m benchmarks.edge $(if $(RUN),--run "$(RUN)") $(if $(DATA),--data "$(DATA)") $(BENCH_ARGS)
 
 docs: $(STAMP) ## check that the documentation says what the code does
 	$(BIN)/python -m pytest tests/test_docs.py -q

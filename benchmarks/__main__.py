@@ -1,14 +1,15 @@
-"""``python -m benchmarks [NAME ...]``: all measurements, or those named."""
+"""``python -m benchmarks [NAME ...]``: all measurements of a demo's run, or those named."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from . import decoding, device, digits_quality, serving
+from . import decoding, device, digits_quality, few_steps, serving
 
 BENCHMARKS = {
     "digits-quality": digits_quality.main,
+    "few-steps": few_steps.main,
     "device": device.main,
     "serving": serving.main,
     "decoding": decoding.main,

@@ -1,0 +1,72 @@
+"""Who judges pictures in these measurements: a classifier trained on a run's own training images.
+
+Its features give the Fréchet distance, its reading the share of pictures that show what was asked for. Every table
+says so, and real images against real ones, with as many on each side, stand beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collafuse.data.dealing import SiteData, load_sites
+from collafuse.data.imageset import ImageSet
+from collafuse.evaluation.classifier import Classifier, train_classifier
+from collafuse.evaluation.quality import frechet_distance
+from collafuse.nodes.runfolder import RunFolder
+
+
+@dataclass(frozen=True)
+class Judge:
+    """train, held_out: all sites' images of a part, with the labels of all in alphabetical order."""
+
+    sites: dict[str, SiteData]
+    train: ImageSet
+    held_out: ImageSet
+    classifier: Classifier
+
+    @classmethod
+    def of_run(cls, run: Path, steps: int = 1500) -> Judge:
+        """The judge of a run of ``train`` or ``demo``; ``steps`` is how long its classifier trains."""
+        sites = load_sites(RunFolder(run).read_config())
+        train, held_out = (pooled({n: getattr(s, part) for n, s in sites.items()}) for part in ("train", "held_out"))
+        return cls(sites, train, held_out, train_classifier(train, steps=steps))
+
+    def introduce(self) -> str:
+        """What every table says first."""
+        right = self.classifier.accuracy(self.held_out)
+        return (
+            f"A classifier trained on {len(self.train)} real images reads {right:.1%} of {len(self.held_out)} held-out "
+            "ones; Frechet distances are in its features."
+        )
+
+    def frechet(self, pixels: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
+        """Between two sets of images uint8 [N, C, H, W]."""
+        return frechet_distance(self.classifier.features(pixels), self.classifier.features(others))
+
+    def read_as(self, pixels: NDArray[np.uint8], names: NDArray[np.str_]) -> float:
+        """Share of images uint8 [N, C, H, W] that show the label asked for [N]."""
+        read = np.asarray(self.train.label_names)[self.classifier.read(pixels)]
+        return float((read == names).mean())
+
+
+def pooled(parts: Mapping[str, ImageSet]) -> ImageSet:
+    """Images of several sites as one set, over all of their labels."""
+    names = tuple(sorted({name for images in parts.values() for name in images.label_names}))
+    labels = np.zeros((sum(map(len, parts.values())), len(names)), dtype=np.uint8)
+    start = 0
+    for images in parts.values():
+        columns = [names.index(name) for name in images.label_names]
+        labels[start : start + len(images), columns] = images.labels
+        start += len(images)
+    pixels, digests = (np.concatenate([getattr(i, a) for i in parts.values()]) for a in ("pixels", "digests"))
+    return ImageSet(pixels, labels, names, digests)
+
+
+def names_of(labels: NDArray[np.uint8], label_names: tuple[str, ...]) -> NDArray[np.str_]:
+    """The name of each image's one label [N]."""
+    return np.asarray(label_names)[labels.argmax(axis=1)]
