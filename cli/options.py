@@ -31,6 +31,23 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads per evaluation; by default the physical cores, at most 4."),
 ]
+ServerUrl = Annotated[
+    str | None, typer.Option("--server", metavar="URL", help="A server that runs `collafuse serve`: https://NAME:PORT.")
+]
+TokenFile = Annotated[
+    Path | None, typer.Option("--token-file", metavar="FILE", help="The token that the server's operator gave you.")
+]
+Authority = Annotated[
+    Path | None, typer.Option("--ca", metavar="FILE", help="The authority (PEM) whose server alone is trusted.")
+]
+OwnCertificate = Annotated[
+    Path | None,
+    typer.Option("--cert", metavar="FILE", help="A certificate of this machine (PEM), where one is asked for."),
+]
+OwnKey = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The certificate's key (PEM).")]
+Patience = Annotated[
+    float, typer.Option("--patience", min=0, help="How long to try a server again that is busy or away, in seconds.")
+]
 Trackers = Annotated[
     list[str] | None,
     typer.Option("--track", metavar="NAME", help="Also log to tensorboard or wandb (extra: tracking). Repeatable."),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
 from .console import emit, reporting, say
+from .remote import DEFAULT_PATIENCE, open_remote
+
+if TYPE_CHECKING:
+    from edge_client.remote import Remote
 
 
 def release(
@@ -27,6 +32,12 @@ def release(
     new_ledger: Annotated[
         bool, typer.Option("--new-ledger", help="Begin a ledger: this site has never released an image before.")
     ] = False,
+    server: options.ServerUrl = None,
+    token_file: options.TokenFile = None,
+    ca: options.Authority = None,
+    cert: options.OwnCertificate = None,
+    key: options.OwnKey = None,
+    patience: options.Patience = DEFAULT_PATIENCE,
     overwrite: options.Overwrite = False,
     overrides: options.Overrides = None,
     as_json: options.Json = False,
@@ -34,7 +45,8 @@ def release(
     """At a site: noise each image once, up to the cut, into a release file for the server.
 
     The noise comes from the operating system and cannot be seeded. The site's ledger (clients.NAME.ledger in the
-    configuration) refuses a second release of an image; sending the same file again is no second release.
+    configuration) refuses a second release of an image; sending the same file again is no second release: with
+    --server, a FILE that is there already is sent as it is.
     """
     from collafuse.config import load
     from collafuse.core.errors import ConfigError
@@ -42,6 +54,14 @@ def release(
     from collafuse.nodes.client import Client
     from collafuse.nodes.ledger import Ledger
 
+    # First, so that a token that is missing is noticed before anything is released.
+    remote = None if server is None else open_remote(server, token_file, ca, cert, key, patience, say)
+    if remote is not None and out.exists() and not overwrite:
+        say(f"{out} is there already; it is sent as it is.")
+        sent = _send(remote, out)
+        if as_json:
+            emit({"release": str(out), "sent": sent})
+        return
     settings = load(config, overrides or ())
     ledger = settings.client(client).ledger
     if ledger is None:
@@ -65,9 +85,20 @@ def release(
             advance=reporter.bar("noising", len(site.site.train)).advance,
         )
     say(f"Released {len(made.z)} images of {client} at {site.settings.cut.resolve().describe()}.")
-    say(
-        f"Send {out} to the server, as {client}.safetensors (a later one as {client}.2.safetensors). "
-        f"The ledger is {ledger}; keep it."
-    )
+    say(f"The ledger is {ledger}; keep it.")
+    if remote is None:
+        say(f"Send {out} to the server, as {client}.safetensors (a later one as {client}.2.safetensors).")
+    sent = None if remote is None else _send(remote, out)
     if as_json:
-        emit({"release": str(out), "images": len(made.z), "sigma_cut": made.sigma_cut, "ledger": str(ledger)})
+        values = {"release": str(out), "images": len(made.z), "sigma_cut": made.sigma_cut, "ledger": str(ledger)}
+        emit(values | ({} if sent is None else {"sent": sent}))
+
+
+def _send(remote: Remote, path: Path) -> dict[str, Any]:
+    """Send a release file; what the server holds then."""
+    from edge_client.fetching import send_release
+
+    with remote:
+        sent = send_release(remote, path)
+    say(f"The server holds it as {sent['id']} of {sent['client']}: {sent['images']} images.")
+    return sent

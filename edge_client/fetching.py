@@ -12,6 +12,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class Wanted:
     half: bool = False
 
 
-def fetch(
+@contextmanager
+def fetched(
     remote: Remote,
     wanted: Wanted,
     image_shape: tuple[int, int, int],
@@ -55,10 +57,11 @@ def fetch(
     *,
     part_images: int = PART_IMAGES,
     advance: Callable[[int], None] = lambda count: None,
-) -> Intermediate:
-    """The whole delivery; ``advance`` hears of each part. An earlier, interrupted call for the same is gone on with.
+) -> Iterator[Intermediate]:
+    """The whole delivery, while the block lasts; ``advance`` hears of each part.
 
-    Raises MismatchError when the server's model changes between two parts, and what :meth:`Remote.ask` raises.
+    What has come is forgotten when the block ends well; otherwise the next call for the same goes on with it. Raises
+    MismatchError when the server's model changes between two parts, and what :meth:`Remote.ask` raises.
     """
     kept = folder / FOLDER
     wanted = _remembered(wanted, remote.url, kept)
@@ -68,9 +71,17 @@ def fetch(
         parts.append(_part(remote, wanted, rows, image_shape, kept))
         advance(len(rows))
     try:
-        return _joined(parts)
-    finally:
+        whole = _joined(parts)
+    except MismatchError:
         shutil.rmtree(kept)
+        raise
+    yield whole
+    shutil.rmtree(kept)
+
+
+def is_interrupted(folder: Path) -> bool:
+    """Whether an earlier delivery to this folder has not come to its end."""
+    return (folder / FOLDER / REQUEST).exists()
 
 
 def _remembered(wanted: Wanted, url: str, kept: Path) -> Wanted:

@@ -10,7 +10,7 @@ from collafuse.core import release as releases
 from collafuse.core.atomic import write_bytes
 from collafuse.core.errors import AccessError, FileFormatError, MismatchError, RefusedError, UnreachableError
 from collafuse.nodes.server import Server
-from edge_client.fetching import FOLDER, Wanted, fetch, send_release
+from edge_client.fetching import FOLDER, Wanted, fetched, is_interrupted, send_release
 from edge_client.remote import Remote, Trust
 from tests.edge_client.scripted import answer, scripted
 from tests.nodes.sites import release_of
@@ -19,6 +19,11 @@ from tests.tiny import CPU
 
 __all__ = ["authority"]  # the fixture
 SHAPE = (1, 4, 4)
+
+
+def fetch(*arguments, **settings):
+    with fetched(*arguments, **settings) as whole:
+        return whole
 
 
 @pytest.fixture
@@ -59,6 +64,19 @@ def test_an_interrupted_delivery_goes_on_with_its_seed_and_its_parts(serve, out)
     assert running.service.engine.state().finished == made + 8
     assert np.array_equal(whole.x[:4], first.x)
     assert len(np.unique(whole.x.reshape(12, -1), axis=0)) == 12
+
+
+def test_what_came_is_kept_until_its_user_is_done_with_it(serve, out):
+    running = serve(slots=4)
+    with remote_of(running) as remote:
+        with pytest.raises(KeyboardInterrupt), fetched(remote, Wanted("north", 4), SHAPE, out) as first:
+            assert is_interrupted(out)
+            raise KeyboardInterrupt
+        steps = running.service.engine.state().steps
+        with fetched(remote, Wanted("north", 4), SHAPE, out) as again:
+            assert intermediates.to_bytes(again) == intermediates.to_bytes(first)
+        assert running.service.engine.state().steps == steps
+    assert not is_interrupted(out)
 
 
 def test_another_delivery_begins_anew(serve, out):

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from collafuse.core import release as releases
-from edge_client.fetching import Wanted, fetch, send_release
+from edge_client.fetching import Wanted, fetched, send_release
 from edge_client.remote import Remote, Trust
 from tests.nodes.sites import release_of
 from tests.serving.parts import SECONDS
@@ -73,7 +73,8 @@ def test_devices_and_sites_reach_the_service_through_it(serve, authority, tmp_pa
     (tmp_path / "north.safetensors").write_bytes(releases.to_bytes(release_of(0.5)))
     trust = Trust(running.token(), authority / "ca.pem")
     with proxy(tmp_path, running.url, authority) as url, Remote(url, trust) as remote:
-        assert len(fetch(remote, Wanted("north", 6), (1, 4, 4), tmp_path / "out")) == 6
+        with fetched(remote, Wanted("north", 6), (1, 4, 4), tmp_path / "out") as whole:
+            assert len(whole) == 6
         assert send_release(remote, tmp_path / "north.safetensors")["client"] == "north"
         large = httpx.post(f"{url}/v1/intermediates", content=bytes(70_000), verify=trust.context())
     assert large.status_code == 413

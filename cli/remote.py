@@ -1,0 +1,30 @@
+"""From the options of a command to the server they name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge_client.remote import Remote
+
+DEFAULT_PATIENCE = 300.0
+
+
+def open_remote(
+    url: str,
+    token_file: Path | None,
+    authority: Path | None,
+    certificate: Path | None,
+    key: Path | None,
+    patience: float,
+    say: Callable[[str], None],
+) -> Remote:
+    """The server at this URL. Raises UsageError without a token, or for files that are none."""
+    from collafuse.core.errors import UsageError
+    from edge_client.remote import Remote, Trust, read_token
+
+    if token_file is None:
+        raise UsageError("--server needs --token-file, a file with the token that the server's operator gave you.")
+    return Remote(url, Trust(read_token(token_file), authority, certificate, key), patience=patience, say=say)

@@ -1,0 +1,65 @@
+"""From enrolment to finished pictures over HTTP, with the commands that a server, a site and a device have."""
+
+import json
+
+import httpx
+from PIL import Image
+
+from tests.cli.test_serve import serving, token_of
+
+LEDGER = ("--set", "clients.north.ledger=ledger.sqlite")
+
+
+def test_a_device_finishes_what_it_fetches_and_it_is_what_a_file_would_be(call_trained, tmp_path):
+    (tmp_path / "token").write_text(token_of(call_trained, "sample"))
+    ask = ("-n", 6, "--label", "1", "--seed", 4)
+    token = ("--token-file", tmp_path / "token")
+    with serving(call_trained.folder, "--accept-simulated", "--slots", "3") as (_, url):
+        done = call_trained("finish", "north.onnx", "--server", url, *token, *ask, "-o", tmp_path / "web", "--json")
+        call_trained("finish", "north.onnx", "--server", url, *token, *ask, "-o", tmp_path / "web", code=8)
+        wrong = call_trained("finish", "north.onnx", "--server", url, *token, "--label", "9", "-o", tmp_path, code=7)
+        assert "label '9'" in wrong.stderr
+        (tmp_path / "token").write_text("collafuse_nonsense")
+        denied = call_trained("finish", "north.onnx", "--server", url, *token, "-o", tmp_path / "no", code=13)
+    assert "not known here; ask the server's operator" in denied.stderr
+    assert json.loads(done.stdout)["images"] == 6
+    call_trained("deliver", "run", "--client", "north", *ask, "--batch-size", 3, "-o", tmp_path / "file.safetensors")
+    call_trained("finish", "north.onnx", tmp_path / "file.safetensors", "-o", tmp_path / "file")
+    for index in range(6):
+        with (
+            Image.open(tmp_path / f"web/{index:06d}.png") as web,
+            Image.open(tmp_path / f"file/{index:06d}.png") as file,
+        ):
+            assert web.tobytes() == file.tobytes()
+            assert web.text == file.text  # the digest of the intermediates among it
+    gone = call_trained(
+        "finish", "north.onnx", "--server", url, *token, "--patience", 0, "-o", tmp_path / "no", code=14
+    )
+    assert "does not answer" in gone.stderr
+
+
+def test_a_site_releases_to_a_server_that_learns_from_it(call_cli):
+    (call_cli.folder / "token").write_text(token_of(call_cli, "release"))
+    release = ("release", "digits.yaml", "--client", "north", "-o", "north.safetensors", *LEDGER)
+    with serving(call_cli.folder, "--receive-only") as (_, url):
+        to_server = ("--server", url, "--token-file", "token")
+        call_cli(*release, "--server", url, "--new-ledger", code=2)  # no token: nothing was released
+        sent = json.loads(call_cli(*release, *to_server, "--new-ledger", "--json").stdout)["sent"]
+        again = call_cli(*release, *to_server, "--json")
+    assert "is there already; it is sent as it is" in again.stderr
+    assert json.loads(again.stdout)["sent"] == sent
+    received = list((call_cli.folder / "run/server/releases").iterdir())
+    assert [path.read_bytes() for path in received] == [(call_cli.folder / "north.safetensors").read_bytes()]
+    call_cli("train-server", "digits.yaml", "--releases", "run/server/releases", "-o", "run")
+    token = token_of(call_cli, "sample")
+    with serving(call_cli.folder) as (_, url):
+        headers = {"Authorization": f"Bearer {token}"}
+        reply = httpx.post(f"{url}/v1/intermediates", json={"client": "north"}, headers=headers, timeout=60)
+    assert reply.status_code == 200
+
+
+def test_a_file_and_a_server_at_once_or_neither_are_refused(call_trained, tmp_path):
+    call_trained("finish", "north.onnx", "-o", tmp_path / "out", code=2)
+    both = ("north.safetensors", "--server", "https://server.example")
+    call_trained("finish", "north.onnx", *both, "-o", tmp_path / "out", code=2)
+    call_trained("finish", "north.onnx", "--server", "https://server.example", "-o", tmp_path / "out", code=2)
