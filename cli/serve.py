@@ -63,7 +63,7 @@ def serve(
 
     def started(url: str) -> None:
         what = "receives releases" if engine is None else f"delivers to {', '.join(engine.server.sites)}"
-        say(f"Serving at {url}: {what}. API: {url}/docs. Ctrl-C ends it.")
+        say(f"Serving at {url}: {what}. Page: {url}/. Ctrl-C ends it.")
 
     if engine is not None:
         engine.start()

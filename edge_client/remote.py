@@ -176,7 +176,7 @@ class Remote:
                 seconds = again.seconds + pause * self._jitter()
                 if time.monotonic() + seconds > give_up:
                     raise again.error from again
-                self._say(f"{str(again).rstrip('.')}; trying again in {seconds:.0f} s.")
+                self._say(f"{str(again).rstrip('.')}; trying again in {seconds:.1f} s.")
                 self._pause(seconds)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 

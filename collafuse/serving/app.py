@@ -23,6 +23,7 @@ from ..core.errors import CollaFuseError, FileFormatError, RefusedError
 from .authentication import Authentication
 from .bodies import Application, Bodies
 from .engine import Engine, Job, Order
+from .page import gallery, page
 from .registry import Token
 from .replies import (
     ErrorReply,
@@ -32,6 +33,7 @@ from .replies import (
     ReleaseReply,
     ReleasesReply,
     SiteReply,
+    StateReply,
     error_reply,
     reply_for,
 )
@@ -46,12 +48,17 @@ _bearer = HTTPBearer(auto_error=False, description="A token that `collafuse toke
 def make_app(service: Service) -> Application:
     """The ASGI application of a service."""
     app = FastAPI(
-        title="CollaFuse", version=collafuse.__version__, summary="Delivers intermediates and receives releases."
+        title="CollaFuse",
+        version=collafuse.__version__,
+        summary="Delivers intermediates and receives releases.",
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere; ours is at /
+        redoc_url=None,
     )
     _add_errors(app)
     _add_health(app, service)
     _add_model(app, service)
     _add_releases(app, service)
+    _add_page(app, service)
     return Authentication(Bodies(app, service.limits.release_bytes), service)
 
 
@@ -76,11 +83,13 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-        return error_reply(422, "UsageError", f"the request does not fit ({found}); /docs says what is expected.")
+        return error_reply(
+            422, "UsageError", f"the request does not fit ({found}); /openapi.json says what is expected."
+        )
 
     @app.exception_handler(HTTPException)
     async def plain(_: Request, error: HTTPException) -> JSONResponse:
-        reply = error_reply(error.status_code, "HTTPError", f"{error.detail}; /docs lists what there is.")
+        reply = error_reply(error.status_code, "HTTPError", f"{error.detail}; /openapi.json lists what there is.")
         reply.headers.update(error.headers or {})
         return reply
 
@@ -256,6 +265,42 @@ def _add_releases(app: FastAPI, service: Service) -> None:
         if held is None:
             raise HTTPException(404, f"no release {release_id!r} of {token.client!r} lies here")
         return _release(held)
+
+
+def _add_page(app: FastAPI, service: Service) -> None:
+    app.get("/", include_in_schema=False)(page)
+
+    @app.get("/v1/state", responses=_errors())
+    async def state(token: Authenticated) -> StateReply:
+        """What the server is doing now. Scope: admin."""
+        token.require("admin", token.client)
+        held = len(await asyncio.to_thread(service.registry.releases))
+        if service.engine is None:
+            empty = dict.fromkeys(("rows", "rows_used", "requests", "images_waiting", "images_finished", "steps"), 0)
+            return StateReply(server_model=None, images_per_second=None, releases=held, **empty)
+        now = service.engine.state()
+        return StateReply(
+            server_model=service.engine.server.model.id,
+            rows=now.slots,
+            rows_used=now.running,
+            requests=now.jobs,
+            images_waiting=now.waiting,
+            images_finished=now.finished,
+            steps=now.steps,
+            images_per_second=None if now.images_per_second is None else round(now.images_per_second, 2),
+            releases=held,
+        )
+
+    picture = {200: {"content": {"image/png": {}}}, 204: {"description": "Nothing has left yet."}}
+
+    @app.get("/v1/gallery", responses=_errors() | picture, response_class=Response)
+    async def recent(token: Authenticated) -> Response:
+        """The images that left last, as they are at the cut, as a PNG file. Scope: admin."""
+        token.require("admin", token.client)
+        images = [] if service.engine is None else service.engine.recent()
+        if not images:
+            return Response(status_code=204)
+        return Response(await asyncio.to_thread(gallery, images), media_type="image/png")
 
 
 def _release(received: Any) -> ReleaseReply:

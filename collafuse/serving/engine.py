@@ -7,6 +7,7 @@ next. A job that was cancelled, or whose deadline has passed, frees its rows at 
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import time
@@ -31,6 +32,8 @@ from .batch import MULTISTEP, Batch, Row, evaluations
 DEFAULT_SLOTS = 16
 DEFAULT_QUEUE_IMAGES = 1024
 """Images that may be accepted and not finished, over all requests."""
+GALLERY_IMAGES, GALLERY_BYTES = 48, 8 << 20
+"""The images that left last are remembered, at most so many, for whoever wants to look."""
 FIRST_RETRY_SECONDS = 5
 """What a refused client is told before anything has been measured."""
 
@@ -139,6 +142,8 @@ class Engine:
         self._turns: deque[Job] = deque()
         self._beats: list[Future[None]] = []
         self._rate = DrainRate()
+        size = 4 * math.prod(server.model.denoiser.image_shape)
+        self._recent: deque[NDArray[np.float32]] = deque(maxlen=max(1, min(GALLERY_IMAGES, GALLERY_BYTES // size)))
         self._finished, self._steps = 0, 0
         self._stopping = self._ended = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -221,6 +226,11 @@ class Engine:
                 steps=self._steps,
                 images_per_second=self._rate.per_second,
             )
+
+    def recent(self) -> list[NDArray[np.float32]]:
+        """The images [C, H, W] that left last, oldest first, scaled to about [-1, 1]."""
+        with self._wake:
+            return list(self._recent)
 
     def _space(self, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         shape = (count, *self.server.model.denoiser.image_shape)
@@ -335,6 +345,10 @@ class Engine:
     def _collect(self, done: Sequence[int]) -> list[Job]:
         """Copy finished images to their jobs; returns the jobs that are complete."""
         x, x0_hat = self._batch.take(done)
+        with self._wake:
+            self._recent.extend(
+                one / (1.0 + self._batch.rows[slot].sigmas[-1]) for slot, one in zip(done, x, strict=True)
+            )
         for i, slot in enumerate(done):
             row = self._batch.rows[slot]
             row.owner.x[row.index], row.owner.x0_hat[row.index] = x[i], x0_hat[i]

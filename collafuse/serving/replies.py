@@ -97,6 +97,20 @@ class ModelReply(BaseModel):
     clients: list[SiteReply]
 
 
+class StateReply(BaseModel):
+    """What the server is doing now. Images wait for a row of the shared batch, of which so many are used."""
+
+    server_model: str | None
+    rows: int
+    rows_used: int
+    requests: int
+    images_waiting: int
+    images_finished: int
+    steps: int
+    images_per_second: float | None
+    releases: int
+
+
 class ReleaseReply(BaseModel):
     """A release that this server holds durably."""
 

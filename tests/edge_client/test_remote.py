@@ -55,7 +55,7 @@ def test_it_comes_back_when_the_server_says_and_backs_off_beyond_that(waits):
     with scripted(busy, limit, answer(200)) as server, waits.remote(server.url) as remote:
         assert remote.ask("GET", "/v1/model", limit=100).status == 200
     assert waits.seconds == [7.5, 3.0]
-    assert waits.said[0] == "the server has 9 images to make; ask again in 7 s; trying again in 8 s."
+    assert waits.said[0] == "the server has 9 images to make; ask again in 7 s; trying again in 7.5 s."
 
 
 def test_broken_connections_and_gateways_are_tried_again(waits):

@@ -147,7 +147,8 @@ def test_the_description_of_the_api_covers_what_it_answers(serve):
     with serve().http() as http:
         paths = http.get("/openapi.json").json()["paths"]
     open_to_all, protected = {"/livez", "/readyz"}, {"/metrics", "/v1/intermediates", "/v1/model", "/v1/model/weights"}
-    assert set(paths) == open_to_all | protected | {"/v1/releases", "/v1/releases/{release_id}"}
+    more = {"/v1/releases", "/v1/releases/{release_id}", "/v1/state", "/v1/gallery"}
+    assert set(paths) == open_to_all | protected | more
     assert {"200", "401", "403", "422", "429", "503"} <= set(paths["/v1/intermediates"]["post"]["responses"])
 
 
