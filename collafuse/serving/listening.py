@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from ssl import CERT_NONE, CERT_REQUIRED, SSLError
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import uvicorn
 
 from ..core.errors import ConfigError, UsageError
-from .connection import MAX_HEAD_BYTES, CarefulProtocol
+from . import connection
 
 BACKLOG = 512
 IDLE_SECONDS = 5
@@ -76,11 +78,22 @@ def url_of(address: Address, bound: socket.socket) -> str:
     return f"{scheme}://{host}:{bound.getsockname()[1]}"
 
 
+class _Server(uvicorn.Server):
+    """uvicorn with a deadline for the TLS handshake too, which asyncio gives a minute."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop: Any = asyncio.get_running_loop()
+        if self.config.is_ssl:
+            loop.create_server = partial(loop.create_server, ssl_handshake_timeout=connection.HEAD_SECONDS)
+        await super().startup(sockets)
+
+
 def http_server(app: Any, address: Address, deadline_seconds: float) -> uvicorn.Server:
     """uvicorn with our connections and deadlines. Raises ConfigError for certificates that cannot be used."""
     config = uvicorn.Config(
         app,
-        http=CarefulProtocol,
+        http=connection.CarefulProtocol,
+        loop="asyncio",
         ws="none",
         lifespan="off",
         log_level="warning",
@@ -90,7 +103,7 @@ def http_server(app: Any, address: Address, deadline_seconds: float) -> uvicorn.
         backlog=BACKLOG,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=int(deadline_seconds) + DRAIN_SPARE_SECONDS,
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        h11_max_incomplete_event_size=connection.MAX_HEAD_BYTES,
         ssl_certfile=address.certificate,
         ssl_keyfile=address.key,
         ssl_ca_certs=None if address.client_ca is None else str(address.client_ca),
@@ -102,7 +115,7 @@ def http_server(app: Any, address: Address, deadline_seconds: float) -> uvicorn.
         raise ConfigError(
             f"the certificates cannot be used ({error}); check --tls-cert, --tls-key and --client-ca."
         ) from error
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
 def bind(address: Address) -> socket.socket:

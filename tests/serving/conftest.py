@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -114,3 +116,21 @@ def serve(trained_folder: NodeFolder, tmp_path: Path) -> Iterator[Any]:
             return stack.enter_context(running)
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A private authority with certificates for localhost and for one client, as docs/serving.md makes them."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed, so there are no certificates")
+    folder = tmp_path_factory.mktemp("authority")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=our authority")
+    for name, more in (("server", ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]), ("device", [])):
+        openssl("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-days", "2",
+                "-subj", f"/CN={name}", "-CA", "ca.pem", "-CAkey", "ca.key", *more)  # fmt: skip
+    return folder

@@ -10,14 +10,13 @@ from collafuse.core import release as releases
 from collafuse.core.atomic import write_bytes
 from collafuse.core.errors import AccessError, FileFormatError, MismatchError, RefusedError, UnreachableError
 from collafuse.nodes.server import Server
+from collafuse.serving.listening import Address
 from edge_client.fetching import FOLDER, Wanted, fetched, is_interrupted, send_release
 from edge_client.remote import Remote, Trust
 from tests.edge_client.scripted import answer, scripted
 from tests.nodes.sites import release_of
-from tests.serving.test_trust import Address, authority
 from tests.tiny import CPU
 
-__all__ = ["authority"]  # the fixture
 SHAPE = (1, 4, 4)
 
 

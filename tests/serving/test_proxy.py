@@ -20,9 +20,7 @@ from edge_client.remote import Remote, Trust
 from tests.nodes.sites import release_of
 from tests.serving.parts import SECONDS
 from tests.serving.test_slow_clients import trickle
-from tests.serving.test_trust import authority
 
-__all__ = ["authority"]  # the fixture
 SHIPPED = Path(__file__).parents[2] / "docs" / "nginx.conf"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (Debian: apt install nginx-light)")

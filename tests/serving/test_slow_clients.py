@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from collafuse.serving.listening import Address
 from tests.serving.parts import SECONDS
 
 SHORT = 0.5
@@ -21,7 +22,7 @@ def hasty(monkeypatch):
 
 
 def connect(running):
-    host, port = running.url.removeprefix("http://").split(":")
+    host, port = running.url.partition("://")[2].split(":")
     return socket.create_connection((host, int(port)), timeout=SECONDS)
 
 
@@ -63,6 +64,17 @@ def test_a_head_that_trickles_in_is_cut_off_while_others_are_served(serve, hasty
             connection.sendall(head)
         seconds, _ = trickle(slow)
         assert http.post("/v1/intermediates", json={"client": "north"}).status_code == 200
+    assert seconds < SHORT + 5
+
+
+def test_a_tls_handshake_that_does_not_go_on_is_cut_off(serve, hasty, authority):
+    files = {"certificate": authority / "server.pem", "key": authority / "server.key"}
+    running = serve(address=Address(port=0, **files))
+    with ExitStack() as stack:
+        slow = [stack.enter_context(connect(running)) for _ in range(5)]
+        for connection in slow:
+            connection.sendall(b"\x16\x03\x01\x02\x00")  # the beginning of a hello
+        seconds, _ = trickle(slow)
     assert seconds < SHORT + 5
 
 

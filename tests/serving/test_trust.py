@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import ssl
-import subprocess
 
 import httpx
 import pytest
@@ -106,24 +105,6 @@ def test_a_taken_port_and_certificates_that_are_none_are_named(serve, tmp_path):
     (tmp_path / "no.pem").write_text("no certificate")
     with pytest.raises(ConfigError, match="certificates cannot be used"):
         serve(address=Address(port=0, certificate=tmp_path / "no.pem", key=tmp_path / "no.pem"))
-
-
-@pytest.fixture(scope="session")
-def authority(tmp_path_factory):
-    """A private authority with certificates for localhost and for one client, as docs/serving.md makes them."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed, so there are no certificates")
-    folder = tmp_path_factory.mktemp("authority")
-
-    def openssl(*words):
-        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
-
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=our authority")
-    for name, more in (("server", ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]), ("device", [])):
-        openssl("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-days", "2",
-                "-subj", f"/CN={name}", "-CA", "ca.pem", "-CAkey", "ca.key", *more)  # fmt: skip
-    return folder
 
 
 def test_tls_with_a_private_authority(serve, authority):
