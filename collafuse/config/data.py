@@ -22,6 +22,11 @@ NATIVE_SHAPES: dict[str, tuple[int, int]] = {
 """Channels and side in pixels of the sets whose images are all of one square size."""
 
 
+DatasetName = Literal[
+    "digits", "folder", "celeba", "cifar10", "cifar100", "stl10", "mnist", "fashion-mnist", "cub", "awa2"
+]
+
+
 def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
@@ -78,7 +83,7 @@ class SplitSettings(Section):
 class DataSettings(Section):
     """Where images come from and how they become [C, H, W] in [-1, 1]."""
 
-    dataset: Literal["digits", "folder", "celeba", "cifar10", "cifar100", "stl10", "mnist", "fashion-mnist"]
+    dataset: DatasetName
     path: Path | None = None
     """Of a folder: the root, one sub-folder per label or with a table. Of a published set: the folder in which its own
     lies, such as cifar-10-batches-py. Relative to the working directory."""
@@ -86,6 +91,8 @@ class DataSettings(Section):
     """folder only: labels from a table in place of sub-folders."""
     attributes: Names | None = None
     """The labels that images are described by, where a client does not list its own; all when not given."""
+    certainty: Literal["not visible", "guessing", "probably", "definitely"] = "probably"
+    """cub only: an attribute of which its annotator was less sure counts as absent."""
     image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)] | None = None
     """Side in pixels."""
     fit: Literal["crop", "pad"] = "crop"

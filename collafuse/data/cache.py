@@ -27,7 +27,7 @@ import PIL
 from numpy.typing import NDArray
 
 from ..core.atomic import PARTIAL_PREFIX, storage_error, sync_folder
-from ..core.errors import DataError, FileFormatError
+from ..core.errors import FileFormatError
 from ..core.metadata import parse_json
 from .decoding import Decoded
 from .images import Transform
@@ -48,15 +48,16 @@ class Entry:
 
 
 def key_of(root: Path, files: Sequence[str], transform: Transform) -> str:
-    """What these files below ``root``, as they are now, decode under. Raises DataError when one has gone."""
+    """What these files below ``root``, as they are now, decode under."""
     digest = hashlib.sha256(json.dumps([VERSION, PIL.__version__, str(root.resolve()), asdict(transform)]).encode())
     prefix = f"{root}/"
     for file in files:
         try:
             found = os.stat(prefix + file)  # noqa: PTH116 -- half the time of Path.stat, for very many files
-        except OSError as error:
-            raise DataError(f"{prefix}{file} cannot be read: {error.strerror}; run the command again.") from error
-        digest.update(b"%b\0%d %d\n" % (os.fsencode(file), found.st_size, found.st_mtime_ns))
+            state = b"%d %d" % (found.st_size, found.st_mtime_ns)
+        except OSError:
+            state = b"gone"  # decoding will say so
+        digest.update(b"%b\0%b\n" % (os.fsencode(file), state))
     return digest.hexdigest()[:32]
 
 

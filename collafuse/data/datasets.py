@@ -10,8 +10,10 @@ from ..config import Config, DataSettings
 from ..core.errors import DataError, RuntimeMissingError, UsageError
 from .folder import read_folder
 from .imageset import ImageSet, digests_of
+from .layouts import read_layout
 from .listening import UNHEARD, Listener
-from .named import PUBLISHED, fetch, missing_files, read_named
+from .named import fetch, read_named
+from .published import PUBLISHED
 
 
 def load(settings: DataSettings, path: Path | None = None, listener: Listener = UNHEARD) -> ImageSet:
@@ -23,7 +25,11 @@ def load(settings: DataSettings, path: Path | None = None, listener: Listener = 
         raise DataError("no folder is given; set data.path, or a path for each client.")
     if settings.dataset == "folder":
         return read_folder(root, settings, listener)
-    return read_named(root, settings, listener)
+    published = PUBLISHED[settings.dataset]
+    if missing := published.missing(root):
+        raise DataError(published.where_from(root, missing))
+    read = read_named if published.torchvision else read_layout
+    return read(root, settings, listener)
 
 
 def fetch_missing(config: Config, client: str | None) -> None:
@@ -31,11 +37,13 @@ def fetch_missing(config: Config, client: str | None) -> None:
 
     Raises UsageError for a data set that is not published, DataError when it cannot be had.
     """
-    if config.data.dataset not in PUBLISHED:
-        raise UsageError(f"dataset {config.data.dataset!r} is nothing to download; these are: {', '.join(PUBLISHED)}.")
+    published = PUBLISHED.get(config.data.dataset)
+    if published is None or published.torchvision is None:
+        fetched = ", ".join(name for name, one in PUBLISHED.items() if one.torchvision)
+        raise UsageError(f"dataset {config.data.dataset!r} cannot be downloaded; these can: {fetched}.")
     clients = config.clients.values() if client is None else [config.client(client)]
     for root in dict.fromkeys(one.path or config.data.path for one in clients):
-        if root is not None and missing_files(root, config.data):
+        if root is not None and published.missing(root):
             fetch(root, config.data)
 
 

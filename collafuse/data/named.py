@@ -7,7 +7,6 @@ CIFAR's before they are unpickled: docs/decisions/0007-named-data-sets.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -22,82 +21,18 @@ from .images import pixel_digest, shaped
 from .imageset import ImageSet, check_label_names
 from .listening import Listener
 from .listing import Listing, read_listing
+from .published import PUBLISHED
 
-NO_LICENCE = "no licence is stated; published for research, with a request to cite"
 UNREADABLE = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, OSError, EOFError)
 """What torchvision raises on files that are not what they should be."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """Where a data set comes from. files: what must lie below data.path."""
-
-    title: str
-    files: tuple[str, ...]
-    page: str
-    terms: str
-
-
-_CELEBA = (
-    "list_attr_celeba",
-    "list_eval_partition",
-    "identity_CelebA",
-    "list_bbox_celeba",
-    "list_landmarks_align_celeba",
-)
-_MNIST = tuple(f"raw/{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
-_CIFAR10 = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
-_STL10 = tuple("train_X.bin train_y.bin test_X.bin test_y.bin unlabeled_X.bin class_names.txt".split())
-
-PUBLISHED = {
-    "celeba": Published(
-        "CelebA (Liu et al. 2015)",
-        ("celeba/img_align_celeba", *(f"celeba/{name}.txt" for name in _CELEBA)),
-        "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
-        "for non-commercial research only; the images are not to be passed on",
-    ),
-    "cifar10": Published(
-        "CIFAR-10 (Krizhevsky 2009), python version",
-        tuple(f"cifar-10-batches-py/{name}" for name in _CIFAR10),
-        "https://www.cs.toronto.edu/~kriz/cifar.html",
-        NO_LICENCE,
-    ),
-    "cifar100": Published(
-        "CIFAR-100 (Krizhevsky 2009), python version",
-        tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta")),
-        "https://www.cs.toronto.edu/~kriz/cifar.html",
-        NO_LICENCE,
-    ),
-    "stl10": Published(
-        "STL-10 (Coates et al. 2011), binary version",
-        tuple(f"stl10_binary/{name}" for name in _STL10),
-        "https://cs.stanford.edu/~acoates/stl10/",
-        "the images come from ImageNet, whose terms allow non-commercial research and education",
-    ),
-    "mnist": Published(
-        "MNIST (LeCun et al. 1998)",
-        tuple(f"MNIST/{name}" for name in _MNIST),
-        "http://yann.lecun.com/exdb/mnist/",
-        NO_LICENCE,
-    ),
-    "fashion-mnist": Published(
-        "Fashion-MNIST (Xiao et al. 2017)",
-        tuple(f"FashionMNIST/{name}" for name in _MNIST),
-        "https://github.com/zalandoresearch/fashion-mnist",
-        "MIT licence",
-    ),
-}
-
-
 def read_named(root: Path, settings: DataSettings, listener: Listener) -> ImageSet:
-    """The training images of a published set below ``root``; with ``official_split`` its other images as well,
-    marked as held out.
+    """A set's training images below ``root``; with ``official_split`` its others as well, marked as held out.
 
-    Raises DataError naming the files that are missing, or when they are not the published ones.
+    Raises DataError when the files are not the published ones.
     """
     published = PUBLISHED[settings.dataset]
-    if missing := missing_files(root, settings):
-        raise DataError(_where_from(published, root, missing))
     try:
         return _READERS[settings.dataset](root, settings, listener)
     except UNREADABLE as error:
@@ -105,11 +40,6 @@ def read_named(root: Path, settings: DataSettings, listener: Listener) -> ImageS
             f"the files of {published.title} in {root} are not as published ({first_line(error)}); remove them and "
             f"get them anew from {published.page}."
         ) from error
-
-
-def missing_files(root: Path, settings: DataSettings) -> list[str]:
-    """The files of a published set that are not below ``root``."""
-    return [name for name in PUBLISHED[settings.dataset].files if not (root / name).exists()]
 
 
 def fetch(root: Path, settings: DataSettings) -> None:
@@ -120,36 +50,18 @@ def fetch(root: Path, settings: DataSettings) -> None:
     except (*UNREADABLE, HTTPException) as error:
         raise DataError(
             f"{published.title} could not be downloaded ({first_line(error)}); get it by hand. "
-            f"{_where_from(published, root, published.files)}"
+            f"{published.where_from(root, published.files)}"
         ) from error
 
 
-def _where_from(published: Published, root: Path, missing: Sequence[str]) -> str:
-    shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-    return (
-        f"{published.title} needs {shown} in {root}. It comes from {published.page} ({published.terms}). "
-        "collafuse data CONFIG --download fetches it there."
-    )
-
-
 # --- torchvision's own readers ------------------------------------------------------------------------------
-
-
-TORCHVISION = {
-    "celeba": "CelebA",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "stl10": "STL10",
-    "mnist": "MNIST",
-    "fashion-mnist": "FashionMNIST",
-}
 
 
 def _reader(dataset: str) -> Any:
     """torchvision's class for a set."""
     from torchvision import datasets
 
-    made = getattr(datasets, TORCHVISION[dataset])
+    made = getattr(datasets, PUBLISHED[dataset].torchvision)
     if issubclass(made, datasets.MNIST):  # the same, but blind to tensors that an old torchvision saved
         made = type(made.__name__, (made,), {"_check_legacy_exist": lambda self: False})
     return made

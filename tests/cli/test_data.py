@@ -56,7 +56,7 @@ def test_what_is_missing_is_said_and_nothing_is_fetched_unasked(call_cli):
     done = call_cli("data", "celeba.yaml", code=4)
     assert "celeba/img_align_celeba" in done.stderr and "--download" in done.stderr
     assert not list(call_cli.folder.iterdir())
-    assert "nothing to download" in call_cli("data", "digits.yaml", "--download", code=2).stderr
+    assert "cannot be downloaded" in call_cli("data", "digits.yaml", "--download", code=2).stderr
 
 
 def test_a_release_says_what_it_leaves_out(call_cli):

@@ -17,8 +17,25 @@ from PIL import Image
 from torchvision import datasets
 
 CELEBA_NAMES = "5_o_Clock_Shadow Eyeglasses Male Smiling Wearing_Hat".split()
+CUB_ATTRIBUTES = (
+    *("has_bill_shape::curved_(up_or_down)", "has_bill_shape::cone"),
+    *("has_wing_color::blue", "has_size::large_(16_-_32_in)"),
+)
+AWA2_ATTRIBUTES = ("furry", "swims", "fierce")
 TRAIN, TEST = 16, 6
 """Images in the training part and in the others together."""
+
+LABELS = {
+    "celeba": tuple(CELEBA_NAMES),
+    "cub": ("Black_footed_Albatross", "Laysan_Albatross", "Sooty_Albatross", *CUB_ATTRIBUTES),
+    "awa2": ("antelope", "grizzly+bear", "killer+whale", "beaver", *AWA2_ATTRIBUTES),
+    "cifar10": tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
+    "cifar100": tuple(f"class {i}" for i in range(100)),
+    "stl10": tuple("airplane bird car cat deer dog horse monkey ship truck".split()),
+    "mnist": tuple("0123456789"),
+    "fashion-mnist": tuple(datasets.FashionMNIST.classes),
+}
+"""The labels of each set, in the order in which they are read."""
 
 
 def _images(count: int, *shape: int, seed: int = 0) -> np.ndarray:
@@ -111,6 +128,50 @@ def write_fashion_mnist(root: Path, patch: pytest.MonkeyPatch) -> None:
     _write_mnist(root / "FashionMNIST" / "raw")
 
 
+def write_cub(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """Three species and four attributes in place of 200 and 312; every certainty occurs."""
+    folder = root / "CUB_200_2011"
+    (folder / "attributes").mkdir(parents=True)
+    species = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross"]
+    count = TRAIN + TEST
+    files = [f"{species[i % 3]}/{species[i % 3][4:]}_{i:04d}.jpg" for i in range(count)]
+    for file, pixels in zip(files, _images(count, 16, 20, 3), strict=True):
+        (folder / "images" / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / "images" / file)
+    votes = [
+        # The published list has lines with a stray value, as the last attribute has here.
+        f"{i + 1} {k + 1} {(i + k) % 2} {(i // 2 + k) % 4 + 1} {'0 ' if k == 3 else ''}5.7"
+        for i in range(count)
+        for k in range(4)
+    ]
+    texts = {
+        "images.txt": [f"{i + 1} {file}" for i, file in enumerate(files)],
+        "image_class_labels.txt": [f"{i + 1} {i % 3 + 1}" for i in range(count)],
+        "classes.txt": [f"{i + 1} {name}" for i, name in enumerate(species)],
+        "train_test_split.txt": [f"{i + 1} {int(i < TRAIN)}" for i in range(count)],
+        "attributes/image_attribute_labels.txt": votes,
+        "../attributes.txt": [f"{i + 1} {name}" for i, name in enumerate(CUB_ATTRIBUTES)],
+    }
+    for name, lines in texts.items():
+        (folder / name).write_text("\n".join(lines) + "\n")
+
+
+def write_awa2(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """Four animals and three attributes in place of 50 and 85."""
+    folder = root / "Animals_with_Attributes2"
+    animals = ["antelope", "grizzly+bear", "killer+whale", "beaver"]
+    for row, pixels in enumerate(_images(TRAIN + TEST, 16, 20, 3)):
+        animal = "beaver" if row >= TRAIN else animals[row % 3]
+        path = folder / "JPEGImages" / animal / f"{animal}_{10001 + row}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    (folder / "classes.txt").write_text("".join(f"{i + 1:12d}\t{name}\n" for i, name in enumerate(animals)))
+    (folder / "predicates.txt").write_text("".join(f"{i + 1:12d}\t{name}\n" for i, name in enumerate(AWA2_ATTRIBUTES)))
+    (folder / "predicate-matrix-binary.txt").write_text("1 0 0\n1 0 1\n0 1 0\n1 1 1\n")
+    (folder / "testclasses.txt").write_text("beaver\n")
+
+
+LAYOUT_WRITERS = {"cub": write_cub, "awa2": write_awa2}
 WRITERS: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
     "celeba": write_celeba,
     "cifar10": write_cifar10,

@@ -16,36 +16,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torchvision import datasets
 
 from collafuse.config import Config, DataSettings, from_mapping
 from collafuse.core.errors import DataError
-from collafuse.core.pairing import conditions_for
-from collafuse.core.pictures import to_uint8
 from collafuse.data.datasets import fetch_missing, load
 from collafuse.data.dealing import load_site, load_sites
 from collafuse.data.images import pixel_digest
-from collafuse.data.named import PUBLISHED, fetch
-from collafuse.nodes.client import finish
-from collafuse.nodes.experiment import run_experiment
-from collafuse.nodes.runfolder import RunFolder
-from edge_client import Finisher
-from export.writer import export_client
-from tests.data.published import CELEBA_NAMES, TEST, TRAIN, WRITERS
-from tests.nodes.sites import NETWORK, TRAINING
-from tests.tiny import CPU, Recorder
+from collafuse.data.named import fetch
+from collafuse.data.published import PUBLISHED
+from tests.data.published import CELEBA_NAMES, LABELS, TEST, TRAIN, WRITERS
 
 SHAPES = {"celeba": {"image_size": 12, "channels": 3}}
-LABELS = {
-    "celeba": tuple(CELEBA_NAMES),
-    "cifar10": tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
-    "cifar100": tuple(f"class {i}" for i in range(100)),
-    "stl10": tuple("airplane bird car cat deer dog horse monkey ship truck".split()),
-    "mnist": tuple("0123456789"),
-    "fashion-mnist": tuple(datasets.FashionMNIST.classes),
-}
 
 
 def settings(name: str, root: Path, **changes: Any) -> DataSettings:
@@ -240,30 +223,3 @@ def test_a_set_that_cannot_be_fetched_is_named_with_where_it_comes_from(tmp_path
     monkeypatch.setattr(datasets.CIFAR10, "url", (tmp_path / "gone.tar.gz").as_uri())
     with pytest.raises(DataError, match=r"CIFAR-10 .* could not be downloaded .* get it by hand.*cs\.toronto\.edu"):
         fetch(tmp_path / "data", settings("cifar10", tmp_path / "data"))
-
-
-# --- the whole path -----------------------------------------------------------------------------------------
-
-
-def test_a_published_set_trains_releases_delivers_and_finishes(written, tmp_path):
-    name, root = written
-    values = {"dataset": name, "path": str(root), "image_size": 8, "channels": 1, "held_out": 0.1}
-    config = from_mapping(
-        {
-            "data": values,
-            "server": {"network": NETWORK, "training": TRAINING, "sampler": {"steps": 3}},
-            "client": {"cut": {"sigma": 1.0}, "network": NETWORK, "training": TRAINING, "sampler": {"steps": 2}},
-            "clients": {"a": {"labels": list(LABELS[name][:4])}},
-        }
-    )
-    made = run_experiment(config, RunFolder(tmp_path / "run"), CPU, lambda node: Recorder())
-    delivered = made.server.deliver("a", 2, labels=LABELS[name][1:2])
-    model, client = made.models["a"], config.client("a")
-    conditions = conditions_for(delivered, model.label_names)
-    x = torch.from_numpy(delivered.x)
-    finished = to_uint8(finish(model.denoiser, x, delivered.sigma, conditions, client, CPU).numpy())
-    assert finished.shape == (2, 8, 8, 1) and finished.std() > 0
-    if name == "celeba":  # several labels at once, and through ONNX as on a device: from here on all sets are alike
-        both = made.server.deliver("a", 2, labels=LABELS[name][1:3])
-        export_client(model, client, "a", tmp_path / "a.onnx")
-        assert Finisher.load(tmp_path / "a.onnx").finish(both).shape == (2, 8, 8, 1)
