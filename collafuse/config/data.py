@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from ..core.pictures import MAX_SIDE
 from .expression import parse
-from .section import Positive, Section, Seed, Share
+from .section import Count, Positive, Section, Seed, Share
 
 NATIVE_SHAPES: dict[str, tuple[int, int]] = {
     "digits": (1, 8),
@@ -23,7 +23,7 @@ NATIVE_SHAPES: dict[str, tuple[int, int]] = {
 
 
 DatasetName = Literal[
-    "digits", "folder", "celeba", "cifar10", "cifar100", "stl10", "mnist", "fashion-mnist", "cub", "awa2"
+    "digits", "folder", "celeba", "cifar10", "cifar100", "stl10", "mnist", "fashion-mnist", "cub", "awa2", "brats2020"
 ]
 
 
@@ -68,6 +68,26 @@ class TableSettings(Section):
     never both in training and held out."""
 
 
+class VolumeSettings(Section):
+    """Which slices of a volume become images."""
+
+    modality: Literal["flair", "t1", "t1ce", "t2"] = "flair"
+    axis: Literal["axial", "coronal", "sagittal"] = "axial"
+    """axial: seen from above; coronal: from the front; sagittal: from the side."""
+    slices: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (40, 120)
+    """The first and the last slice, counted from below, from behind or from the left."""
+    every: Count = 1
+    """2 takes every other slice: neighbours look alike."""
+    least_tissue: Share = 0.05
+    """Share of a slice that must not be background."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> VolumeSettings:
+        if self.slices[0] > self.slices[1]:
+            raise ValueError(f"slices={list(self.slices)} end before they begin; give the first and the last")
+        return self
+
+
 class SplitSettings(Section):
     """How one data set is dealt to clients when a single process plays all of them."""
 
@@ -93,6 +113,8 @@ class DataSettings(Section):
     """The labels that images are described by, where a client does not list its own; all when not given."""
     certainty: Literal["not visible", "guessing", "probably", "definitely"] = "probably"
     """cub only: an attribute of which its annotator was less sure counts as absent."""
+    volumes: VolumeSettings = VolumeSettings()
+    """brats2020 only."""
     image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)] | None = None
     """Side in pixels."""
     fit: Literal["crop", "pad"] = "crop"
@@ -119,7 +141,7 @@ class DataSettings(Section):
             raise ValueError(f"dataset {self.dataset!r} needs image_size and channels")
         if self.table is not None and self.dataset != "folder":
             raise ValueError(f"dataset {self.dataset!r} brings its own labels; table goes with dataset 'folder'")
-        if self.official_split and self.dataset in ("digits", "folder"):
+        if self.official_split and self.dataset in ("digits", "folder", "brats2020"):
             raise ValueError(f"dataset {self.dataset!r} has no official split; give a share, held_out")
         if self.official_split and self.held_out:
             raise ValueError(f"official_split and held_out={self.held_out} contradict each other; give one")

@@ -14,6 +14,7 @@ from .layouts import read_layout
 from .listening import UNHEARD, Listener
 from .named import fetch, read_named
 from .published import PUBLISHED
+from .volumes import read_brats
 
 
 def load(settings: DataSettings, path: Path | None = None, listener: Listener = UNHEARD) -> ImageSet:
@@ -28,6 +29,8 @@ def load(settings: DataSettings, path: Path | None = None, listener: Listener = 
     published = PUBLISHED[settings.dataset]
     if missing := published.missing(root):
         raise DataError(published.where_from(root, missing))
+    if settings.dataset == "brats2020":
+        return read_brats(root, settings, listener)
     read = read_named if published.torchvision else read_layout
     return read(root, settings, listener)
 

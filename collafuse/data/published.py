@@ -102,4 +102,10 @@ PUBLISHED = {
         "https://cvml.ista.ac.at/AwA2/",
         "each photograph under the licence that lies beside it",
     ),
+    "brats2020": Published(
+        "BraTS 2020 (Menze et al. 2015; Bakas et al. 2017)",
+        ("MICCAI_BraTS2020_TrainingData/name_mapping.csv",),
+        "https://www.med.upenn.edu/cbica/brats2020/data.html",
+        "after registration, for research, with the citations it asks for",
+    ),
 }

@@ -148,7 +148,7 @@ def _read_parquet(path: Path) -> Columns:
         from pyarrow import parquet
     except ImportError as error:
         raise RuntimeMissingError(
-            f"reading {path} needs pyarrow; pip install pyarrow, or save the table as CSV."
+            f"reading {path} needs pyarrow; pip install 'collafuse[tables]', or save the table as CSV."
         ) from error
     try:
         values = parquet.read_table(path).to_pydict()

@@ -98,7 +98,7 @@ def test_parquet_says_the_same_as_csv(tmp_path):
 def test_parquet_without_pyarrow_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    with pytest.raises(RuntimeMissingError, match="pip install pyarrow, or save the table as CSV"):
+    with pytest.raises(RuntimeMissingError, match=r"pip install 'collafuse\[tables\]', or save the table as CSV"):
         read_table(tmp_path / "t.parquet", TableSettings(path=Path("t.parquet")))
 
 
