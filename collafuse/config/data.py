@@ -23,7 +23,18 @@ NATIVE_SHAPES: dict[str, tuple[int, int]] = {
 
 
 DatasetName = Literal[
-    "digits", "folder", "celeba", "cifar10", "cifar100", "stl10", "mnist", "fashion-mnist", "cub", "awa2", "brats2020"
+    "digits",
+    "folder",
+    "celeba",
+    "cifar10",
+    "cifar100",
+    "stl10",
+    "mnist",
+    "fashion-mnist",
+    "cub",
+    "awa2",
+    "brats2020",
+    "huggingface",
 ]
 
 
@@ -66,6 +77,17 @@ class TableSettings(Section):
     group: str | None = None
     """The column that says what belongs together, such as a patient: never at two sites with ``split.by: group``,
     never both in training and held out."""
+
+
+class HubSettings(Section):
+    """Which columns of a saved Hugging Face data set are used."""
+
+    image: str | None = None
+    """The column with the images; needed where there are several."""
+    columns: Names | None = None
+    """The columns that become labels; those of classes and of yes and no when not given."""
+    group: str | None = None
+    """The column that says what belongs together, such as a patient."""
 
 
 class VolumeSettings(Section):
@@ -115,6 +137,8 @@ class DataSettings(Section):
     """cub only: an attribute of which its annotator was less sure counts as absent."""
     volumes: VolumeSettings = VolumeSettings()
     """brats2020 only."""
+    hub: HubSettings = HubSettings()
+    """huggingface only."""
     image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)] | None = None
     """Side in pixels."""
     fit: Literal["crop", "pad"] = "crop"

@@ -9,6 +9,7 @@ import numpy as np
 from ..config import Config, DataSettings
 from ..core.errors import DataError, RuntimeMissingError, UsageError
 from .folder import read_folder
+from .hub import read_hub
 from .imageset import ImageSet, digests_of
 from .layouts import read_layout
 from .listening import UNHEARD, Listener
@@ -26,6 +27,8 @@ def load(settings: DataSettings, path: Path | None = None, listener: Listener = 
         raise DataError("no folder is given; set data.path, or a path for each client.")
     if settings.dataset == "folder":
         return read_folder(root, settings, listener)
+    if settings.dataset == "huggingface":
+        return read_hub(root, settings, listener)
     published = PUBLISHED[settings.dataset]
     if missing := published.missing(root):
         raise DataError(published.where_from(root, missing))

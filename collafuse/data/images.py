@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,15 +56,17 @@ class Transform:
     fit: str = "crop"
 
 
-def read_image(path: Path | str, channels: int, side: int, fit: str = "crop") -> tuple[NDArray[np.uint8], bytes]:
+def read_image(
+    path: Path | str, channels: int, side: int, fit: str = "crop", data: bytes | None = None
+) -> tuple[NDArray[np.uint8], bytes]:
     """An image file as grey levels [C, side, side], and the digest of its pixels before any change of size.
 
     EXIF orientation is applied, then EXIF is dropped. What is transparent shows white paper. 16-bit grey levels
     are scaled to 8 bits. For ``fit`` see :func:`shaped`. Raises DataError, naming the file, when it is no image,
-    damaged, or larger than 50 megapixels.
+    damaged, or larger than 50 megapixels. ``data`` are its bytes where it is no file; ``path`` is then only a name.
     """
     try:
-        with Image.open(path, formats=FORMATS) as file:
+        with Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise DataError(f"{path} has {file.width} x {file.height} pixels; at most {MAX_PIXELS} are read.")
             if getattr(file, "is_animated", False) and file.format != "MPO":  # a photograph with its own preview

@@ -53,7 +53,7 @@ def read_table(path: Path, settings: TableSettings) -> Table:
     twice = [name for name, count in Counter(columns[file]).items() if count > 1]
     if twice:
         raise DataError(f"{path}: {shown(twice[0])} stands in column {file!r} twice; keep one row per image.")
-    parts = [_labels_of(columns[name], name, path, asked=settings.columns is not None) for name in chosen]
+    parts = [labels_of(columns[name], name, path, asked=settings.columns is not None) for name in chosen]
     label_names = tuple(label for part in parts for label in part)
     twice = [name for name, count in Counter(label_names).items() if count > 1]
     if twice:
@@ -72,7 +72,7 @@ def read_table(path: Path, settings: TableSettings) -> Table:
     return Table(tuple(columns[file]), labels, label_names, groups)
 
 
-def _labels_of(values: Sequence[str], column: str, path: Path, *, asked: bool) -> dict[str, NDArray[np.bool_]]:
+def labels_of(values: Sequence[str], column: str, path: Path, *, asked: bool) -> dict[str, NDArray[np.bool_]]:
     """The labels that one column makes, each with its rows: itself for yes and no, one per word for words."""
     lowered = [value.lower() for value in values]
     found = dict.fromkeys(lowered)
@@ -85,11 +85,11 @@ def _labels_of(values: Sequence[str], column: str, path: Path, *, asked: bool) -
         if found.keys() & {"-1", "-1.0"} and found.keys() & {"0", "0.0"}:
             raise DataError(f"{path}: column {column!r} holds both -1 and 0; write 0 for no and 1 for yes.")
         return {column: np.asarray([value in YES for value in lowered])}
-    number = next((value for value in found if _is_number(value)), None)
+    number = next((value for value in sorted(found, key=(YES | NO).__contains__) if _is_number(value)), None)
     if number is not None:
         raise DataError(
             f"{path}: column {column!r} holds {shown(number)}, which is neither yes or no nor a word; make classes of "
-            "it, or leave it out with data.table.columns."
+            "it, or name the columns to use without it."
         )
     words = sorted(set(values))
     if len(words) > MOST_WORDS and not asked:
@@ -154,10 +154,11 @@ def _read_parquet(path: Path) -> Columns:
         values = parquet.read_table(path).to_pydict()
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} cannot be read as Parquet ({first_line(error)}); write it anew.") from error
-    return {str(name).strip(): [_as_text(value) for value in column] for name, column in values.items()}
+    return {str(name).strip(): [as_text(value) for value in column] for name, column in values.items()}
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A cell as it would stand in a CSV file."""
     if value is None:
         return ""
     if isinstance(value, float) and value.is_integer():
