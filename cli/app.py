@@ -14,6 +14,7 @@ from . import (
     data,
     deliver,
     demo,
+    doctor,
     export_client,
     finish,
     inspect,
@@ -49,6 +50,7 @@ COMMANDS = {
     "finish": finish.finish,
     "inspect": inspect.inspect,
     "bench": bench.bench,
+    "doctor": doctor.doctor,
 }
 """In the order in which a user meets them."""
 

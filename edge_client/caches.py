@@ -15,8 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from collafuse.core.atomic import write_bytes
 from collafuse.core.errors import CollaFuseError
 from collafuse.core.metadata import parse_json
@@ -51,6 +49,8 @@ def engine_folder(provider: str, digest: str) -> Path | None:
 
     Engines fit one model, onnxruntime, TensorRT and GPU, so all four name the folder.
     """
+    import onnxruntime  # here, because doctor asks for the cache where it may be missing
+
     parts = (digest, onnxruntime.__version__, machine.tensorrt_version(), machine.gpu())
     return usable_folder("engines", f"{provider}-{_name(parts)}")
 

@@ -16,13 +16,14 @@ def default_threads(root: Path = Path("/"), allowed: Set[int] | None = None) -> 
     Two hardware threads of one core share its arithmetic units, so a core counts once. ``root`` is where /sys and
     /proc are; ``allowed`` the processors this process may use, by default those the system says.
     """
-    allowed = _affinity() if allowed is None else allowed
+    allowed = allowed_processors() if allowed is None else allowed
     threads = min(physical_cores(root, allowed), MAX_THREADS)
     quota = processor_quota(root)
     return max(1, threads if quota is None else min(threads, int(quota)))
 
 
-def _affinity() -> Set[int]:
+def allowed_processors() -> Set[int]:
+    """Numbers of the processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))

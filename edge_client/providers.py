@@ -166,6 +166,7 @@ class ProviderError(RuntimeMissingError):
     def __init__(self, provider: Provider, tried: str, offered: Collection[str], version: str) -> None:
         super().__init__(
             f"provider {provider.name} does not run here: {tried}. Installed is onnxruntime {version}, which offers "
-            f"{', '.join(offered)}. To use {provider.name}: {provider.remedy}; or pass --provider cpu."
+            f"{', '.join(offered)}. To use {provider.name}: {provider.remedy}; or pass --provider cpu. "
+            "collafuse doctor tries every provider."
         )
         self.tried = tried

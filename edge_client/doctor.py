@@ -1,0 +1,257 @@
+"""``collafuse doctor``: what works on this machine and what does not, each problem with its fix. Uses no network.
+
+It imports nothing that may be missing: whatever is asked of onnxruntime is asked in a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from collafuse.core.errors import CollaFuseError, RuntimeMissingError
+
+from . import machine
+from .child import ChildError, run_child
+from .cores import allowed_processors, default_threads, physical_cores, processor_quota
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+PACKAGES = {"numpy": "1.26", "onnxruntime": "1.23", "safetensors": "0.5", "typer": "0.26", "pillow": "11"}
+"""The oldest versions that we rely on, as in pyproject.toml."""
+NOT_FOR_FINISHING = {"pillow"}
+OLDEST_PYTHON = (3, 10)
+MEMORY_MB = 200.0
+"""Available memory below which finishing may be killed: a process takes about 100 MB with a small bundle."""
+DISK_MB = 50.0
+ASK_SECONDS = 120.0
+ONE_DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. A problem makes finishing fail, with this exit code; a warning does not."""
+
+    name: str
+    status: str
+    found: str
+    fix: str = ""
+    exit_code: int = RuntimeMissingError.exit_code
+
+
+def examine(bundle: Path | None = None, threads: int | None = None) -> Iterator[Check]:
+    """Every check in turn, as it is done; those of a bundle where one is given."""
+    yield _python()
+    yield from _packages()
+    yield _runtimes()
+    yield _processor()
+    yield _threads(threads)
+    yield _memory()
+    yield from _disk()
+    yield _cache()
+    yield _clock()
+    with tempfile.TemporaryDirectory(prefix="collafuse-", ignore_cleanup_errors=True) as folder:
+        yield from _providers(Path(folder), bundle, threads or default_threads())
+
+
+def exit_code(checks: list[Check]) -> int:
+    """0 when finishing would work, otherwise the code of the first problem."""
+    return next((check.exit_code for check in checks if check.status == PROBLEM), 0)
+
+
+def _python() -> Check:
+    found = f"{machine.python_version()} on {platform.system()} {platform.machine()}"
+    if sys.version_info[:2] >= OLDEST_PYTHON:
+        return Check("python", OK, found)
+    return Check("python", PROBLEM, found, "install Python 3.10 or newer and collafuse in it")
+
+
+def _packages() -> Iterator[Check]:
+    for name, oldest in PACKAGES.items():
+        try:
+            version = _installed_version(name)
+        except importlib.metadata.PackageNotFoundError:
+            status = WARNING if name in NOT_FOR_FINISHING else PROBLEM
+            yield Check(name, status, "not installed", f"pip install '{name}>={oldest}'")
+            continue
+        if _numbers(version) < _numbers(oldest):
+            yield Check(
+                name, WARNING, version, f"{oldest} is the oldest that is tested: pip install '{name}>={oldest}'"
+            )
+        else:
+            yield Check(name, OK, version)
+
+
+def _installed_version(name: str) -> str:
+    if name != "onnxruntime":
+        return importlib.metadata.version(name)
+    runtimes = installed_runtimes()
+    if not runtimes:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return next(iter(runtimes.values()))
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)[:2]]
+
+
+def installed_runtimes() -> dict[str, str]:
+    """Name and version of every installed distribution that brings an onnxruntime package."""
+    found = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"] or ""
+        if name.lower().startswith("onnxruntime") and _brings_runtime(distribution):
+            found[name] = distribution.version
+    return found
+
+
+def _brings_runtime(distribution: importlib.metadata.Distribution) -> bool:
+    return any(str(file) == "onnxruntime/__init__.py" for file in distribution.files or ())
+
+
+def _runtimes() -> Check:
+    """Two of them overwrite each other's files, and which providers work is then a matter of chance."""
+    runtimes = installed_runtimes()
+    found = ", ".join(f"{name} {version}" for name, version in runtimes.items()) or "none"
+    if len(runtimes) < 2:
+        return Check("one onnxruntime", OK, found)
+    every = " ".join(runtimes)
+    fix = f"they overwrite each other: pip uninstall -y {every}, then install the one you want"
+    return Check("one onnxruntime", WARNING, found, fix)
+
+
+def _processor() -> Check:
+    features, architecture = machine.cpu_features(), platform.machine()
+    found = f"{machine.cpu_model()}: {' '.join(features) or 'no features known'}"
+    if architecture in ("x86_64", "AMD64") and features and "avx2" not in features:
+        return Check("processor", WARNING, found, "without avx2 evaluations are several times slower; use fewer steps")
+    if architecture == "aarch64" and features and "asimddp" not in features:
+        return Check("processor", WARNING, found, "without the dot product (asimddp) use an fp32 bundle, not int8")
+    return Check("processor", OK, found)
+
+
+def _threads(threads: int | None) -> Check:
+    cores, quota = physical_cores(Path("/"), allowed_processors()), processor_quota(Path("/"))
+    found = f"{threads or default_threads()} of {cores} cores"
+    if quota is None:
+        return Check("threads", OK, found)
+    found += f", limited to {quota:g} processors' time"
+    if quota < 1:
+        return Check("threads", WARNING, found, "give the container or service at least one processor")
+    return Check("threads", OK, found)
+
+
+def _memory() -> Check:
+    memory = machine.memory_mb()
+    if memory is None:
+        return Check("memory", OK, "unknown")
+    found = f"{memory[1]:.0f} of {memory[0]:.0f} MB available"
+    if memory[1] >= MEMORY_MB:
+        return Check("memory", OK, found)
+    return Check("memory", WARNING, found, f"free some memory or add swap: {MEMORY_MB:.0f} MB are safe; --batch-size 1")
+
+
+def _disk() -> Iterator[Check]:
+    for name, folder in (("disk here", Path.cwd()), ("disk for temporary files", Path(tempfile.gettempdir()))):
+        free = shutil.disk_usage(folder).free / 1e6
+        found = f"{free:.0f} MB free in {folder}"
+        fix = "" if free >= DISK_MB else "free some space, or write elsewhere with -o (TMPDIR for temporary files)"
+        yield Check(name, WARNING if fix else OK, found, fix)
+
+
+def _cache() -> Check:
+    from . import caches
+
+    folder = caches.usable_folder()
+    if folder is not None:
+        return Check("cache", OK, f"{folder} can be written")
+    where = caches.cache_folder()
+    fix = "make it writable for this user alone, or set XDG_CACHE_HOME; without it measurements and engines are lost"
+    return Check("cache", WARNING, f"{where} cannot be used", fix)
+
+
+def _clock() -> Check:
+    """A board without a battery starts in the past; certificates and file times are then wrong."""
+    now, made = time.time(), Path(__file__).stat().st_mtime
+    found = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
+    if now > made - ONE_DAY:
+        return Check("clock", OK, found)
+    return Check("clock", WARNING, f"{found}, before this program was installed", "timedatectl set-ntp true")
+
+
+def _providers(folder: Path, bundle: Path | None, threads: int) -> Iterator[Check]:
+    """Every provider that onnxruntime offers runs a tiny bundle, then the given one, in a process of its own."""
+    try:
+        answer = run_child("doctor", (str(folder / "tiny.onnx"),), ASK_SECONDS)
+    except ChildError as error:
+        fix = "pip install --force-reinstall numpy onnxruntime; on an old system, an older version of them"
+        yield Check("onnxruntime runs", PROBLEM, f"importing it failed: {error}", fix)
+        return
+    yield Check("onnxruntime runs", OK, f"{answer['version']} offers {', '.join(answer['offered'])}")
+    if (gpu := machine.gpu()) and not {"cuda", "tensorrt"} & set(answer["candidates"]):
+        yield Check("gpu", OK, f"{gpu}; this onnxruntime does not use it, and the CPU may well be enough")
+    works = []
+    for check in (_provider(folder / "tiny.onnx", name, threads) for name in answer["candidates"]):
+        yield check
+        works += [check] if check.status == OK else []
+    if bundle is not None and works:
+        yield from _bundle(bundle, [check.name.removeprefix("provider ") for check in works], threads)
+
+
+def _provider(path: Path, name: str, threads: int) -> Check:
+    from .providers import CPU, PROVIDERS
+    from .trial import try_isolated
+
+    trial = try_isolated(path, name, threads)
+    if trial.milliseconds is not None:
+        return Check(f"provider {name}", OK, "runs a small graph and gives its known answer")
+    status = PROBLEM if name == CPU else WARNING
+    return Check(f"provider {name}", status, f"offered, but fails: {trial.failure}", PROVIDERS[name].remedy)
+
+
+def _bundle(path: Path, names: list[str], threads: int) -> Iterator[Check]:
+    from collafuse.core import bundle as bundles
+
+    from .trial import try_isolated
+
+    try:
+        info = bundles.read(path).info
+    except CollaFuseError as error:
+        yield Check("bundle", PROBLEM, str(error), "get it anew from its site", error.exit_code)
+        return
+    shape = "x".join(map(str, info.image_shape))
+    yield Check("bundle", OK, f"{path.name}: {shape}, {info.precision}, {info.steps} steps of {info.sampler}")
+    trials = [try_isolated(path, name, threads) for name in names]
+    any_works = any(trial.milliseconds is not None for trial in trials)
+    for name, trial in zip(names, trials, strict=True):
+        if trial.milliseconds is None:
+            fix = f"use another provider: --provider {next((n for n in names if n != name), 'cpu')}"
+            yield Check(f"bundle on {name}", WARNING if any_works else PROBLEM, trial.failure, fix)
+        else:
+            evaluations = info.steps * (2 if info.sampler == "heun" else 1) * (1 if info.guidance == 1.0 else 2)
+            found = f"known answer met; {trial.milliseconds:.1f} ms an evaluation, about "
+            yield Check(f"bundle on {name}", OK, f"{found}{trial.milliseconds * evaluations:.0f} ms an image")
+
+
+def main(arguments: list[str]) -> None:
+    """PATH: write the tiny bundle there and print what onnxruntime offers as JSON."""
+    import json
+
+    import numpy  # noqa: F401 - first, because onnxruntime keeps to itself why numpy failed
+    import onnxruntime
+
+    from .providers import candidates
+    from .tinybundle import tiny_bundle
+
+    with suppress(IndexError):
+        Path(arguments[0]).write_bytes(tiny_bundle())
+    offered = onnxruntime.get_available_providers()
+    answer = {"version": onnxruntime.__version__, "offered": offered, "candidates": candidates(offered)}
+    print(json.dumps(answer))  # noqa: T201

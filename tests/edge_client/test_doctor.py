@@ -1,0 +1,187 @@
+"""edge_client.doctor and tinybundle: what works on a machine is found out by doing it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from collafuse.core import bundle as bundles
+from edge_client import doctor, trial
+from edge_client.denoiser import known_answer_error
+from edge_client.doctor import OK, PROBLEM, WARNING, Check, examine, exit_code, installed_runtimes
+from edge_client.session import open_session
+from edge_client.tinybundle import tiny_bundle
+from edge_client.trial import Trial
+from tests.bundles import halving_bundle
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def named(checks, name: str) -> Check:
+    return next(check for check in checks if check.name == name)
+
+
+# --- the tiny bundle ----------------------------------------------------------------------------------------
+
+
+def test_the_tiny_bundle_is_an_honest_one():
+    data = tiny_bundle()
+    onnx.checker.check_model(onnx.load_model_from_string(data), full_check=True)
+    bundle = bundles.from_bytes(data, "tiny")
+    assert bundle.summary.operators == {"Conv", "Tanh"}
+    assert known_answer_error(open_session(bundle), bundle) < 1e-6
+    assert tiny_bundle() == data
+
+
+# --- a machine that works -----------------------------------------------------------------------------------
+
+
+def test_this_machine_works():
+    checks = list(examine())
+    assert exit_code(checks) == 0
+    for name in ("python", "numpy", "onnxruntime", "processor", "threads", "disk here", "clock", "onnxruntime runs"):
+        assert named(checks, name).status == OK, name
+    assert named(checks, "provider cpu").found == "runs a small graph and gives its known answer"
+    assert all(check.fix for check in checks if check.status != OK)
+
+
+def test_a_bundle_is_checked_and_timed(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(halving_bundle())
+    checks = list(examine(tmp_path / "a.onnx"))
+    assert named(checks, "bundle").found == "a.onnx: 1x2x2, fp32, 3 steps of euler"
+    assert "known answer met" in named(checks, "bundle on cpu").found and exit_code(checks) == 0
+
+
+def test_the_command_prints_each_check_or_json(monkeypatch, capsys, tmp_path):
+    from cli.app import main
+
+    (tmp_path / "damaged.onnx").write_bytes(halving_bundle()[:-1])
+    for words, code in (([], 0), (["--json"], 0), ([str(tmp_path / "damaged.onnx"), "--json"], 5)):
+        monkeypatch.setattr(sys, "argv", ["collafuse", "doctor", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        shown = capsys.readouterr()
+        assert (stop.value.code or 0) == code
+        assert ("Finishing works here" in shown.err) == (code == 0)
+        if "--json" in words:
+            values = json.loads(shown.out)
+            assert values["works"] == (code == 0) and {"name", "status", "found", "fix"} <= set(values["checks"][0])
+        else:
+            assert "ok       provider cpu" in shown.out
+
+
+# --- machines that do not -----------------------------------------------------------------------------------
+
+BROKEN = 'raise ImportError("libstdc++.so.6: version GLIBCXX_3.4.29 not found")\n'
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "numpy"])
+def test_a_package_that_cannot_be_imported_is_named_and_nothing_else_breaks(tmp_path, package):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(BROKEN)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
+    command = [sys.executable, "-m", "cli", "doctor", "--json"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 11, done.stderr
+    (problem,) = [check for check in json.loads(done.stdout)["checks"] if check["status"] == PROBLEM]
+    assert problem["name"] == "onnxruntime runs" and "GLIBCXX_3.4.29 not found" in problem["found"]
+    assert "pip install" in problem["fix"]
+
+
+def test_a_package_that_is_missing_or_old(monkeypatch):
+    def version(name):
+        if name in ("numpy", "pillow"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "0.1" if name == "safetensors" else "99.0"
+
+    monkeypatch.setattr(doctor, "_installed_version", version)
+    checks = {check.name: check for check in doctor._packages()}
+    assert (checks["numpy"].status, checks["numpy"].fix) == (PROBLEM, "pip install 'numpy>=1.26'")
+    assert (checks["pillow"].status, checks["safetensors"].status) == (WARNING, WARNING)
+    assert checks["typer"].status == OK
+
+
+def test_the_versions_are_those_of_the_project():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for name, oldest in doctor.PACKAGES.items():
+        assert f'"{name}>={oldest}"' in text
+
+
+def test_two_runtimes_at_once_are_found(tmp_path, monkeypatch):
+    for name, brings in (("onnxruntime_gpu", "onnxruntime"), ("onnxruntime_extensions", "onnxruntime_extensions")):
+        folder = tmp_path / f"{name}-1.31.1.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.31.1\n")
+        (folder / "RECORD").write_text(f"{brings}/__init__.py,,\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert len(installed_runtimes()) == 2 and installed_runtimes()["onnxruntime-gpu"] == "1.31.1"
+    check = doctor._runtimes()
+    assert check.status == WARNING and "pip uninstall -y onnxruntime-gpu onnxruntime" in check.fix
+
+
+def test_little_memory_a_full_disk_and_a_wrong_clock_are_warnings(monkeypatch):
+    monkeypatch.setattr(doctor.machine, "memory_mb", lambda: (512.0, 90.0))
+    assert doctor._memory().status == WARNING and "90 of 512 MB" in doctor._memory().found
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1e6}))
+    assert [check.status for check in doctor._disk()] == [WARNING, WARNING]
+    monkeypatch.setattr(doctor.time, "time", lambda: 0.0)
+    assert doctor._clock().status == WARNING and "1970-01-01" in doctor._clock().found
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(cache):
+    assert doctor._cache().status == OK
+    (cache / "collafuse").chmod(0o777)
+    assert doctor._cache().status == WARNING
+
+
+@pytest.mark.parametrize(
+    ("architecture", "features", "status"),
+    [
+        ("x86_64", ["avx", "avx2"], OK),
+        ("x86_64", ["sse4_2"], WARNING),
+        ("aarch64", ["asimd"], WARNING),
+        ("aarch64", ["asimd", "asimddp"], OK),
+        ("riscv64", [], OK),
+    ],
+)
+def test_processors_that_are_slow_are_named(monkeypatch, architecture, features, status):
+    monkeypatch.setattr(doctor.platform, "machine", lambda: architecture)
+    monkeypatch.setattr(doctor.machine, "cpu_features", lambda: features)
+    assert doctor._processor().status == status
+
+
+def test_a_provider_in_name_only_is_a_warning_with_its_fix(tmp_path):
+    (tmp_path / "tiny.onnx").write_bytes(tiny_bundle())
+    check = doctor._provider(tmp_path / "tiny.onnx", "cuda", 1)
+    assert check.status == WARNING and "offered, but fails: this onnxruntime was built without it" in check.found
+    assert "onnxruntime-gpu" in check.fix
+
+
+def test_without_the_cpu_nothing_works(monkeypatch):
+    monkeypatch.setattr(trial, "try_isolated", lambda path, name, threads: Trial(name, None, "it crashed (SIGILL)"))
+    checks = list(examine())
+    assert exit_code(checks) == 11 and named(checks, "provider cpu").status == PROBLEM
+    assert "SIGILL" in named(checks, "provider cpu").found
+
+
+def test_a_bundle_that_runs_on_some_provider_is_no_problem(monkeypatch, tmp_path):
+    (tmp_path / "a.onnx").write_bytes(halving_bundle())
+    outcomes = {"cpu": Trial("cpu", 1.0, ""), "cuda": Trial("cuda", None, "broken")}
+    monkeypatch.setattr(trial, "try_isolated", lambda path, name, threads: outcomes[name])
+    checks = list(doctor._bundle(tmp_path / "a.onnx", ["cpu", "cuda"], 1))
+    assert [check.status for check in checks] == [OK, OK, WARNING] and "--provider cpu" in checks[2].fix
+    outcomes["cpu"] = Trial("cpu", None, "broken too")
+    assert exit_code(list(doctor._bundle(tmp_path / "a.onnx", ["cpu", "cuda"], 1))) == 11
