@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
-from cli.app import COMMANDS
+from cli.app import COMMANDS, app
 from collafuse.core import errors
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +41,28 @@ def test_the_readme_lists_every_command(command):
 def test_links_inside_the_project_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+?)\)", page.read_text(encoding="utf-8")):
         assert target.startswith(("http:", "https:")) or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_and_options_in_code_exist(page):
+    """Whatever stands as ``collafuse WORD --option`` in a line of code."""
+    text = page.read_text(encoding="utf-8")
+    for line in re.findall(r"`(collafuse [^`]+)`|^ *(collafuse .*)$", text, re.MULTILINE):
+        words = "".join(line).split("#")[0].split()
+        name = next((w for w in words[1:] if not w.startswith("-")), None)
+        assert name in COMMANDS or name is None or name.isupper(), line
+        known = {o for p in _parameters(name) for o in p.opts} | {"--help", "--version"}
+        assert {w for w in words if re.fullmatch(r"--[a-z][a-z-]+", w)} <= known, line
+
+
+def test_the_options_in_the_table_of_devices_are_those_of_finish():
+    text = (ROOT / "docs/devices.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(--[a-z-]+)` \|", text, re.MULTILINE))
+    assert len(listed) >= 6 and listed <= {o for p in _parameters("finish") for o in p.opts}
+
+
+def _parameters(name):
+    return typer.main.get_command(app).commands[name].params if name in COMMANDS else []
 
 
 def test_the_version_is_the_same_everywhere():
