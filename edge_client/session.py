@@ -32,7 +32,10 @@ def open_session(
     chosen, threads = named(provider), threads or default_threads()
     if chosen.name != CPU:
         return _open_elsewhere(bundle, chosen, threads, say)
-    denoiser = OnnxDenoiser(_load(bundle, _options(threads), [chosen.runtime_name]), CPU, threads)
+    options = _options(threads)
+    # They keep memory for calls of other sizes; one size is all that is ever called here, and as fast without.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    denoiser = OnnxDenoiser(_load(bundle, options, [chosen.runtime_name]), CPU, threads)
     check_known_answer(denoiser, bundle)
     return denoiser
 
