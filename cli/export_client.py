@@ -34,6 +34,14 @@ def export_client(
             help="Intermediates to calibrate int8 and to measure fp16 and int8 on; by default what train left.",
         ),
     ] = None,
+    graph: Annotated[
+        str,
+        typer.Option(
+            "--graph",
+            metavar="G",
+            help="step: one evaluation, for collafuse finish; whole: from intermediate to pixels, for other runtimes.",
+        ),
+    ] = "step",
     force: Annotated[bool, typer.Option("--force", help="Write the bundle even if its precision loses much.")] = False,
     opset: Annotated[int, typer.Option("--opset", min=18, max=20, help="ONNX operator set.")] = 18,
     overwrite: options.Overwrite = False,
@@ -66,6 +74,7 @@ def export_client(
         opset=opset,
         precision=precision,
         intermediates=calibration,
+        graph=graph,
         force=force,
         overwrite=overwrite,
     )
@@ -78,7 +87,10 @@ def export_client(
             f"In {precision} {loss.images} finished images differ from fp32 by {loss.mean_grey_levels:.2f} grey levels "
             f"in the mean, {loss.max_grey_levels} at most (PSNR {loss.psnr_db:.1f} dB)."
         )
-    say(f"  collafuse finish {out} INTERMEDIATES -o pictures")
+    if graph == "step":
+        say(f"  collafuse finish {out} INTERMEDIATES -o pictures")
+    else:
+        say("One call finishes: x and labels in, pixels out. See docs/other-languages.md.")
     if as_json:
         emit(
             {
@@ -86,6 +98,7 @@ def export_client(
                 "bytes": made.size,
                 "sha256": made.digest,
                 "precision": precision,
+                "graph": graph,
                 "parity": vars(made.parity),
                 "loss": loss and vars(loss),
             }

@@ -70,12 +70,17 @@ class Finisher:
 
         provider: a name of :data:`providers.PROVIDERS`, or "auto" for the fastest that works. threads: per evaluation,
         by default the physical cores, at most 4. ``say`` hears which provider was chosen and what takes long. Raises
-        FileFormatError for a damaged or foreign bundle, UsageError for an unknown sampler or provider, and
-        RuntimeMissingError for a provider that does not really run the bundle here.
+        FileFormatError for a damaged or foreign bundle, MismatchError for one that holds a whole graph, UsageError for
+        an unknown sampler or provider, and RuntimeMissingError for a provider that does not really run the bundle here.
         """
         path = Path(path)
         bundle = bundles.read(path)
         info = bundle.info
+        if info.graph != "step":
+            raise MismatchError(
+                f"{path} holds the whole finishing in one graph, which other runtimes run with one call; "
+                "to finish here, use a bundle exported with --graph step."
+            )
         settings = Settings(
             steps=info.steps if steps is None else steps,
             sampler=sampler or info.sampler,

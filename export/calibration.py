@@ -57,7 +57,7 @@ class Batch:
 
 
 def _finish(model: Model, part: Batch, info: BundleInfo) -> NDArray[np.float32]:
-    return finish(model, part.x, part.conditions, info, part.sigma, part.history)
+    return finish(model, part.x, part.conditions, info, sigma=part.sigma, history=part.history)
 
 
 def read(path: Path, info: BundleInfo) -> tuple[Batch, Batch]:

@@ -8,10 +8,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from collafuse.core.bundle import INPUTS, OUTPUT, BundleInfo
+from collafuse.core.bundle import INPUTS, OUTPUT, PIXELS, WHOLE_INPUTS, BundleInfo
 from collafuse.core.conditioning import guided
 from collafuse.core.errors import ExportError, first_line
 from collafuse.core.noise import client_sigmas
+from collafuse.core.pictures import Pixels
 from collafuse.core.samplers import STEPS, History, run
 
 
@@ -28,6 +29,17 @@ def open_session(model: bytes) -> onnxruntime.InferenceSession:
         ) from error
 
 
+class OnnxWhole:
+    """A whole graph: ``model(x, conditions) -> pixels``, uint8 [N, H, W, C]."""
+
+    def __init__(self, model: bytes) -> None:
+        self._session = open_session(model)
+
+    def __call__(self, x: NDArray[Any], conditions: NDArray[Any]) -> Pixels:
+        values = dict(zip(WHOLE_INPUTS, (x.astype(np.float32), conditions), strict=True))
+        return np.asarray(self._session.run([PIXELS], values)[0])
+
+
 class OnnxStep:
     """A step graph: ``model(x, sigma, conditions) -> x0_hat`` on float32 arrays, sigma a float or [N]."""
 
@@ -41,12 +53,20 @@ class OnnxStep:
 
 
 def finish(
-    model: Any, x: Any, conditions: Any, info: BundleInfo, sigma: float | None = None, history: History | None = None
+    model: Any,
+    x: Any,
+    conditions: Any,
+    info: BundleInfo,
+    *,
+    sigma: float | None = None,
+    history: History | None = None,
+    blank: Any = None,
 ) -> Any:
     """x [N, C, H, W] at level sigma (the bundle's own unless given), finished as the bundle's defaults say.
 
-    Takes an :class:`OnnxStep` with NumPy arrays or a torch denoiser with tensors.
+    Takes an :class:`OnnxStep` with NumPy arrays, a torch denoiser with tensors, or the symbols of a graph that is
+    being written, which need the "no label" conditions as ``blank``.
     """
     sigmas = client_sigmas(info.sigma_max if sigma is None else sigma, info.steps, info.sigma_low)
     state = history if info.sampler == "dpmpp_2m" else None
-    return run(STEPS[info.sampler], guided(model, conditions, info.guidance), x, sigmas, state)[0]
+    return run(STEPS[info.sampler], guided(model, conditions, info.guidance, blank), x, sigmas, state)[0]

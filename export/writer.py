@@ -16,21 +16,27 @@ import collafuse
 from collafuse.config import ClientSettings
 from collafuse.core import bundle as bundles
 from collafuse.core.atomic import refuse_existing, write_bytes
-from collafuse.core.bundle import MAX_STEPS, PRECISIONS, BundleInfo
+from collafuse.core.bundle import GRAPHS, MAX_STEPS, PRECISIONS, BundleInfo, known_answer_input
 from collafuse.core.errors import ExportError, FileFormatError, UsageError
+from collafuse.core.pictures import to_uint8
 from collafuse.learning.weights import TrainedModel
 
 from . import calibration
-from .answer import exact_answer, measured_answer
+from .answer import exact_answer, step_answer, whole_answer
 from .graph import DEFAULT_OPSET, export_graph
 from .half import halve_weights
 from .parity import HALF_TOLERANCE, Parity, check_parity
 from .quantise import quantise
-from .runtime import OnnxStep
+from .runtime import OnnxStep, OnnxWhole, finish
+from .whole import whole_graph
 
 LEAST_PSNR_DB = 40.0
 """Below this a precision is refused: 40 dB is a root mean square of 2.6 grey levels of 255, about where people begin
 to see a difference between two pictures side by side."""
+
+NUM_COMPARED = 8
+LEAST_WHOLE_PSNR_DB = 60.0
+"""Between one graph and its steps: the same arithmetic, so a root mean square of a quarter grey level is generous."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,13 @@ def export_client(
     opset: int = DEFAULT_OPSET,
     precision: str = "fp32",
     intermediates: Path | None = None,
+    graph: str = "step",
     force: bool = False,
     overwrite: bool = False,
 ) -> Exported:
     """Write a client's bundle. ``steps`` takes the place of the configured number of finishing steps.
 
+    With ``graph`` "whole" the bundle holds the whole finishing for other runtimes, see export.whole.
     A precision below fp32 needs ``intermediates``, a file that the server delivered for this client: int8 is
     calibrated on half of it, the loss is measured on the other half. ``force`` writes a bundle whose loss is above
     the tolerance.
@@ -71,15 +79,17 @@ def export_client(
     for missing intermediates; OutputExistsError and StorageError as every writer.
     """
     refuse_existing(path, overwrite)
-    _check_arguments(client, steps, precision, intermediates)
+    _check_arguments(client, steps, precision, graph, intermediates)
     info = _describe(model, settings, client, settings.sampler.steps if steps is None else steps, opset)
-    graph = export_graph(model.denoiser, opset)
-    parity = check_parity(model.denoiser, graph.SerializeToString(), info)
+    onnx_model = export_graph(model.denoiser, opset)
+    parity = check_parity(model.denoiser, onnx_model.SerializeToString(), info)
     if precision != "fp32":
-        graph, info = _reduce(graph, replace(info, precision=precision), intermediates, force)
+        onnx_model, info = _reduce(onnx_model, replace(info, precision=precision), intermediates, force)
         if precision == "fp16":
-            parity = check_parity(model.denoiser, graph.SerializeToString(), info, HALF_TOLERANCE)
-    data = _sealed(graph, info)
+            parity = check_parity(model.denoiser, onnx_model.SerializeToString(), info, HALF_TOLERANCE)
+    if graph == "whole":
+        onnx_model, info = _unroll(onnx_model, replace(info, graph=graph))
+    data = _sealed(onnx_model, info)
     try:
         digest = bundles.from_bytes(data, str(path)).digest  # the very checks that a device will make
     except FileFormatError as error:
@@ -88,11 +98,13 @@ def export_client(
     return Exported(size=len(data), digest=digest, info=info, parity=parity)
 
 
-def _check_arguments(client: str, steps: int | None, precision: str, intermediates: Path | None) -> None:
+def _check_arguments(client: str, steps: int | None, precision: str, graph: str, intermediates: Path | None) -> None:
     if steps is not None and not 1 <= steps <= MAX_STEPS:
         raise UsageError(f"steps={steps}; expected a whole number from 1 to {MAX_STEPS}.")
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is not known; use one of {', '.join(PRECISIONS)}.")
+    if graph not in GRAPHS:
+        raise UsageError(f"graph {graph!r} is not known; use one of {', '.join(GRAPHS)}.")
     if precision != "fp32" and intermediates is None:
         raise UsageError(
             f"precision {precision} is measured against fp32 on finished images, and there are no intermediates to "
@@ -145,7 +157,26 @@ def _reduce(
             f"{loss.psnr_db:.1f} dB); at least {LEAST_PSNR_DB:g} dB are expected. No bundle was written; use another "
             "--precision, more --calibration images, or --force."
         )
-    return graph, replace(info, loss=loss, known_answer=measured_answer(reduced, info))
+    return graph, replace(info, loss=loss, known_answer=step_answer(reduced, info))
+
+
+def _unroll(step: onnx.ModelProto, info: BundleInfo) -> tuple[onnx.ModelProto, BundleInfo]:
+    """The whole graph of a step graph, and the info with its known answer.
+
+    Raises ExportError unless it makes the pictures that a device makes of the step graph.
+    """
+    whole = whole_graph(step, info)
+    model = OnnxWhole(whole.SerializeToString())
+    x, _, conditions = known_answer_input(info.image_shape, len(info.label_names), (info.sigma_max,) * NUM_COMPARED)
+    expected = to_uint8(finish(OnnxStep(step.SerializeToString()), x, conditions, info))
+    apart = calibration.loss_between(expected, model(x, conditions))
+    if apart.psnr_db < LEAST_WHOLE_PSNR_DB:
+        raise ExportError(
+            f"finished in one graph, pictures differ by {apart.mean_grey_levels:.2f} grey levels in the mean and "
+            f"{apart.max_grey_levels} at most from those finished step by step; they should be the same. No bundle was "
+            "written; use --graph step, or another onnxruntime version."
+        )
+    return whole, replace(info, known_answer=whole_answer(model, info))
 
 
 def _sealed(graph: onnx.ModelProto, info: BundleInfo) -> bytes:

@@ -7,6 +7,9 @@ File format (ONNX, version 1 of ours):
               labels      float32 [N, K + 1]     condition: K attributes and the "no label" flag
     output    x0_hat      float32 [N, C, H, W]   the clean images, estimated; preconditioning is inside
 
+    With graph "whole" instead of "step" the file holds the whole finishing, for runtimes other than ours: inputs
+    x, at the level sigma_max, and labels as above; output pixels, uint8 [N, H, W, C], finished as the defaults say.
+
     precision "fp32", "fp16" (matrices and kernels stored in half, computed in fp32) or "int8" (convolutions
     between QuantizeLinear and DequantizeLinear, all but the first and the last)
 
@@ -48,6 +51,10 @@ DIGEST_KEY = "collafuse_sha256"
 NO_DIGEST = "0" * 64
 INPUTS = ("x", "sigma", "labels")
 OUTPUT = "x0_hat"
+WHOLE_INPUTS = ("x", "labels")
+PIXELS = "pixels"
+GRAPHS = {"step": 1.0, "whole": 127.0}
+"""What a graph may be, with the largest tolerance of its known answer: half the range of its output."""
 FLOAT32, UINT8, INT8, INT32, INT64, BOOL, FLOAT16 = 1, 2, 3, 6, 7, 9, 10
 """Element types by their ONNX numbers."""
 PRECISIONS = {
@@ -62,7 +69,7 @@ MAX_PSNR_DB = 100.0
 OPERATORS = frozenset(
     "Add And AveragePool Cast Clip Concat Constant ConstantOfShape Conv Cos DequantizeLinear Div Equal Erf Exp "
     "Expand Flatten Gather Gemm GlobalAveragePool Identity InstanceNormalization LayerNormalization Log MatMul "
-    "Max Min Mul Neg Pad Pow QuantizeLinear Range ReduceMax ReduceMean ReduceSum Reciprocal Reshape Resize Shape "
+    "Max Min Mul Neg Pad Pow QuantizeLinear Range ReduceMax ReduceMean ReduceSum Reciprocal Reshape Resize Round Shape "
     "Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze Where".split()
 )
 """The operators a bundle may use; all of them are plain arithmetic on tensors."""
@@ -70,7 +77,11 @@ OPERATORS = frozenset(
 
 @dataclass(frozen=True)
 class KnownAnswer:
-    """Expected output for :func:`known_answer_input`, at evenly spaced places of the flattened x0_hat."""
+    """Expected output for :func:`known_answer_input`, at evenly spaced places of the flattened output.
+
+    tolerance: the largest difference allowed, in the output's unit: of images in [-1, 1], or in grey levels where
+    the graph is whole. There every image of the input stands at sigma_max.
+    """
 
     sigmas: tuple[float, ...]
     values: tuple[float, ...]
@@ -96,7 +107,8 @@ class BundleInfo:
     """What a bundle says of itself.
 
     sigma_max: the highest level it was trained for, where it takes over from the server. sampler, steps,
-    sigma_low and guidance are defaults that a device may override. loss: None where the precision is fp32.
+    sigma_low and guidance are defaults that a device may override where the graph is one step. loss: None where
+    the precision is fp32.
     """
 
     client: str
@@ -113,6 +125,7 @@ class BundleInfo:
     provenance: dict[str, str]
     known_answer: KnownAnswer
     loss: Loss | None = None
+    graph: str = "step"
 
     def to_json(self) -> str:
         """The metadata text that goes into the file."""
@@ -214,7 +227,7 @@ def _info(values: dict[str, Any], source: str) -> BundleInfo:
     if channels > MAX_CHANNELS:
         raise FileFormatError(f"{source} is for images with {channels} channels; at most {MAX_CHANNELS} are known.")
     sigma_max = fields.number("sigma_max", above=SIGMA_MIN, at_most=SIGMA_MAX)
-    precision = fields.text("precision", one_of=PRECISIONS)
+    precision, graph = fields.text("precision", one_of=PRECISIONS), fields.text("graph", one_of=GRAPHS)
     info = BundleInfo(
         client=fields.text("client"),
         image_shape=(channels, height, width),
@@ -228,18 +241,19 @@ def _info(values: dict[str, Any], source: str) -> BundleInfo:
         precision=precision,
         opset=fields.integer("opset", at_least=1, at_most=100),
         provenance=fields.texts("provenance"),
-        known_answer=_known_answer(fields.nested("known_answer"), source),
+        known_answer=_known_answer(fields.nested("known_answer"), GRAPHS[graph], source),
         loss=_loss(fields, precision, source),
+        graph=graph,
     )
     fields.done()
     return info
 
 
-def _known_answer(fields: Fields, source: str) -> KnownAnswer:
+def _known_answer(fields: Fields, largest_tolerance: float, source: str) -> KnownAnswer:
     answer = KnownAnswer(
         sigmas=fields.numbers("sigmas", max_length=16),
         values=fields.numbers("values", max_length=4096),
-        tolerance=fields.number("tolerance", above=0.0, at_most=1.0),
+        tolerance=fields.number("tolerance", above=0.0, at_most=largest_tolerance),
     )
     fields.done()
     if not answer.sigmas or not answer.values:
@@ -274,24 +288,31 @@ def _check_graph(summary: onnxwire.ModelSummary, info: BundleInfo, source: str) 
             f"{source} uses the operators {shown_names(unknown)}, which no bundle has; refused. "
             "Export the client again with collafuse export-client."
         )
-    if foreign := summary.element_types - PRECISIONS[info.precision]:
+    allowed = PRECISIONS[info.precision] | ({UINT8} if info.graph == "whole" else set())
+    if foreign := summary.element_types - allowed:
         raise FileFormatError(
             f"{source} says that it is in {info.precision} and holds elements of the ONNX types "
             f"{', '.join(map(str, sorted(foreign)))}, which such a bundle has not; export it again."
         )
-    image, num_labels = info.image_shape, len(info.label_names)
-    expected = {"x": image, "sigma": (), "labels": (num_labels + 1,), OUTPUT: image}
-    found = {**summary.inputs, **summary.outputs}
-    if set(summary.inputs) != set(INPUTS) or set(summary.outputs) != {OUTPUT}:
+    inputs, output = (INPUTS, OUTPUT) if info.graph == "step" else (WHOLE_INPUTS, PIXELS)
+    if set(summary.inputs) != set(inputs) or set(summary.outputs) != {output}:
         raise FileFormatError(
             f"{source} maps {shown_names(summary.inputs)} to {shown_names(summary.outputs)}; "
-            f"a bundle maps {', '.join(INPUTS)} to {OUTPUT}."
+            f"a bundle with graph {info.graph!r} maps {', '.join(inputs)} to {output}."
         )
-    for name, axes in expected.items():
-        value = found[name]
+    channels, height, width = info.image_shape
+    expected: dict[str, tuple[int, tuple[int, ...]]] = {
+        "x": (FLOAT32, info.image_shape),
+        "sigma": (FLOAT32, ()),
+        "labels": (FLOAT32, (len(info.label_names) + 1,)),
+        OUTPUT: (FLOAT32, info.image_shape),
+        PIXELS: (UINT8, (height, width, channels)),
+    }
+    for name, value in (summary.inputs | summary.outputs).items():
+        element_type, axes = expected[name]
         batch_is_free = value.axes[:1] and isinstance(value.axes[0], str)
-        if value.element_type != FLOAT32 or not batch_is_free or value.axes[1:] != axes:
+        if value.element_type != element_type or not batch_is_free or value.axes[1:] != axes:
             raise FileFormatError(
                 f"{source}: {name} has ONNX type {value.element_type} and axes {shown(list(value.axes))}, expected "
-                f"{FLOAT32} (float32) and {['N', *axes]} by its metadata; export it again."
+                f"{element_type} and {['N', *axes]} by its metadata; export it again."
             )

@@ -64,15 +64,18 @@ def translate_labels(labels: Labels, names: Sequence[str], known: Sequence[str])
     return translated
 
 
-def guided(model: Callable[[Any, Any, Any], Any], conditions: Any, guidance: float) -> Callable[[Any, Any], Any]:
+def guided(
+    model: Callable[[Any, Any, Any], Any], conditions: Any, guidance: float, blank: Any = None
+) -> Callable[[Any, Any], Any]:
     """``denoise(x, sigma)`` for these conditions with classifier-free guidance (Ho and Salimans 2022).
 
     ``model(x, sigma, conditions) -> x0_hat``. With weight w the estimate is
     ``x0_hat(none) + w * (x0_hat(conditions) - x0_hat(none))``; w = 1 is plain conditioning, one evaluation.
+    ``blank`` is the "no label" condition of each row where :func:`unconditional` cannot make it.
     """
     if guidance == 1.0:
         return lambda x, sigma: model(x, sigma, conditions)
-    blank = unconditional(conditions)
+    blank = unconditional(conditions) if blank is None else blank
 
     def denoise(x: Any, sigma: Any) -> Any:
         without = model(x, sigma, blank)

@@ -40,7 +40,7 @@ def test_the_metadata_hold_the_allowed_fields_and_nothing_else(tiny_bundle):
     values = json.loads(props["collafuse"])
     assert set(values) == {
         "kind", "version", "client", "image_shape", "label_names", "sigma_min", "sigma_max", "sampler", "steps",
-        "sigma_low", "guidance", "precision", "opset", "provenance", "known_answer", "loss",
+        "sigma_low", "guidance", "precision", "opset", "provenance", "known_answer", "loss", "graph",
     }  # fmt: skip
     assert set(values["known_answer"]) == {"sigmas", "values", "tolerance"}
     assert set(values["provenance"]) == {"weights", "training_steps", "collafuse", "torch", "onnx", "exported"}
@@ -247,13 +247,13 @@ def sequence_input(model: onnx.ModelProto) -> None:
 
 
 WRONG_ENDS = {
-    "one input too few": (lambda m: m.graph.input.pop(), "maps 'sigma', 'x' to 'x0_hat'; a bundle maps x, sigma"),
+    "one input too few": (lambda m: m.graph.input.pop(), "a bundle with graph 'step' maps x, sigma, labels"),
     "one input too many": (lambda m: m.graph.input.append(tensor_input("y")), "maps 'labels', 'sigma', 'x', 'y'"),
     "one input renamed": (replace_input(1, tensor_input("t")), "maps 'labels', 't', 'x'"),
     "one input twice": (lambda m: m.graph.input.append(tensor_input("x", *SHAPE)), "names 'x' twice"),
-    "the output renamed": (lambda m: m.graph.output[0].MergeFrom(tensor_input("eps")), "to 'eps'; a bundle maps"),
-    "no output": (lambda m: m.graph.ClearField("output"), "a bundle maps"),
-    "a second output": (lambda m: m.graph.output.append(tensor_input("x", *SHAPE)), "a bundle maps"),
+    "the output renamed": (lambda m: m.graph.output[0].MergeFrom(tensor_input("eps")), "to 'eps'; a bundle with"),
+    "no output": (lambda m: m.graph.ClearField("output"), "a bundle with graph 'step' maps"),
+    "a second output": (lambda m: m.graph.output.append(tensor_input("x", *SHAPE)), "a bundle with graph 'step' maps"),
     "half precision": (replace_input(0, tensor_input("x", *SHAPE, dtype=TensorProto.FLOAT16)), "x has ONNX type 10 "),
     "other images": (replace_input(0, tensor_input("x", 3, 2, 2)), "x has ONNX type . and axes"),
     "images without channels": (replace_input(0, tensor_input("x", 2, 2)), "x has ONNX type . and axes"),
@@ -314,6 +314,10 @@ BAD_FIELDS = [
     ("precision", "int4"),
     ("precision", "int8"),
     ("precision", None),
+    ("graph", "half"),
+    ("graph", "whole"),
+    ("graph", None),
+    ("graph", ["step"]),
     ("loss", {}),
     ("loss", 0),
     ("opset", 0),
@@ -392,6 +396,73 @@ def test_fp32_states_no_loss():
         read(resealed(halving_bundle(), loss=LOSS))
 
 
+# --- whole graphs -------------------------------------------------------------------------------------------
+
+
+def whole_bundle(change=lambda model: None, **fields) -> bytes:
+    """x as pixels: an honest whole bundle for the reader, whatever it computes."""
+
+    def make(model: onnx.ModelProto) -> None:
+        del model.graph.input[1], model.graph.node[:]
+        model.graph.node.append(helper.make_node("Cast", ["x"], ["bytes"], to=TensorProto.UINT8))
+        model.graph.node.append(helper.make_node("Transpose", ["bytes"], ["pixels"], perm=[0, 2, 3, 1]))
+        model.graph.output[0].CopyFrom(tensor_input("pixels", 2, 2, 1, dtype=TensorProto.UINT8))
+        change(model)
+
+    return resealed(halving_bundle(), make, **{"graph": "whole", **fields})
+
+
+def test_a_whole_graph_maps_x_and_labels_to_pixels():
+    bundle = read(whole_bundle())
+    assert bundle.info.graph == "whole" and bundle.info.precision == "fp32"
+
+
+def test_a_known_answer_in_grey_levels_may_be_farther_off_than_one_of_images():
+    answer = vars(halving_info().known_answer)
+    assert read(whole_bundle(known_answer={**answer, "tolerance": 3.0})).info.known_answer.tolerance == 3.0
+    for data in (
+        whole_bundle(known_answer={**answer, "tolerance": 128.0}),
+        resealed(halving_bundle(), known_answer={**answer, "tolerance": 3.0}),
+    ):
+        with pytest.raises(FileFormatError, match="tolerance"):
+            read(data)
+
+
+WRONG_WHOLES = {
+    "a whole graph that says it is a step": ({"graph": "step"}, lambda model: None),
+    "sigma as an input": ({}, lambda model: model.graph.input.append(tensor_input("sigma"))),
+    "no labels": ({}, lambda model: model.graph.input.pop()),
+    "pixels as floats": ({}, lambda m: m.graph.output[0].CopyFrom(tensor_input("pixels", 2, 2, 1))),
+    "channels first": (
+        {},
+        lambda m: m.graph.output[0].CopyFrom(tensor_input("pixels", 1, 2, 2, dtype=TensorProto.UINT8)),
+    ),
+    "pixels for one image": (
+        {},
+        lambda m: m.graph.output[0].CopyFrom(helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, 2, 2, 1])),
+    ),
+    "x0_hat as well": ({}, lambda m: m.graph.output.append(tensor_input("x0_hat", *SHAPE))),
+    "signed bytes inside": ({}, lambda m: m.graph.initializer.append(helper.make_tensor("t", 3, [1], [1]))),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_WHOLES)
+def test_a_whole_graph_with_other_ends_or_elements_is_refused(name):
+    fields, change = WRONG_WHOLES[name]
+    with pytest.raises(FileFormatError, match=r"^a\.onnx.*( maps |pixels has ONNX type|holds elements of)"):
+        read(whole_bundle(change, **fields))
+
+
+def test_every_truncation_and_bit_flip_of_a_whole_bundle_is_refused():
+    data = whole_bundle()
+    for spoiled in (*truncations(data, 60), *bit_flips(data, 200)):
+        with pytest.raises(FileFormatError, match=r"^a\.onnx"):
+            read(spoiled)
+
+
+# --- element types ------------------------------------------------------------------------------------------
+
+
 def add_tensor(element_type: int):
     return lambda model: model.graph.initializer.append(helper.make_tensor("more", element_type, [1], [1]))
 
@@ -452,7 +523,7 @@ def test_any_value_in_any_field_is_accepted_or_refused(field, value):
         read(resealed(halving_bundle(), **{field: value}))
     except FileFormatError:
         return
-    assert field in {
+    assert (field, value) == ("loss", None) or field in {
         "client",
         "sigma_min",
         "sigma_max",
