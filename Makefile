@@ -7,6 +7,8 @@ EXTRAS ?= train,serve,dev
 INSTALL_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# The version that docs/examples/finish.js is tested with.
+ONNXRUNTIME_NODE ?= 1.30.0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +20,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 	--disable-pip-version-check) $(INSTALL_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-edge docs clean
+.PHONY: help setup demo test check bench bench-edge docs node clean
 
 help: ## list the chores
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=@ read -r verb what; do \
@@ -56,6 +58,9 @@ bench-edge: $(STAMP) ## measure the device side against diffusers and the refere
 
 docs: $(STAMP) ## check that the documentation says what the code does
 	$(BIN)/python -m pytest tests/test_docs.py -q
+
+node: ## fetch onnxruntime-node into .node (about 300 MB), to test finishing from JavaScript
+	npm install --ignore-scripts --no-audit --no-fund --prefix .node onnxruntime-node@$(ONNXRUNTIME_NODE)
 
 clean: ## remove caches and build output (.venv and runs stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
