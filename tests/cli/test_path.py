@@ -28,6 +28,17 @@ def test_train_export_deliver_finish_inspect(trained, tmp_path):
         assert json.loads(cli("inspect", name, "--json").stdout)["kind"] == kind
 
 
+def test_export_in_reduced_precision_calibrates_on_what_train_left(trained, tmp_path):
+    cli = Cli(trained)
+    command = ("export-client", "run", "--client", "north", "-o", tmp_path / "small.onnx", "--precision", "int8")
+    done = cli(*command, "--json")
+    made = json.loads(done.stdout)
+    assert made["precision"] == "int8" and made["loss"]["images"] == 128
+    assert f"PSNR {made['loss']['psnr_db']:.1f} dB" in done.stderr
+    cli("finish", tmp_path / "small.onnx", "north.safetensors", "-o", tmp_path / "out")
+    assert (tmp_path / "out" / "sheet.png").is_file()
+
+
 def test_the_same_seed_delivers_the_same_bytes(trained, tmp_path):
     cli = Cli(trained)
     cli("deliver", "run", "--client", "north", "-n", 5, "--seed", 1, "-o", tmp_path / "again.safetensors")
@@ -48,8 +59,11 @@ def test_separate_machines(run_cli):
     run_cli("train-server", "digits.yaml", "--releases", "inbox", "-o", "at-server")
     run_cli("train-client", "digits.yaml", "--client", "east", "-o", "at-east")
     run_cli("export-client", "at-east", "--client", "east", "-o", "east.onnx")
-    run_cli("deliver", "at-server", "--client", "east", "-n", 3, "--label", 4, "-o", "east.safetensors")
+    small = ("export-client", "at-east", "--client", "east", "-o", "small.onnx", "--precision", "fp16")
+    assert "pass --calibration FILE, made at the server by collafuse deliver" in run_cli(*small, code=2).stderr
+    run_cli("deliver", "at-server", "--client", "east", "-n", 16, "--label", 4, "-o", "east.safetensors")
     run_cli("finish", "east.onnx", "east.safetensors", "-o", "pictures")
+    run_cli(*small, "--calibration", "east.safetensors", "--graph", "whole")
     with Image.open(run_cli.folder / "pictures" / "sheet.png") as sheet:
         assert np.asarray(sheet).std() > 0
     assert not (run_cli.folder / "at-server" / "clients").exists()
