@@ -1,24 +1,19 @@
 """Many image files to pixels, in order, on every core. A file that cannot be read becomes a sentence.
 
 Pillow's decoders leave the interpreter's lock while they work, so threads do for large pictures. Small ones cost more
-Python than decoding, so many files are spread over processes. Nothing heavy is imported here, since each of them
-imports it.
+Python than decoding, so many files are spread over processes: joblib's, which do not run the caller's script again.
 """
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
 import os
 import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from ..core.errors import DataError
@@ -44,21 +39,14 @@ class Decoded:
 def decode(root: Path, files: Sequence[str], transform: Transform) -> Iterator[Decoded]:
     """The files below a folder, chunk by chunk in their order; a few chunks are read ahead, so memory stays flat."""
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
-    workers, done = _cores(), 0
-    if len(files) >= PROCESSES_FROM and workers > 1:
-        context = multiprocessing.get_context("spawn")  # a fork would copy the locks of other threads
-        try:
-            with ProcessPoolExecutor(workers, context, _begin) as pool:
-                for decoded in _in_order(pool, root, chunks, transform, 2 * workers):
-                    yield decoded
-                    done += 1
-            return
-        except BrokenProcessPool:
-            pass  # a script without `if __name__ == "__main__"`, or no memory for processes: threads do the rest
+    workers = _cores()
+    backend = "loky" if len(files) >= PROCESSES_FROM and workers > 1 else "threading"
     # Pillow's remarks about metadata concern nobody; filters are the whole process's, so they are not set in threads.
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield from _in_order(pool, root, chunks[done:], transform, 2 * workers)
+        parallel = Parallel(workers, backend=backend, return_as="generator", pre_dispatch=2 * workers, max_nbytes=None)
+        work = decode_chunk if backend == "threading" else _decode_in_process
+        yield from parallel(delayed(work)(root, chunk, transform) for chunk in chunks)
 
 
 def _cores() -> int:
@@ -66,22 +54,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _begin() -> None:
-    """What a worker process does first."""
+def _decode_in_process(root: Path, files: Sequence[str], transform: Transform) -> Decoded:
     warnings.simplefilter("ignore")
-    gc.freeze()  # what was imported is not searched for garbage again and again
-
-
-def _in_order(
-    pool: Executor, root: Path, chunks: Sequence[Sequence[str]], transform: Transform, ahead: int
-) -> Iterator[Decoded]:
-    waiting: deque[Future[Decoded]] = deque()
-    for chunk in chunks:
-        waiting.append(pool.submit(decode_chunk, root, chunk, transform))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    return decode_chunk(root, files, transform)
 
 
 def decode_chunk(root: Path, files: Sequence[str], transform: Transform) -> Decoded:
