@@ -2,7 +2,8 @@
 
 It walks a model once, keeps what a bundle's checks need, and refuses with FileFormatError what our exporter
 never writes: external data, sparse tensors, model-local functions, subgraphs (loops and branches), operators
-of other domains, training information. Nothing is allocated from a size that a file merely claims.
+of other domains, training information, convolutions and quantisers whose constants do not fit each other. Nothing is
+allocated from a size that a file merely claims.
 
 Field numbers are those of onnx.proto3: ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto,
 ValueInfoProto, OperatorSetIdProto and StringStringEntryProto.
@@ -10,17 +11,23 @@ ValueInfoProto, OperatorSetIdProto and StringStringEntryProto.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .errors import FileFormatError
 
 MAX_NODES = 100_000
 MAX_TENSOR_ELEMENTS = 1 << 30
+MAX_AXES = 16
 MAX_METADATA_ENTRIES = 64
 DEFAULT_DOMAINS = ("", "ai.onnx")
 DIVISORS = frozenset({"strides", "dilations", "kernel_shape", "group", "block_size"})
 """Attributes that a runtime divides by: onnxruntime 1.23 ends the whole process where a stride is 0."""
+SHAPED = frozenset({"Cast", "Conv", "DequantizeLinear", "QuantizeLinear"})
+"""Operators whose constants are held against each other: onnxruntime 1.23 reads beyond the end of a convolution's
+bias, or of the scales of its channels, where they are shorter than its kernel says."""
 TYPES = frozenset({"to", "dtype", "output_dtype"})
 """Attributes that name the element type of what an operator makes."""
 
@@ -33,6 +40,16 @@ class ValueInfo:
 
     element_type: int
     axes: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class _Node:
+    """An operator of SHAPED: names of its inputs and outputs, and the axis it works along."""
+
+    operator: str
+    inputs: list[bytes]
+    outputs: list[bytes]
+    axis: int | None
 
 
 @dataclass
@@ -56,6 +73,8 @@ class _Reader:
     def __init__(self, source: str) -> None:
         self.source = source
         self.summary = ModelSummary()
+        self._shaped: list[_Node] = []
+        self._shapes: dict[bytes, tuple[int, ...]] = {}
 
     def refuse(self, what: str) -> FileFormatError:
         return FileFormatError(f"{self.source} {what}; our exporter never writes that, so the file is refused.")
@@ -140,27 +159,62 @@ class _Reader:
             if number == 1:
                 self.node(value)
             elif number == 5:
-                self.summary.num_parameters += self.tensor(value)
+                self.weight(value)
             elif number == 11:
                 self.value_info(value, self.summary.inputs)
             elif number == 12:
                 self.value_info(value, self.summary.outputs)
             elif number == 15:
                 raise self.refuse("holds sparse tensors")
+        for node in self._shaped:  # in the order of the graph: what is made comes before who reads it
+            if not self._fits(node):
+                raise self.refuse(f"has a {node.operator} whose constants do not fit each other")
+
+    def weight(self, data: memoryview) -> None:
+        dims = self.tensor(data)
+        self.summary.num_parameters += math.prod(dims)
+        names = [value for number, value in self.nested(data) if number == 8]
+        self._shapes.update({bytes(name): dims for name in names})
+
+    def _fits(self, node: _Node) -> bool:
+        """Whether kernel and bias, or tensor, scale and zero point, agree; unknown is no."""
+        shapes = [self._shapes.get(name) for name in node.inputs]
+        if not shapes or (node.operator != "Cast" and len(shapes) < 2):
+            return False
+        first = shapes[0]
+        if node.operator in ("Cast", "DequantizeLinear") and first is not None:
+            self._shapes.update(dict.fromkeys(node.outputs, first))
+        if node.operator == "Cast":
+            return True
+        if node.operator == "Conv":
+            kernel = shapes[1]
+            return kernel is not None and shapes[2:] in ([], [kernel[:1]])
+        per_channel = [first[:1]] if first is not None and node.axis == 0 else []
+        return shapes[1] in [(), *per_channel] and shapes[2:] in ([], shapes[1:2])
 
     def node(self, data: memoryview) -> None:
         self.summary.num_nodes += 1
         if self.summary.num_nodes > MAX_NODES:
             raise self.refuse(f"has more than {MAX_NODES} operators")
+        names: dict[int, list[bytes]] = {1: [], 2: []}
+        operator, axis = "", None
         for number, value in self.nested(data):
-            if number == 4:
-                self.summary.operators.add(self.text(value))
+            if number in names:
+                names[number].append(bytes(value))
+            elif number == 4:
+                operator = self.text(value)
             elif number == 5:
-                self.attribute(value)
+                name, numbers = self.attribute(value)
+                if name == "axis" and numbers:
+                    axis = numbers[0]
             elif number == 7 and self.text(value) not in DEFAULT_DOMAINS:
                 raise self.refuse(f"uses the custom operator domain {self.text(value)!r}")
+        self.summary.operators.add(operator)
+        if operator in SHAPED:
+            self._shaped.append(_Node(operator, names[1], names[2], axis))
 
-    def attribute(self, data: memoryview) -> None:
+    def attribute(self, data: memoryview) -> tuple[str, list[int]]:
+        """Name of an attribute, and its whole numbers if they matter here."""
         name, integers = "", []
         for number, _, value in self.fields(data):
             if number in (3, 8):
@@ -175,27 +229,41 @@ class _Reader:
                 raise self.refuse("holds sparse tensors")
             elif number in (5, 10):
                 self.tensor(value)
-        numbers = [i for value in integers for i in self._integers(value)]
+        if name not in DIVISORS | TYPES | {"axis"}:
+            return name, []
+        numbers = self._few(integers, f"has an operator with more than {MAX_AXES} numbers as its {name}")
         if name in DIVISORS and not all(0 < i < 1 << 31 for i in numbers):
             raise self.refuse(f"has an operator with {name} below 1")
         if name in TYPES:
             self.summary.element_types.update(numbers)
+        return name, numbers
 
-    def tensor(self, data: memoryview) -> int:
-        """Number of elements of a TensorProto; refuses external data and absurd sizes."""
-        elements, element_type = 1, 0
+    def tensor(self, data: memoryview) -> tuple[int, ...]:
+        """Dimensions of a TensorProto; refuses external data and absurd sizes."""
+        many = f"declares a tensor with more than {MAX_AXES} axes"
+        sizes: list[int | memoryview] = []
+        element_type = 0
         for number, _, value in self.fields(data):
             if number == 1:
-                for size in self._integers(value):
-                    elements *= size
+                sizes.append(value)
+                if len(sizes) > MAX_AXES:  # not kept until the end: a file may hold millions
+                    raise self.refuse(many)
             elif number == 2 and isinstance(value, int):
                 element_type = value
             elif number == 13 or (number == 14 and value != 0):
                 raise self.refuse("keeps tensors in another file (external data)")
-            if elements > MAX_TENSOR_ELEMENTS:
-                raise self.refuse(f"declares a tensor of more than {MAX_TENSOR_ELEMENTS} elements")
+        dims = self._few(sizes, many)
+        if math.prod(dims) > MAX_TENSOR_ELEMENTS:
+            raise self.refuse(f"declares a tensor of more than {MAX_TENSOR_ELEMENTS} elements")
         self.summary.element_types.add(element_type)
-        return elements
+        return tuple(dims)
+
+    def _few(self, values: Iterable[int | memoryview], what: str) -> list[int]:
+        """The whole numbers of a repeated field, at most MAX_AXES of them; ``what`` says that there are more."""
+        numbers = list(itertools.islice((i for value in values for i in self._integers(value)), MAX_AXES + 1))
+        if len(numbers) > MAX_AXES:
+            raise self.refuse(what)
+        return numbers
 
     def _integers(self, data: int | memoryview) -> Iterator[int]:
         """Of a repeated field, which is written one by one or packed; negative ones come as 2^63 and more."""

@@ -216,6 +216,8 @@ HOSTILE = {
         "more than 1073741824 elements",
     ),
     "weights of negative size": (lambda m: m.graph.initializer.append(tensor([-1])), "more than 1073741824 elements"),
+    "weights of many axes": (lambda m: m.graph.initializer.append(tensor([1] * 17)), "tensor with more than 16 axes"),
+    "a stride of many numbers": (convolution(strides=[1] * 17), "more than 16 numbers as its strides"),
     "a giant constant": (lambda m: nodes(m, constant(tensor([1 << 40]))), "more than 1073741824 elements"),
     "a stride of nothing": (convolution(strides=[0, 1]), "an operator with strides below 1"),
     "a step backwards": (convolution(strides=[1, -1]), "an operator with strides below 1"),
@@ -396,6 +398,57 @@ def test_fp32_states_no_loss():
         read(resealed(halving_bundle(), loss=LOSS))
 
 
+# --- constants that do not fit each other ---------------------------------------------------------------------
+
+
+def convolving(bias: int = 4, scales: int = 4, zeros: int = 4, axis: int | None = 0, through: str = "DequantizeLinear"):
+    """Adds a convolution with a kernel of 4 channels in 8 bits, as export.quantise writes it."""
+
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.initializer.extend(
+            [
+                helper.make_tensor("kernel8", TensorProto.INT8, [4, 1, 1, 1], [1] * 4),
+                helper.make_tensor("scales", TensorProto.FLOAT, [scales], [0.1] * scales),
+                helper.make_tensor("zeros", TensorProto.INT8, [zeros], [0] * zeros),
+                helper.make_tensor("bias", TensorProto.FLOAT, [bias], [0.0] * bias),
+            ]
+        )
+        attributes = {} if axis is None else {"axis": axis}
+        model.graph.node.append(helper.make_node(through, ["kernel8", "scales", "zeros"], ["kernel"], **attributes))
+        model.graph.node.append(helper.make_node("Conv", ["x", "kernel", "bias"], ["y"], kernel_shape=[1, 1]))
+
+    return change
+
+
+def test_a_convolution_in_8_bits_is_accepted():
+    read(resealed(halving_bundle(), convolving(), precision="int8", loss=LOSS))
+
+
+@pytest.mark.parametrize(
+    ("change", "operator"),
+    [
+        (convolving(bias=3), "Conv"),
+        (convolving(bias=5), "Conv"),
+        (convolving(bias=0), "Conv"),
+        (convolving(scales=3, zeros=3), "DequantizeLinear"),
+        (convolving(scales=1), "DequantizeLinear"),
+        (convolving(zeros=1), "DequantizeLinear"),
+        (convolving(axis=1), "DequantizeLinear"),
+        (convolving(axis=-4), "DequantizeLinear"),
+        (convolving(axis=None), "DequantizeLinear"),
+        (convolving(through="Add", axis=None), "Conv"),  # a kernel of unknown shape
+        (lambda m: nodes(m, helper.make_node("QuantizeLinear", ["x"], ["y"])), "QuantizeLinear"),
+        (lambda m: nodes(m, helper.make_node("QuantizeLinear", ["x", "half"], ["y"])), "QuantizeLinear"),
+        (lambda m: nodes(m, helper.make_node("Conv", ["x"], ["y"])), "Conv"),
+        (lambda m: nodes(m, helper.make_node("Conv", ["x", "half", "nowhere"], ["y"])), "Conv"),
+    ],
+)
+def test_constants_that_do_not_fit_each_other_are_refused(change, operator):
+    """onnxruntime 1.23 would read beyond the end of the shorter one."""
+    with pytest.raises(FileFormatError, match=f" has a {operator} whose constants do not fit each other"):
+        read(resealed(halving_bundle(), change, precision="int8", loss=LOSS))
+
+
 # --- whole graphs -------------------------------------------------------------------------------------------
 
 
@@ -473,7 +526,8 @@ def add_cast(element_type: int):
 
 def add_rounding(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(helper.make_tensor("zero", TensorProto.INT8, [], [0]))
-    model.graph.node.append(helper.make_node("QuantizeLinear", ["x", "half", "zero"], ["rounded"]))
+    model.graph.initializer.append(helper.make_tensor("scale", TensorProto.FLOAT, [], [0.1]))
+    model.graph.node.append(helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["rounded"]))
 
 
 MISPLACED = {
