@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 LINE_EVERY_SECONDS = 20.0
 """Without a terminal a progress bar is a line now and then."""
+
+LARGE_BYTES = 256 << 20
+"""Reading more takes seconds, on a memory card many."""
 
 
 def stderr() -> Console:
@@ -30,6 +34,12 @@ def stderr() -> Console:
 def say(text: str) -> None:
     """A sentence for people, on stderr, as it is."""
     print(text, file=sys.stderr)
+
+
+def say_if_large(path: Path, what: str) -> None:
+    """A sentence before a file is read that takes a while, so that nobody thinks it hangs."""
+    if path.is_file() and (size := path.stat().st_size) > LARGE_BYTES:
+        say(f"{what} {size / 1e6:.0f} MB in {path} ...")
 
 
 def emit(values: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options
-from .console import emit, reporting, say
+from .console import emit, reporting, say, say_if_large
 from .remote import DEFAULT_PATIENCE, open_remote
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def finish(
         reporter = stack.enter_context(reporting())
         intermediates: Source
         if server is None:
+            say_if_large(file, "Checking")
             intermediates = stack.enter_context(IntermediateFile(file))
         else:
             remote = stack.enter_context(open_remote(server, token_file, ca, cert, key, patience, reporter.say))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .console import emit, show
+from .console import emit, say_if_large, show
 
 
 def inspect(
@@ -18,6 +18,7 @@ def inspect(
     """Check a file and print what it holds. Nothing in it is run."""
     from collafuse.core.describe import describe
 
+    say_if_large(file, "Checking")
     values = describe(file)
     if as_json:
         emit(values)

@@ -24,9 +24,8 @@ from .child import ChildError, run_child
 from .cores import allowed_processors, default_threads, physical_cores, processor_quota
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
-PACKAGES = {"numpy": "1.26", "onnxruntime": "1.23", "safetensors": "0.5", "typer": "0.26", "pillow": "11"}
-"""The oldest versions that we rely on, as in pyproject.toml."""
-NOT_FOR_FINISHING = {"pillow"}
+PACKAGES = {"numpy": "1.26", "onnxruntime": "1.23", "pillow": "11", "safetensors": "0.5", "typer": "0.26"}
+"""What finishing needs, and the oldest versions that we rely on, as in pyproject.toml."""
 OLDEST_PYTHON = (3, 10)
 MEMORY_MB = 200.0
 """Available memory below which finishing may be killed: a process takes about 100 MB with a small bundle."""
@@ -78,8 +77,7 @@ def _packages() -> Iterator[Check]:
         try:
             version = _installed_version(name)
         except importlib.metadata.PackageNotFoundError:
-            status = WARNING if name in NOT_FOR_FINISHING else PROBLEM
-            yield Check(name, status, "not installed", f"pip install '{name}>={oldest}'")
+            yield Check(name, PROBLEM, "not installed", f"pip install '{name}>={oldest}'")
             continue
         if _numbers(version) < _numbers(oldest):
             yield Check(
