@@ -62,7 +62,11 @@ def test_the_options_in_the_table_of_devices_are_those_of_finish():
 
 
 def _parameters(name):
-    return typer.main.get_command(app).commands[name].params if name in COMMANDS else []
+    """A command's parameters, and those of its commands where it is a group of some."""
+    if name not in COMMANDS:
+        return []
+    command = typer.main.get_command(app).commands[name]
+    return [p for one in (command, *getattr(command, "commands", {}).values()) for p in one.params]
 
 
 def test_the_version_is_the_same_everywhere():
