@@ -80,9 +80,13 @@ def finish(
             advance = reporter.bar("fetch", count).advance
             intermediates = stack.enter_context(fetched(remote, wanted, shape, out, advance=advance))
         bar = reporter.bar("finish", len(intermediates))
-        report = finish_to_folder(
-            finisher, intermediates, out, batch_size=batch_size, overwrite=overwrite, advance=bar.advance
-        )
+        try:
+            report = finish_to_folder(
+                finisher, intermediates, out, batch_size=batch_size, overwrite=overwrite, advance=bar.advance
+            )
+        except KeyboardInterrupt:
+            say("Interrupted; the same command goes on from here.")
+            raise
     if kept := report.images - report.finished:
         say(f"{kept} of {report.images} images were there already.")
     if report.finished:

@@ -1,8 +1,10 @@
 """The whole path through the real command line, every command in a process of its own."""
 
 import json
+import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.cli.conftest import Cli
@@ -92,3 +94,19 @@ def test_an_interrupted_training_resumes_and_a_finished_one_is_not_overwritten(r
     assert "--resume" in run_cli("train", "digits.yaml", "-o", "run", code=8).stderr
     run_cli("train", "digits.yaml", "-o", "run", "--resume")
     assert (run_cli.folder / "run/server/weights.safetensors").read_bytes() == weights
+
+
+def test_an_interrupted_finish_says_how_to_go_on(trained, tmp_path, monkeypatch, capsys):
+    """In this process, so that the interruption comes at a known place."""
+    from cli.app import main
+    from edge_client import job
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "finish_to_folder", interrupted)
+    words = ("finish", str(trained / "north.onnx"), str(trained / "north.safetensors"), "-o", str(tmp_path / "out"))
+    monkeypatch.setattr(sys, "argv", ["collafuse", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130 and "the same command goes on from here" in capsys.readouterr().err
