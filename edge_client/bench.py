@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from collafuse.core.errors import CollaFuseError, UsageError
 from collafuse.core.intermediate import Intermediate
 
 from . import machine
+from .child import environment
 from .finisher import Finisher, Settings
 from .providers import default_batch_size
 from .trial import seconds_per_call
@@ -142,7 +142,7 @@ def bench(
     options += [*_option("--steps", steps), *_option("--sampler", sampler)]
     finisher = Finisher.load(path, provider=provider, threads=threads, steps=steps, sampler=sampler, say=say)
     info, model = finisher.bundle.info, finisher.model
-    start = measure_start([*command, str(path)], options, sample(info, 1))
+    start = measure_start([*command, str(path.resolve())], options, sample(info, 1))
     sizes = tuple(batch_sizes) or (default_batch_size(finisher.provider, info.image_shape),)
     speeds = []
     for size in sizes:
@@ -212,11 +212,16 @@ def measure_start(command: Sequence[str], options: Sequence[str], one: Intermedi
 
 def _start(words: Sequence[str], cache: Path) -> tuple[float, float | None]:
     """Seconds from start to end of one process with this cache folder, and its peak memory in MB."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
     started = time.perf_counter()
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, check=False, timeout=START_SECONDS, env=environment
+            words,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=START_SECONDS,
+            cwd=cache.parent,  # not the user's folder, whose modules would come before ours
+            env=environment(XDG_CACHE_HOME=str(cache)),
         )
     except subprocess.TimeoutExpired as error:
         raise CollaFuseError(f"finishing one image took more than {START_SECONDS:.0f} s; run it by hand.") from error

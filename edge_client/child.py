@@ -18,6 +18,16 @@ from collafuse.core.errors import CollaFuseError
 PROGRAM = "import sys; from edge_client.{module} import main; main(sys.argv[1:])"
 
 
+HOME = Path(__file__).parents[1]
+"""Where our packages lie."""
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment, in which a child finds the packages that this process uses."""
+    paths = (str(HOME), os.environ.get("PYTHONPATH"))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **changes}
+
+
 class ChildError(CollaFuseError):
     """A child process ended without an answer; the message says how."""
 
@@ -27,12 +37,17 @@ def run_child(module: str, arguments: Sequence[str], timeout: float) -> dict[str
 
     timeout in seconds. Raises ChildError when it crashes, takes longer or answers anything else.
     """
-    home = str(Path(__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))}
     command = [sys.executable, "-c", PROGRAM.format(module=module), *arguments]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False, timeout=timeout, env=environment
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=timeout,
+            cwd=HOME,  # not the user's folder, whose modules would come before ours
+            env=environment(),
         )
     except subprocess.TimeoutExpired as error:
         raise ChildError(f"it did not finish within {timeout:.0f} s") from error

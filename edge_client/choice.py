@@ -70,7 +70,7 @@ def choose(path: Path, names: list[str], threads: int, key: dict[str, str], say:
     say(f"Trying the providers that onnxruntime offers: {', '.join(names)} (once for this bundle and machine).")
     trials = []
     for name in names:
-        if PROVIDERS[name].builds_engines:
+        if PROVIDERS[name].builds_engines and machine.tensorrt_version():
             say(f"{name} builds an engine at first; this takes minutes. --provider cpu does without.")
         trials.append(attempt(path, name, threads))
     working = {t.provider: t.milliseconds for t in trials if t.milliseconds is not None}

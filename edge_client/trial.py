@@ -46,7 +46,7 @@ def try_isolated(path: Path, provider: str, threads: int) -> Trial:
     """The outcome for one provider, found in a process of its own."""
     limit = ENGINE_SECONDS if named(provider).builds_engines else SECONDS
     try:
-        answer = run_child("trial", (str(path), provider, str(threads)), limit)
+        answer = run_child("trial", (str(path.resolve()), provider, str(threads)), limit)
         return Trial(provider, answer["milliseconds"], answer["failure"])
     except ChildError as error:
         return Trial(provider, None, str(error))

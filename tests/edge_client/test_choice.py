@@ -63,10 +63,12 @@ def test_the_fastest_that_works_is_chosen_said_and_remembered(outcomes, best):
     assert "as measured before" in again[0] and all(name in again[0] for name in outcomes)
 
 
-def test_an_engine_is_announced_before_it_is_built():
+@pytest.mark.parametrize("version", ["101300", ""])
+def test_an_engine_is_announced_before_it_is_built(monkeypatch, version):
+    monkeypatch.setattr(choice.machine, "tensorrt_version", lambda: version)
     said: list[str] = []
     choose({"cpu": 1.0, "tensorrt": 1.0}, said)
-    assert any("takes minutes" in line for line in said[:-1])
+    assert any("takes minutes" in line for line in said[:-1]) == bool(version)
 
 
 def test_when_none_works_each_reason_is_given():
@@ -119,6 +121,13 @@ def test_a_trial_measures_or_says_why_not(halving):
 def test_a_trial_in_a_process_of_its_own_comes_to_the_same(halving):
     assert try_isolated(halving, "cpu", 1).milliseconds > 0
     assert try_isolated(halving, "xnnpack", 1) == try_here(halving, "xnnpack", 1)
+
+
+def test_modules_in_the_users_folder_are_not_taken_for_ours(halving, tmp_path, monkeypatch):
+    for name in ("edge_client", "json", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('somebody else')")
+    monkeypatch.chdir(tmp_path)
+    assert try_isolated(Path(halving.name), "cpu", 1).failure == ""
 
 
 @pytest.mark.parametrize(
