@@ -18,7 +18,7 @@ from collafuse.core import intermediate as intermediates
 from collafuse.core.bundle import INPUTS, MAX_PSNR_DB, BundleInfo, Loss
 from collafuse.core.conditioning import unconditional
 from collafuse.core.errors import MismatchError
-from collafuse.core.pairing import check_pair, conditions_for
+from collafuse.core.pairing import SIGMA_SLACK, check_pair, conditions_for
 from collafuse.core.pictures import Pixels, to_uint8
 from collafuse.core.samplers import History
 
@@ -37,10 +37,9 @@ Inputs = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images [N, C, H, W] at level sigma with their conditions [N, K + 1] and the server's last step, if it came."""
+    """Images [N, C, H, W] at the cut with their conditions [N, K + 1] and the server's last step, if it came."""
 
     x: NDArray[np.float32]
-    sigma: float
     conditions: NDArray[np.float32]
     history: History | None
 
@@ -49,7 +48,7 @@ class Batch:
         for start in range(0, len(self.x), BATCH_SIZE):
             rows = slice(start, start + BATCH_SIZE)
             history = self.history and History(self.history.x0_hat[rows], self.history.sigma)
-            yield Batch(self.x[rows], self.sigma, self.conditions[rows], history)
+            yield Batch(self.x[rows], self.conditions[rows], history)
 
     def finished(self, model: Model, info: BundleInfo) -> NDArray[np.float32]:
         """Finished images, about [-1, 1], as the bundle's defaults say."""
@@ -57,17 +56,22 @@ class Batch:
 
 
 def _finish(model: Model, part: Batch, info: BundleInfo) -> NDArray[np.float32]:
-    return finish(model, part.x, part.conditions, info, sigma=part.sigma, history=part.history)
+    return finish(model, part.x, part.conditions, info, history=part.history)
 
 
 def read(path: Path, info: BundleInfo) -> tuple[Batch, Batch]:
     """The images that calibrate and those that measure, from an intermediates file for this client.
 
-    Raises FileFormatError for a damaged file, MismatchError for one that the bundle cannot finish or that holds
-    fewer than MIN_IMAGES.
+    Raises FileFormatError for a damaged file, MismatchError for one that the bundle cannot finish, that stands below
+    the bundle's cut, or that holds fewer than MIN_IMAGES.
     """
     found = intermediates.read(path)
     check_pair(found, info)
+    if found.sigma < info.sigma_max * (1 - SIGMA_SLACK):
+        raise MismatchError(
+            f"{path} stands at sigma {found.sigma:g}, the client takes over at {info.sigma_max:g}; what lies between "
+            "would be left out. Let the server deliver at this client's cut."
+        )
     if len(found) < MIN_IMAGES:
         raise MismatchError(
             f"{path} holds {len(found)} images; to calibrate and measure, at least {MIN_IMAGES} are needed: let the "
@@ -78,7 +82,7 @@ def read(path: Path, info: BundleInfo) -> tuple[Batch, Batch]:
 
     def every(first: int) -> Batch:
         rows = slice(first, None, stride)
-        return Batch(found.x[rows].astype(np.float32), found.sigma, conditions[rows], found.history(rows))
+        return Batch(found.x[rows].astype(np.float32), conditions[rows], found.history(rows))
 
     return every(0), every(stride // 2)
 
@@ -104,7 +108,7 @@ def calibration_inputs(model: Model, batch: Batch, info: BundleInfo) -> Iterator
         yield from visited
         conditions = part.conditions.copy()
         conditions[::2] = unconditional(conditions[::2])
-        for sigma in np.geomspace(min(info.sigma_low, batch.sigma / 2), batch.sigma, len(visited)):
+        for sigma in np.geomspace(min(info.sigma_low, info.sigma_max / 2), info.sigma_max, len(visited)):
             yield _inputs(finished + sigma * noise.standard_normal(finished.shape), sigma, conditions)
 
 

@@ -58,15 +58,14 @@ def finish(
     conditions: Any,
     info: BundleInfo,
     *,
-    sigma: float | None = None,
     history: History | None = None,
     blank: Any = None,
 ) -> Any:
-    """x [N, C, H, W] at level sigma (the bundle's own unless given), finished as the bundle's defaults say.
+    """x [N, C, H, W] at the level sigma_max, finished as the bundle's defaults say.
 
     Takes an :class:`OnnxStep` with NumPy arrays, a torch denoiser with tensors, or the symbols of a graph that is
     being written, which need the "no label" conditions as ``blank``.
     """
-    sigmas = client_sigmas(info.sigma_max if sigma is None else sigma, info.steps, info.sigma_low)
+    sigmas = client_sigmas(info.sigma_max, info.steps, info.sigma_low)
     state = history if info.sampler == "dpmpp_2m" else None
     return run(STEPS[info.sampler], guided(model, conditions, info.guidance, blank), x, sigmas, state)[0]
