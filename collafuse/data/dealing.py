@@ -27,6 +27,11 @@ class SiteData:
     train: ImageSet
     held_out: ImageSet
 
+    @property
+    def parts(self) -> tuple[ImageSet, ImageSet]:
+        """Both."""
+        return self.train, self.held_out
+
 
 def load_site(config: Config, name: str, listener: Listener = UNHEARD) -> SiteData:
     """One site's data; other sites' folders are not touched when it has a path of its own.
@@ -43,12 +48,17 @@ def load_site(config: Config, name: str, listener: Listener = UNHEARD) -> SiteDa
 def load_sites(config: Config, listener: Listener = UNHEARD) -> dict[str, SiteData]:
     """Every site's data, for a process that plays all of them; a shared data set is read once."""
     sharing = {n: c for n, c in config.clients.items() if c.path is None}
-    shared = deal(load(config.data, listener=listener), config, sharing) if sharing else {}
+    images = load(config.data, listener=listener) if sharing else None
+    shared = deal(images, config, sharing) if images is not None else {}
     sites = {
         name: _site(load(config.data, c.path, listener) if c.path else shared[name], c, name, config)
         for name, c in config.clients.items()
     }
-    if (warning := describe(overlaps({name: site.train for name, site in sites.items()}))) is not None:
+    if images is not None:
+        unused = len(images) - sum(len(sites[name].train) + len(sites[name].held_out) for name in sharing)
+        if unused:
+            listener.say(f"{unused} of {len(images)} images belong to no site, since none there chooses them.")
+    if (warning := describe(overlaps({name: site.parts for name, site in sites.items()}))) is not None:
         listener.say(warning)
     return sites
 

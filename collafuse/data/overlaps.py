@@ -6,7 +6,7 @@ is compared with its right neighbour, which gives 64 bits that a change of size,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,16 +35,17 @@ class Overlap:
     second: tuple[str, str]
 
 
-def overlaps(sites: Mapping[str, ImageSet]) -> list[Overlap]:
-    """Every group, image and near-duplicate that two of these sites hold, each pair once."""
+def overlaps(sites: Mapping[str, Sequence[ImageSet]]) -> list[Overlap]:
+    """Every group, image and near-duplicate that two of these sites hold in any of their parts, each pair once."""
     if len(sites) < 2:
         return []
     names = list(sites)
-    site = np.repeat(np.arange(len(names)), [len(images) for images in sites.values()])
-    sources = [source for name in names for source in _sources(sites[name])]
+    parts = [(row, part) for row, held in enumerate(sites.values()) for part in held if len(part)]
+    site = np.repeat([row for row, _ in parts], [len(part) for _, part in parts])
+    sources = [source for _, part in parts for source in _sources(part)]
     found = _shared_groups(sites)
-    digests = [digest.tobytes() for images in sites.values() for digest in images.digests]
-    pairs = {"equal": _equal_pairs(digests, site), "near": _near_pairs(list(sites.values()), site)}
+    digests = [digest.tobytes() for _, part in parts for digest in part.digests]
+    pairs = {"equal": _equal_pairs(digests, site), "near": _near_pairs([part for _, part in parts], site)}
     seen: set[tuple[int, int]] = set()
     for kind, rows in pairs.items():
         for a, b in rows:
@@ -73,10 +74,10 @@ def _sources(images: ImageSet) -> list[str]:
     return [f"image {i}" for i in range(len(images))] if images.sources is None else images.sources.tolist()
 
 
-def _shared_groups(sites: Mapping[str, ImageSet]) -> list[Overlap]:
+def _shared_groups(sites: Mapping[str, Sequence[ImageSet]]) -> list[Overlap]:
     found, first_site = [], {}
-    for name, images in sites.items():
-        for group in [] if images.groups is None else sorted(set(images.groups.tolist())):
+    for name, parts in sites.items():
+        for group in sorted({group for part in parts if part.groups is not None for group in part.groups.tolist()}):
             if group in first_site:
                 found.append(Overlap("group", (first_site[group], group), (name, group)))
             first_site.setdefault(group, name)
@@ -91,11 +92,11 @@ def _equal_pairs(digests: list[bytes], site: NDArray[np.int64]) -> list[tuple[in
     return [(rows[0], row) for held in holders.values() for rows in [[*held.values()]] for row in rows[1:]]
 
 
-def _near_pairs(sites: list[ImageSet], site: NDArray[np.int64]) -> list[tuple[int, int]]:
+def _near_pairs(parts: list[ImageSet], site: NDArray[np.int64]) -> list[tuple[int, int]]:
     """Rows of near-duplicates at two sites."""
-    if min(sites[0].pixels.shape[2:]) < SMALLEST_SIDE:
+    if min(parts[0].pixels.shape[2:]) < SMALLEST_SIDE:
         return []
-    small = np.concatenate([shrunk(images.pixels) for images in sites])
+    small = np.concatenate([shrunk(part.pixels) for part in parts])
     hashes = difference_hash(small)
     found = set()
     for band in hashes.view("<u2").reshape(-1, 4).T:

@@ -63,7 +63,7 @@ def survey(config: Config, client: str | None = None, listener: Listener = UNHEA
     return Survey(
         image_shape=config.data.image_shape,
         sites={name: _site(site, config.client(name)) for name, site in sites.items()},
-        overlaps=tuple(overlaps({name: site.train for name, site in sites.items()})),
+        overlaps=tuple(overlaps({name: site.parts for name, site in sites.items()})),
         sheets={name: sheet(site.train) for name, site in sites.items()},
     )
 

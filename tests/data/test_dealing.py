@@ -284,6 +284,10 @@ def test_groups_follow_the_seed_and_what_each_site_chooses(tmp_path):
     sites, again, other = (load_sites(faces(tmp_path, clients, "groups", seed=seed, held_out=0)) for seed in (0, 0, 1))
     assert whose(sites["a"]) == whose(again["a"]) != whose(other["a"])
     assert not whose(sites["a"]) & whose(sites["b"])
+    heard = Heard()
+    load_sites(faces(tmp_path, clients, "groups", held_out=0), heard)
+    held = sum(len(site.train) for site in sites.values())
+    assert 0 < held < 60 and f"{60 - held} of 60 images belong to no site" in heard.said[0]
     assert sites["a"].train.labels.all() and "Male" not in sites["b"].train.label_names
 
 

@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from collafuse.data import overlaps as module
 from collafuse.data.imageset import ImageSet, digests_of
-from collafuse.data.overlaps import Overlap, describe, difference_hash, overlaps, shrunk
+from collafuse.data.overlaps import Overlap, describe, difference_hash, shrunk
 from tests.tiny import image_set
 
 SIDE = 32
+
+
+def overlaps(sites: dict[str, ImageSet]) -> list[Overlap]:
+    """Of sites with one part each."""
+    return module.overlaps({name: [images] for name, images in sites.items()})
 
 
 def pictures(count: int, seed: int = 0) -> list[Image.Image]:
@@ -66,6 +72,13 @@ def test_equal_images_are_found_once_at_each_other_site_whatever_their_size():
         ("equal", ("a", "image 2"), ("c", "image 0")),
         ("equal", ("a", "image 5"), ("c", "image 1")),
     ]
+
+
+def test_what_one_site_trains_on_and_another_holds_out_is_found():
+    images = image_set(6)
+    some = [images.take(np.array(rows, dtype=np.int64)) for rows in ([0, 1], [2], [2, 3], [])]
+    a, b = some[:2], some[2:]
+    assert module.overlaps({"a": a, "b": b}) == [Overlap("equal", ("a", "image 0"), ("b", "image 0"))]
 
 
 def test_an_equal_image_is_not_reported_as_a_near_one_again():
