@@ -4,6 +4,7 @@ Attributes 2."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from .listing import Listing, read_listing
 CERTAINTIES = ("not visible", "guessing", "probably", "definitely")
 """What CUB's annotators could say, from 1 to 4."""
 MAX_LIST_BYTES = 1 << 30
+LINES_AT_ONCE = 50_000
 
 
 def read_layout(root: Path, settings: DataSettings, listener: Listener) -> ImageSet:
@@ -37,10 +39,12 @@ def _cub(root: Path, settings: DataSettings) -> Listing:
     labels[np.arange(len(files)), _numbers(folder / "image_class_labels.txt", len(files), 1, len(species)) - 1] = 1
     sure = CERTAINTIES.index(settings.certainty) + 1
     path = folder / "attributes" / "image_attribute_labels.txt"
-    for line, (image, attribute, present, certainty, *_) in _rows(path, 4):  # some lines carry more than they should
-        _check(path, line, 1 <= image <= len(files) and 1 <= attribute <= len(attributes))
-        if present == 1 and certainty >= sure:
-            labels[image - 1, len(species) + attribute - 1] = 1
+    for start, rows in _rows(path, 4):  # some lines carry more than they should
+        image, attribute, present, certainty = rows.T
+        known = (image >= 1) & (image <= len(files)) & (attribute >= 1) & (attribute <= len(attributes))
+        _check_all(path, start, known)
+        seen = (present == 1) & (certainty >= sure)
+        labels[image[seen] - 1, len(species) + attribute[seen] - 1] = 1
     training = _numbers(folder / "train_test_split.txt", len(files), 0, 1) == 1
     names = (*species, *attributes)
     return _listing(folder / "images", files, labels, names, training, settings)
@@ -121,22 +125,34 @@ def _numbered(path: Path) -> list[str]:
     return names
 
 
-def _rows(path: Path, at_least: int) -> Iterator[tuple[int, list[int]]]:
-    """The line number and the first whole numbers of each line."""
-    for number, line in enumerate(_lines(path), start=1):
-        parts = line.split()[:at_least]
-        _check(path, number, len(parts) == at_least and all(part.isdecimal() and len(part) < 10 for part in parts))
-        yield number, [int(part) for part in parts]
+def _rows(path: Path, columns: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """The first whole numbers of each line, [n, columns], some thousand lines at a time, after the first's number."""
+    lines, start = _lines(path), 1
+    while chunk := list(islice(lines, LINES_AT_ONCE)):
+        parts = [line.split(maxsplit=columns)[:columns] for line in chunk]
+        texts = ["".join(part) for part in parts]
+        whole = [text.isascii() and text.isdecimal() and len(text) < 19 for text in texts]  # so that each fits 64 bits
+        _check_all(path, start, np.asarray(whole) & (np.fromiter(map(len, parts), dtype=np.int64) == columns))
+        yield start, np.fromstring(" ".join(chain.from_iterable(parts)), dtype=np.int64, sep=" ").reshape(-1, columns)
+        start += len(chunk)
+
+
+def _check_all(path: Path, start: int, ok: NDArray[np.bool_]) -> None:
+    if not ok.all():
+        _check(path, start + int(np.argmin(ok)), False)
 
 
 def _numbers(path: Path, count: int, lowest: int, highest: int) -> NDArray[np.int64]:
     """The values in lines of a number, counted from 1 to count, and a value from lowest to highest."""
-    values = np.full(count, lowest - 1, dtype=np.int64)
-    for line, (image, value) in _rows(path, 2):
-        _check(path, line, image == line <= count and lowest <= value <= highest)
-        values[image - 1] = value
-    _check(path, count, bool((values >= lowest).all()))
-    return values
+    parts = []
+    for start, rows in _rows(path, 2):
+        numbers, values = rows.T
+        in_order = numbers == np.arange(start, start + len(rows))
+        _check_all(path, start, in_order & (values >= lowest) & (values <= highest))
+        parts.append(values)
+    found = np.concatenate([*parts, np.zeros(0, dtype=np.int64)])
+    _check(path, min(len(found), count), len(found) == count)
+    return found
 
 
 def _matrix(path: Path, rows: int, columns: int) -> Labels:

@@ -89,6 +89,8 @@ def test_an_animal_s_images_carry_the_attributes_of_its_kind(tmp_path, monkeypat
         ("cub", "CUB_200_2011/train_test_split.txt", "2 x"),
         ("cub", "CUB_200_2011/attributes/image_attribute_labels.txt", "99 1 1 4 0.1"),
         ("cub", "CUB_200_2011/attributes/image_attribute_labels.txt", "1 1"),
+        ("cub", "CUB_200_2011/attributes/image_attribute_labels.txt", f"1 1 1 {10**30} 0.1"),
+        ("cub", "CUB_200_2011/attributes/image_attribute_labels.txt", "1 -1 1 4 0.1"),
         ("cub", "CUB_200_2011/classes.txt", "2"),
         ("awa2", "Animals_with_Attributes2/predicate-matrix-binary.txt", "1 0"),
         ("awa2", "Animals_with_Attributes2/predicate-matrix-binary.txt", "1 0 7"),
@@ -100,7 +102,7 @@ def test_a_list_that_is_not_as_published_is_refused_by_name(tmp_path, monkeypatc
     lines = (tmp_path / file).read_text().splitlines()
     lines[1] = line
     (tmp_path / file).write_text("\n".join(lines))
-    with pytest.raises(DataError, match=r"is not as published|leads out of the folder"):
+    with pytest.raises(DataError, match=r"line \d+, is not as published|leads out of the folder"):
         read(name, tmp_path)
 
 
@@ -108,7 +110,7 @@ def test_a_list_that_ends_early_is_refused(tmp_path, monkeypatch):
     LAYOUT_WRITERS["cub"](tmp_path, monkeypatch)
     path = tmp_path / "CUB_200_2011/train_test_split.txt"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]))
-    with pytest.raises(DataError, match=r"train_test_split\.txt, line 22, is not as published"):
+    with pytest.raises(DataError, match=r"train_test_split\.txt, line 21, is not as published"):
         read("cub", tmp_path)
 
 
