@@ -1,7 +1,7 @@
 """Data sets by name, through torchvision: CelebA, CIFAR-10 and -100, STL-10, MNIST and Fashion-MNIST.
 
 torchvision reads its own layout of each and compares the files with their published MD5 sums where it has them,
-CIFAR's before they are unpickled: docs/decisions/0007-named-data-sets.md.
+CIFAR's before they are unpickled: docs/decisions/0007-published-data-sets.md.
 """
 
 from __future__ import annotations
