@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import collafuse
 
@@ -86,6 +87,14 @@ def _add_errors(app: FastAPI) -> None:
         return error_reply(
             422, "UsageError", f"the request does not fit ({found}); /openapi.json says what is expected."
         )
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(_: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return error_reply(500, "InternalError", "the server failed at this; its log says why. Tell its operator.")
 
     @app.exception_handler(HTTPException)
     async def plain(_: Request, error: HTTPException) -> JSONResponse:
@@ -229,13 +238,19 @@ def _describe(engine: Engine, service: Service, token: Token) -> ModelReply:
 
 
 def _add_releases(app: FastAPI, service: Service) -> None:
-    @app.put("/v1/releases/{release_id}", responses=_errors(409, 503, 507) | {201: {"model": ReleaseReply}})
+    file = {"required": True, "content": {SAFETENSORS: {"schema": {"type": "string", "format": "binary"}}}}
+
+    @app.put(
+        "/v1/releases/{release_id}",
+        responses=_errors(409, 503, 507) | {201: {"model": ReleaseReply}},
+        openapi_extra={"requestBody": file},  # read as a stream, so FastAPI does not see it
+    )
     async def put(
         release_id: ReleaseId,
         request: Request,
         response: Response,
         token: Authenticated,
-        content_length: Annotated[int, Header(ge=1)],
+        content_length: Annotated[int, Header(ge=1, include_in_schema=False)],
         content_digest: Annotated[str | None, Header(description="RFC 9530: sha-256=:BASE64:")] = None,
     ) -> ReleaseReply:
         """Receive a release of the token's client. The same bytes again are no second release. Scope: release."""

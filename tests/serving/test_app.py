@@ -107,6 +107,16 @@ def test_what_is_no_json_and_what_is_not_there_are_refused_in_the_same_form(serv
     assert all(set(reply.json()) == {"error", "message", "retry_after"} for reply in replies)
 
 
+def test_what_nobody_expected_is_a_500_that_shows_nothing(serve, monkeypatch):
+    running = serve()
+    monkeypatch.setattr("collafuse.serving.app.gallery", None)
+    with running.http(running.token("operator", "admin")) as http:
+        ask(http)
+        reply = http.get("/v1/gallery")
+    assert reply.status_code == 500
+    assert reply.json()["message"].startswith("the server failed at this; its log says why")
+
+
 def test_it_is_alive_and_ready_while_its_model_makes_steps(serve):
     running = serve()
     with running.http() as http:

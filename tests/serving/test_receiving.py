@@ -123,7 +123,7 @@ def test_too_large_compressed_or_endless_bodies_are_refused_before_they_are_read
     assert files(running) == []
 
 
-def test_an_upload_that_breaks_off_leaves_nothing_and_can_be_sent_again(serve):
+def test_an_upload_that_breaks_off_leaves_nothing_and_can_be_sent_again(serve, capfd):
     running, data = serve(), bytes_of()
     host, port = running.url.removeprefix("http://").split(":")
     head = f"PUT /v1/releases/first HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {running.token()}\r\n"
@@ -132,6 +132,7 @@ def test_an_upload_that_breaks_off_leaves_nothing_and_can_be_sent_again(serve):
         connection.sendall(head.encode() + data[:-10])
     with running.http() as http:
         assert put(http, data).status_code == 201
+    assert "Traceback" not in capfd.readouterr().err  # leaving is nothing to report
     running.service.receiver._begin(0)[1].close()  # as an upload that a power cut ended leaves it
     assert len(files(running)) == 2
     type(running.service.receiver)(
