@@ -81,6 +81,10 @@ class Bucket:
             return None
         return max(1, math.ceil((units - self._level) / self.per_second))
 
+    def give_back(self, units: float) -> None:
+        """Units that were taken and not used."""
+        self._level = min(self.size, self._level + units)
+
 
 class Shares:
     """Holds each token to its share. For one thread."""
@@ -125,6 +129,10 @@ class Shares:
                 f"ask again in {wait} s.",
                 wait,
             )
+
+    def give_back_images(self, token: str, count: int) -> None:
+        """Images that were counted and then refused for another reason."""
+        self._images[token].give_back(count)
 
 
 class Strangers:

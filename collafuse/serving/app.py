@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 import collafuse
 
 from ..core import intermediate as intermediates
-from ..core.errors import CollaFuseError, FileFormatError, RefusedError
+from ..core.errors import BusyError, CollaFuseError, FileFormatError, RefusedError
 from .authentication import Authentication
 from .bodies import Application, Bodies
 from .engine import Engine, Job, Order
@@ -156,7 +156,11 @@ def _add_model(app: FastAPI, service: Service) -> None:
             )
             service.shares.take_images(token.id, order.count, began)
             longest = service.limits.deadline_seconds
-            job = engine.submit(order, min(asked.deadline_seconds or longest, longest))
+            try:
+                job = engine.submit(order, min(asked.deadline_seconds or longest, longest))
+            except BusyError:
+                service.shares.give_back_images(token.id, order.count)
+                raise
             if not await _finished(engine, job, request):
                 service.metrics.left.inc()
                 return Response(status_code=499)  # nobody reads it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -105,6 +105,26 @@ def test_what_is_no_json_and_what_is_not_there_are_refused_in_the_same_form(serv
         ]
     assert [reply.status_code for reply in replies] == [422, 404, 405]
     assert all(set(reply.json()) == {"error", "message", "retry_after"} for reply in replies)
+
+
+def test_a_full_line_is_a_503_and_a_used_up_share_a_429_that_say_when_to_ask_again(serve, trained_folder):
+    server = Server.load(trained_folder, CPU)
+    gate = Gated(server.model.denoiser)
+    object.__setattr__(server.model, "denoiser", gate)
+    running = serve(server, slots=2, queue_images=10, request_images=10, images_per_minute=12)
+    with running.http() as http, ThreadPoolExecutor(1) as pool:
+        long = pool.submit(ask, http, count=8)
+        assert gate.asked.acquire(timeout=SECONDS)
+        full = [ask(http, count=4) for _ in range(3)]  # refused requests use up nothing
+        used = ask(http, count=5)
+        gate.open()
+        assert long.result(SECONDS).status_code == 200
+    assert [reply.status_code for reply in full] == [503] * 3
+    assert "8 images to make and accepts at most 10" in full[0].json()["message"]
+    assert used.status_code == 429
+    assert "12 images a minute" in used.json()["message"]
+    for reply in (*full, used):
+        assert int(reply.headers["retry-after"]) == reply.json()["retry_after"] >= 1
 
 
 def test_what_nobody_expected_is_a_500_that_shows_nothing(serve, monkeypatch):
