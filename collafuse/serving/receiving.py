@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from .registry import Received, Registry
 
 SPARE_BYTES = 64 << 20
 """Room on the disk that an upload must leave."""
+
+ABANDONED_SECONDS = 3600.0
+"""An upload that has not grown for so long has no process any more; a power cut left it."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,9 @@ class Receiver:
         self._naming = asyncio.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob(f"{PARTIAL_PREFIX}*{SUFFIX}"):  # uploads that an earlier process did not end
-                left.unlink()
+            for left in folder.glob(f"{PARTIAL_PREFIX}*{SUFFIX}"):
+                if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:  # not one of another process beside this
+                    left.unlink()
         except OSError as error:
             raise storage_error(folder, error) from error
 

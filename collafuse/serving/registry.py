@@ -172,10 +172,10 @@ class Registry:
         return token
 
     def add_release(self, release: Received) -> None:
-        """List a release whose file lies durably on the disk."""
+        """List a release whose file lies durably on the disk; what is listed already stays."""
         with self._open() as connection:
             values = tuple(vars(release).values())
-            connection.execute("INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            connection.execute("INSERT OR IGNORE INTO releases VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     def release(self, client: str, release_id: str) -> Received | None:
         """One release, or None when it was never received."""

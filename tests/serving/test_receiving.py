@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ import pytest
 
 from collafuse.core import release as releases
 from collafuse.nodes.server import read_releases
+from collafuse.serving.receiving import Known, Receiver
 from tests.nodes.sites import release_of
 
 
@@ -133,12 +135,21 @@ def test_an_upload_that_breaks_off_leaves_nothing_and_can_be_sent_again(serve, c
     with running.http() as http:
         assert put(http, data).status_code == 201
     assert "Traceback" not in capfd.readouterr().err  # leaving is nothing to report
-    running.service.receiver._begin(0)[1].close()  # as an upload that a power cut ended leaves it
-    assert len(files(running)) == 2
-    type(running.service.receiver)(
-        running.folder.releases, running.service.registry, running.service.receiver._known, accept_simulated=False
-    )
-    assert files(running) == ["north.first.safetensors"]
+
+
+def test_what_a_power_cut_left_of_an_upload_is_removed_and_what_another_process_receives_is_not(serve):
+    running = serve()
+    partial, file = running.service.receiver._begin(0)
+    file.close()
+
+    def open_again():
+        Receiver(running.folder.releases, running.service.registry, Known(None, {}), accept_simulated=False)
+
+    open_again()
+    assert files(running) == [partial.name]
+    os.utime(partial, (0, 0))
+    open_again()
+    assert files(running) == []
 
 
 def test_a_release_that_was_named_but_not_listed_is_taken_up_when_it_is_sent_again(serve):
