@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .replies import error_reply
 
 HEAD_SECONDS = 8.0
 """From the first moment of a connection, or the first byte of a further request, to the end of its head."""
@@ -54,6 +57,14 @@ class CarefulProtocol(H11Protocol):
         super().on_response_complete()  # may begin the next of several requests that came together
         if self.cycle is not cycle:
             self._head_came()
+
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's, in the form of all our errors."""
+        body = error_reply(400, "BadRequest", f"{msg.rstrip('.')}; this is a server for HTTP/1.1.").body
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -57,7 +57,7 @@ class IntermediatesRequest(_Body):
     stop: Annotated[int | None, Field(ge=1, strict=True, description="Row before which to stop; the end.")] = None
     sampler: Annotated[SamplerName | None, Field(description="In place of the one that the run configures.")] = None
     half: Annotated[bool, Field(strict=True, description="float16, half the bytes.")] = False
-    deadline_seconds: Annotated[float | None, Field(gt=0, description="Shorter than the server's own.")] = None
+    deadline_seconds: Annotated[float | None, Field(ge=0.1, description="Shorter than the server's own.")] = None
 
 
 class ErrorReply(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from contextlib import ExitStack
@@ -141,9 +142,17 @@ def test_several_requests_that_come_together_are_all_answered(serve, hasty):
             data += connection.recv(4096)
 
 
+def is_complete(reply):
+    return reply.endswith(b"}")
+
+
 @pytest.mark.parametrize("head", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"X" * 100_000])
 def test_what_is_no_http_is_refused(serve, head):
     running = serve()
     with connect(running) as connection:
         connection.sendall(head)
-        assert connection.recv(100).startswith(b"HTTP/1.1 400")
+        reply = b""
+        while not is_complete(reply):
+            reply += connection.recv(4096)
+    assert reply.startswith(b"HTTP/1.1 400")
+    assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"] == "BadRequest"
