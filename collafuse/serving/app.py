@@ -23,7 +23,8 @@ from ..core import intermediate as intermediates
 from ..core.errors import BusyError, CollaFuseError, FileFormatError, RefusedError
 from .authentication import Authentication
 from .bodies import Application, Bodies
-from .engine import Engine, Job, Order
+from .engine import Engine
+from .orders import Job, Order
 from .page import gallery, page
 from .registry import Token
 from .replies import (

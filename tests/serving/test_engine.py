@@ -9,7 +9,8 @@ import pytest
 
 from collafuse.core import intermediate as intermediates
 from collafuse.core.errors import BusyError, ConfigError, UsageError
-from collafuse.serving.engine import Engine, Order
+from collafuse.serving.engine import Engine
+from collafuse.serving.orders import Order
 from tests.serving.parts import SECONDS, Gated, server
 from tests.tiny import denoiser
 
