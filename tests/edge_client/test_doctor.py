@@ -126,6 +126,8 @@ def test_two_runtimes_at_once_are_found(tmp_path, monkeypatch):
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.31.1\n")
         (folder / "RECORD").write_text(f"{brings}/__init__.py,,\n")
+        (tmp_path / brings).mkdir()
+        (tmp_path / brings / "__init__.py").touch()
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     assert len(installed_runtimes()) == 2 and installed_runtimes()["onnxruntime-gpu"] == "1.31.1"
     check = doctor._runtimes()
