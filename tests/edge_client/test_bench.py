@@ -13,6 +13,7 @@ from collafuse.core.errors import CollaFuseError, FileFormatError, UsageError
 from edge_client import Finisher
 from edge_client import bench as benches
 from edge_client.bench import COLUMNS, bench, measure_speed, sample
+from edge_client.tinybundle import tiny_bundle
 from tests.bundles import halving_bundle, halving_info
 
 FINISH = (sys.executable, "-m", "cli", "finish")
@@ -36,8 +37,9 @@ def test_a_sample_fits_the_bundle_and_carries_its_labels(halving):
     assert sample(bundles.read(halving).info, 1).digest == sample(halving_info(), 1).digest
 
 
-def test_an_evaluation_is_a_part_of_an_image(tiny_bundle):
-    finisher = Finisher.load(tiny_bundle, threads=1)
+def test_an_evaluation_is_a_part_of_an_image(tmp_path):
+    (tmp_path / "convolution.onnx").write_bytes(tiny_bundle())
+    finisher = Finisher.load(tmp_path / "convolution.onnx", threads=1, steps=4)
     speed = measure_speed(finisher, 4, repetitions=5)
     assert finisher.nfe == 4
     # Four evaluations and the sampler's arithmetic; a busy machine makes either look slow.

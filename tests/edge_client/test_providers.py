@@ -15,8 +15,10 @@ import pytest
 from collafuse.core import bundle as bundles
 from collafuse.core.errors import RuntimeMissingError, UsageError
 from edge_client import Finisher, placement, session
+from edge_client.bench import sample
 from edge_client.providers import PROVIDERS, Provider, ProviderError, Setting, candidates, default_batch_size, named
 from edge_client.session import open_session
+from edge_client.tinybundle import tiny_bundle
 from tests.bundles import halving_bundle, halving_info, resealed
 
 CPU, CUDA, TENSORRT = (PROVIDERS[name].runtime_name for name in ("cpu", "cuda", "tensorrt"))
@@ -137,11 +139,19 @@ def same(monkeypatch):
     return "same"
 
 
-def test_a_provider_that_proves_itself_is_used_and_said(same, tiny_bundle, tiny_intermediate, capfd):
+@pytest.fixture
+def convolution(tmp_path) -> Path:
+    """The path of a bundle with a convolution in it."""
+    (tmp_path / "convolution.onnx").write_bytes(tiny_bundle())
+    return tmp_path / "convolution.onnx"
+
+
+def test_a_provider_that_proves_itself_is_used_and_said(same, convolution, capfd):
     said = []
-    finisher = Finisher.load(tiny_bundle, provider=same, say=said.append)
+    finisher = Finisher.load(convolution, provider=same, say=said.append)
+    batch = sample(finisher.bundle.info, 3)
     assert finisher.provider == "same"
-    assert (finisher.finish(tiny_intermediate) == Finisher.load(tiny_bundle).finish(tiny_intermediate)).all()
+    assert (finisher.finish(batch) == Finisher.load(convolution).finish(batch)).all()
     (line,) = said
     there, of, total = line.split()[2:5]
     assert line.startswith("same runs ") and of == "of" and there == total != "0"
@@ -196,9 +206,10 @@ def test_an_engine_is_announced_where_it_will_be_built(same, halving, tmp_path, 
     PROVIDERS["openvino"].runtime_name not in onnxruntime.get_available_providers(),
     reason="needs onnxruntime-openvino in the place of onnxruntime",
 )
-def test_openvino_finishes_alike(tiny_bundle, tiny_intermediate):
-    there = Finisher.load(tiny_bundle, provider="openvino").finish(tiny_intermediate)
-    here = Finisher.load(tiny_bundle).finish(tiny_intermediate)
+def test_openvino_finishes_alike(convolution):
+    finisher = Finisher.load(convolution)
+    batch = sample(finisher.bundle.info, 5)
+    here, there = finisher.finish(batch), Finisher.load(convolution, provider="openvino").finish(batch)
     assert abs(there.astype(int) - here.astype(int)).max() <= 1
 
 
