@@ -21,7 +21,7 @@ from .errors import FileFormatError
 from .metadata import Fields, parse_json, shown
 from .tensorfile import begin_digest, digest_tensor_name, open_file, read_head, read_metadata, reading
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20
 """About how much of one tensor is held at a time; a single row may be larger."""
 DTYPES = {
     name: np.dtype(code)
