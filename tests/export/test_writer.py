@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,14 @@ def test_a_reduced_bundle_is_whole_smaller_and_says_what_it_lost(reduced, tiny_b
     assert len(bundle.data) < len(tiny_bundle.read_bytes())
     assert bundle.info.loss.images == 16 and bundle.info.loss.psnr_db >= LEAST_PSNR_DB
     assert [(opset.domain, opset.version) for opset in onnx.load(reduced[precision]).opset_import] == [("", 18)]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_no_path_of_this_machine_gets_into_a_reduced_bundle(reduced, delivered, precision):
+    data = reduced[precision].read_bytes()
+    places = (tempfile.gettempdir(), Path(__file__).parents[2], Path.home(), Path.cwd(), delivered.name)
+    assert [str(place) for place in places if str(place).encode() in data] == []
+    assert b"quant_pre_process" not in data and b"onnxruntime.quant" not in data
 
 
 def test_fp32_loses_nothing_and_needs_no_intermediates(tiny_bundle):
