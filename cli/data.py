@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def data(
     config: options.ConfigFile,
     client: Annotated[
-        str | None, typer.Option("--client", metavar="NAME", help="Look at one client; other clients' own folders are not read.")
+        str | None,
+        typer.Option("--client", metavar="NAME", help="Look at one client; other clients' own folders are not read."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="Write a contact sheet per site, NAME.png.")
