@@ -36,6 +36,8 @@ def test_export_in_reduced_precision_calibrates_on_what_train_left(trained, tmp_
     done = cli(*command, "--json")
     made = json.loads(done.stdout)
     assert made["precision"] == "int8" and made["loss"]["images"] == 128
+    described = json.loads(cli("inspect", tmp_path / "small.onnx", "--json").stdout)
+    assert described["loss_against_fp32"] == made["loss"] and described["graph"] == "step"
     assert f"PSNR {made['loss']['psnr_db']:.1f} dB" in done.stderr
     cli("finish", tmp_path / "small.onnx", "north.safetensors", "-o", tmp_path / "out")
     assert (tmp_path / "out" / "sheet.png").is_file()

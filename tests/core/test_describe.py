@@ -45,6 +45,7 @@ def files(tmp_path, tiny_intermediate):
         ("release", {"labels": {"a": 1, "b": 2}, "dtype": "float16"}),
         ("intermediate", {"images": 5, "labels": {"0": 2, "1": 2, "2": 1, "3": 0}, "warm_start": False, "nfe": 4}),
         ("bundle", {"client": "north", "sigma_range": [0.002, 0.5], "parameters": 4, "operators": ["Mul"]}),
+        ("bundle", {"graph": "step", "precision": "fp32", "loss_against_fp32": None}),
         ("weights", {"role": "client", "tensors": 1, "numbers": 6}),
     ],
 )
