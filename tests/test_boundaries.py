@@ -157,8 +157,8 @@ def test_whoever_wants_the_reports_keeps_them(monkeypatch):
 # --- what makes a file dangerous to read --------------------------------------------------------------------
 
 DANGEROUS = re.compile(
-    r"\b(pickle|shelve|marshal|dill|joblib)\b|(?<!\.)\b(torch|np|numpy|yaml)\.(load|save)\(|unsafe_load"
-    r"|(?<![.\w])(eval|exec)\("
+    r"\b(pickle|shelve|marshal|dill)\b|(?<!\.)\b(torch|np|numpy|yaml|joblib)\.(load|save|dump)\(|unsafe_load"
+    r"|from joblib import .*\b(load|dump)\b|(?<![.\w])(eval|exec)\("  # joblib runs work in processes, too
 )
 
 
@@ -171,6 +171,16 @@ def test_nothing_that_ships_reads_or_writes_what_could_run_code(folder):
     assert not found
 
 
-@pytest.mark.parametrize("line", ["from pickle import loads", "torch.load(path)", "yaml.load(text)", "x = eval(text)"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from pickle import loads",
+        "torch.load(path)",
+        "yaml.load(text)",
+        "x = eval(text)",
+        "joblib.load(path)",
+        "from joblib import Parallel, load",
+    ],
+)
 def test_that_search_finds_what_it_is_for(line):
     assert DANGEROUS.search(line)
