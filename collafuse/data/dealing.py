@@ -106,7 +106,8 @@ def _by_groups(
     """
     if images.groups is None:
         raise DataError(
-            "data.split.by=groups needs to know what belongs together; set data.table.group to the column that says it."
+            "data.split.by=groups needs to know what belongs together; set data.table.group or data.hub.group to the "
+            "column that says it."
         )
     eligible = np.stack([chosen_rows(images, client.labels, name) for name, client in clients.items()], axis=1)
     groups, of_image = np.unique(images.groups, return_inverse=True)

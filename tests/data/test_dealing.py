@@ -292,7 +292,7 @@ def test_groups_follow_the_seed_and_what_each_site_chooses(tmp_path):
 
 
 def test_groups_that_nobody_stated_are_refused():
-    with pytest.raises(DataError, match=r"set data\.table\.group to the column"):
+    with pytest.raises(DataError, match=r"set data\.table\.group or data\.hub\.group to the column"):
         load_sites(config({"by": "groups"}, {"a": {}, "b": {}}))
 
 
