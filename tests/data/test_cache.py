@@ -239,6 +239,7 @@ from collafuse.config import DataSettings
 from collafuse.data import decoding
 from collafuse.data.datasets import load
 
+print("once")
 decoding.PROCESSES_FROM, decoding._cores = 1, lambda: 2
 print(len(load(DataSettings(dataset="folder", path=Path(sys.argv[1]), image_size=4, channels=1))))
 """
@@ -251,4 +252,4 @@ def test_a_script_without_a_main_guard_is_not_run_again_by_the_processes(tmp_pat
     done = subprocess.run(
         [sys.executable, tmp_path / "script.py", root], capture_output=True, text=True, check=False, env=environment
     )
-    assert done.stdout == "6\n" and not done.stderr
+    assert done.stdout == "once\n6\n" and not done.stderr
