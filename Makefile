@@ -40,8 +40,9 @@ endif
 demo: $(STAMP) ## train, export, deliver and finish on real digits, on a CPU; pictures in runs/demo
 	$(BIN)/collafuse demo -o runs/demo --overwrite
 
+# A process per core with a thread each: the networks of the tests are too small for more.
 test: $(STAMP) ## run the tests (PYTEST_ARGS="-k cut" for some of them)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 check: $(STAMP) ## lint, formatting, types and import direction
 	$(BIN)/ruff check .

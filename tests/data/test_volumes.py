@@ -189,7 +189,7 @@ def test_without_nibabel_it_is_said_what_to_install(tmp_path, monkeypatch):
 
 def test_no_patient_lies_at_two_hospitals(tmp_path):
     write(tmp_path, 6)
-    values = settings(tmp_path, split={"by": "groups"}, held_out=0.3, seed=1)
+    values = settings(tmp_path, image_size=12, split={"by": "groups"}, held_out=0.3, seed=1)
     clients = {"north": {"labels": ["tumour"], "cut": {"sigma": 1.0}}, "south": {"cut": {"sigma": 1.0}}}
     sites = load_sites(from_mapping({"data": values, "clients": clients}))
     whose = [{*site.train.groups.tolist(), *site.held_out.groups.tolist()} for site in sites.values()]

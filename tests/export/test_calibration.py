@@ -151,7 +151,7 @@ def test_a_history_that_travelled_along_is_used(delivered, info, model, tmp_path
     warm = dataclasses.replace(
         warm, x=warm.x[1::2], labels=warm.labels[1::2], previous_x0_hat=warm.previous_x0_hat[1::2]
     )
-    there = Finisher(bundles.Bundle(b"", info, None, ""), model, _defaults(info)).finish(warm)
+    there = Finisher(bundles.Bundle(b"", info, None, ""), model, _defaults(info)).finish(warm, len(warm))
     assert np.abs(to_uint8(judging.finished(model, info)).astype(int) - there.astype(int)).max() <= 1
 
 
