@@ -79,8 +79,8 @@ def revoke(
 
 
 def _registry(run: Path) -> Registry:
-    from collafuse.nodes.runfolder import RunFolder
-    from collafuse.serving.registry import REGISTRY, Registry
+    from collafuse.nodes.runfolder import REGISTRY, RunFolder
+    from collafuse.serving.registry import Registry
 
     return Registry(RunFolder(run).server.path / REGISTRY)
 

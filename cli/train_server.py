@@ -30,15 +30,16 @@ def train_server(
     """At the server: train the high-noise half from releases alone. Writes RUN/server."""
     from collafuse.config import load
     from collafuse.learning.training import choose_device
-    from collafuse.nodes import server as servers
     from collafuse.nodes.runfolder import RunFolder
+    from collafuse.nodes.server import train_server as learn
+    from collafuse.nodes.sites import read_releases
 
     settings = load(config, overrides or ())
-    found = servers.read_releases(releases, accept_simulated=accept_simulated)
+    found = read_releases(releases, accept_simulated=accept_simulated)
     folder = RunFolder(out).server
     folder.prepare(resume=resume, overwrite=overwrite)
     with reporting() as reporter:
-        server = servers.train_server(
+        server = learn(
             settings,
             found,
             folder,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from collafuse.config import Config, from_mapping, load
+from collafuse.config import Config, DataSettings, from_mapping, load
 from collafuse.core.errors import ConfigError
 
 SHIPPED = sorted(path.name for path in (Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -101,6 +101,9 @@ def test_a_cut_that_is_none_is_refused_with_its_value(cut, message):
         ({"clients": {"a": {"sampler": {"sigma_low": 0.51}}}}, "clients.a.sampler.sigma_low=0.51 is above half .* 1 "),
         ({"server": {"send_previous": True, "sampler": {"name": "euler"}}}, "send_previous.*name=euler"),
         ({"client": {"network": {"multipliers": [1] * 5}, "cut": {"sigma": 1.0}}}, "clients.a.network: image_size=8"),
+        ({"server": {"sampler": {"guidance": 2}, "training": {"label_dropout": 0}}}, "server.*guidance=2.*dropout=0"),
+        ({"clients": {"a": {"cut": {"sigma": True}}}}, "clients.a.cut: sigma=true"),
+        ({"server": {"training": {"steps": True}}}, "server.training: steps=true"),
         ({"server": {"network": {"attention": [16]}}}, r"server.network: attention=\[16\].*8, 4, 2, not 16"),
         ({"clients": {"a": {"sampler": {"sigma_low": 0.001}}}}, "clients.a.sampler.sigma_low=0.001.*0.002"),
         ({"clients": {"a": {"labels": ["0", "1", "0"]}}}, "clients.a.labels: names '0' twice; list each once"),
@@ -263,6 +266,12 @@ def test_a_resolved_configuration_reads_back_as_itself(tmp_path, name):
     assert load(written(tmp_path, config.to_yaml())) == config
 
 
+def test_a_resolved_configuration_is_the_same_to_the_letter_when_it_is_read_back(tmp_path):
+    # A default written as a whole number and read back as 50000.0 would be another training to a checkpoint.
+    config = from_mapping(values())
+    assert load(written(tmp_path, config.to_yaml())).model_dump_json() == config.model_dump_json()
+
+
 def test_values_that_yaml_takes_for_something_else_survive(tmp_path):
     clients = {
         "1": {"labels": ["0", "no", "1e3", "ünï", "~"], "path": "null", "ledger": "yes"},
@@ -285,10 +294,28 @@ def test_a_server_sees_no_paths_and_no_labels_that_a_site_keeps(tmp_path):
     assert seen.client("open").labels == ("x",) and seen.client("shy").cut == seen.client("open").cut
 
 
+def test_nothing_that_is_added_to_the_data_section_reaches_a_server_by_itself():
+    data = {
+        "dataset": "folder", "path": "patients", "image_size": 8, "channels": 1, "cache": "secret", "fit": "pad",
+        "table": {"path": "t.csv", "group": "patient"}, "split": {"by": "dirichlet", "over": ["HIV"]}, "held_out": 0.3,
+    }  # fmt: skip
+    seen = from_mapping(values(data=data)).for_server().data
+    given = {key for key, value in seen if value != DataSettings.model_fields[key].default}
+    assert given == {"dataset", "image_size", "channels"}
+
+
 def test_a_client_sees_nothing_of_the_others():
     config = from_mapping(values(clients={"a": {"labels": ["mine"]}, "b": {"labels": ["theirs"], "path": "there"}}))
     seen = config.for_client("a").to_yaml()
     assert "mine" in seen and "theirs" not in seen and "there" not in seen
+
+
+def test_a_cut_just_above_the_lowest_level_can_be_configured():
+    assert with_client(cut={"sigma": 0.003}, sampler={"sigma_low": 0.002}).client("a").cut.resolve().sigma == 0.003
+
+
+def test_one_step_needs_no_lowest_level():
+    assert with_client(sampler={"steps": 1, "sigma_low": 5.0}).client("a").sampler.steps == 1
 
 
 def test_a_configuration_cannot_be_changed_afterwards():

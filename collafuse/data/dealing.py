@@ -42,7 +42,14 @@ def load_site(config: Config, name: str, listener: Listener = UNHEARD) -> SiteDa
     if settings.path is not None:
         return _site(load(config.data, settings.path, listener), settings, name, config)
     sharing = {n: c for n, c in config.clients.items() if c.path is None}
-    return _site(deal(load(config.data, listener=listener), config, sharing)[name], settings, name, config)
+    images = load(config.data, listener=listener)
+    dealt = deal(images, config, sharing)[name]
+    if config.data.split.by != "labels" and len(dealt) < len(images):
+        listener.say(
+            f"{len(images) - len(dealt)} of {len(images)} images are dealt to the other clients of the configuration; "
+            f"set clients.{name}.path if all of these images are {name}'s own."
+        )
+    return _site(dealt, settings, name, config)
 
 
 def load_sites(config: Config, listener: Listener = UNHEARD) -> dict[str, SiteData]:

@@ -34,13 +34,17 @@ def lowest_level(sigma_floor: Tensor) -> Tensor:
 
 def draw_levels(uniform: Tensor, low: Tensor, high: float, log_mean: float, log_std: float) -> Tensor:
     """Noise levels [B] from uniform numbers [B] in [0, 1): ln sigma normal, cut off at low [B] and high."""
+    device = uniform.device
+    if device.type == "mps":  # which has no float64, and the tails need it
+        low, uniform = low.cpu(), uniform.cpu()
+    low, uniform = low.double(), uniform.double()
     normal = torch.distributions.Normal(0.0, 1.0, validate_args=False)
-    position_low = normal.cdf((low.double().log() - log_mean) / log_std)
+    position_low = normal.cdf((low.log() - log_mean) / log_std)
     position_high = normal.cdf(torch.tensor((math.log(high) - log_mean) / log_std, dtype=torch.float64))
-    position = position_low + uniform.double() * (position_high - position_low)
+    position = position_low + uniform * (position_high - position_low)
     log_sigma = log_mean + log_std * normal.icdf(position)
     # Far in a tail the positions coincide in float64; the range still holds.
-    return log_sigma.exp().nan_to_num(nan=high, posinf=high).clamp(max=high).maximum(low.double()).float()
+    return log_sigma.exp().nan_to_num(nan=high, posinf=high).clamp(max=high).maximum(low).float().to(device)
 
 
 def denoising_loss(

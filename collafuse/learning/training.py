@@ -31,6 +31,7 @@ BUCKET_NAMES = tuple(f"{low:g}-{high:g}" for low, high in zip((0, *BUCKET_EDGES)
 EMA_RAMP = 0.1
 """Early on the average forgets faster: its half-life is at most this share of the images seen so far."""
 FINAL_LEARNING_RATE = 0.01
+DEVICE_TYPES = ("cuda", "mps", "cpu")
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ def choose_device(name: str = "auto") -> torch.device:
     if name != "auto":
         try:
             device = torch.device(name)
+            if device.type not in DEVICE_TYPES:
+                raise RuntimeError(f"expected one of {', '.join(DEVICE_TYPES)}")
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError) as error:
             raise CollaFuseError(f"device {name!r} cannot be used: {first_line(error)}. Try --device auto.") from error

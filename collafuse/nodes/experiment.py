@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,13 +19,18 @@ from ..learning import weights
 from ..learning.training import Observer
 from .client import Client
 from .ledger import Ledger
-from .runfolder import RunFolder
-from .server import SUFFIX, Server, read_releases, train_server
+from .runfolder import CONFIG, RunFolder
+from .server import Server, train_server
+from .sites import SUFFIX, read_releases
 
 CALIBRATION = "calibration.safetensors"
 """In a client's folder: intermediates that the trained server delivered, for an export in reduced precision."""
 CALIBRATION_IMAGES = 256
 CALIBRATION_SEED = 0
+
+FREE = re.compile(r"name$|data\.(path|cache)$|(server|clients\.[^.]+)\.(sampler\.|send_previous$|ledger$|path$)")
+"""Settings that may be others when a run is resumed: neither a training nor a release depends on them. That the images
+are the same is checked by their digests."""
 
 ObserverOf = Callable[[str], Observer]
 """Makes an observer for a node by its name."""
@@ -56,6 +63,8 @@ def run_experiment(
     ``warm_start`` begins each client at the server's weights; it needs clients of the server's size.
     """
     run.check(resume=resume, overwrite=overwrite)
+    if resume:
+        refuse_another(run, config)
     clients = {name: Client(config, name, site) for name, site in load_sites(config, listener).items()}
     if overwrite and not resume:
         run.clear()  # only now that configuration, device and data are known to be good
@@ -74,6 +83,27 @@ def run_experiment(
     for name in clients:
         leave_calibration(server, name, run, observer_of(name))
     return Experiment(server, clients, models)
+
+
+def refuse_another(run: RunFolder, config: Config) -> None:
+    """Raise MismatchError, naming the first difference, when a run was trained with settings that a training or a
+    release depends on, and they are others now. Before anything is changed, since nodes resume one by one."""
+    if not (run.path / CONFIG).exists():
+        return
+    before, now = (_flat(one.model_dump(mode="json")) for one in (run.read_config(), config))
+    for key in [*before, *now]:
+        if not FREE.match(key) and before.get(key) != now.get(key):
+            raise MismatchError(
+                f"{run.path} was trained with {key}={before.get(key)}, the configuration says {now.get(key)}; "
+                "restore it, or train into a new run folder."
+            )
+
+
+def _flat(values: Any, at: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    if not isinstance(values, dict):
+        return {at: values}
+    return {k: v for key, value in values.items() for k, v in _flat(value, f"{at}.{key}" if at else str(key)).items()}
 
 
 def leave_calibration(server: Server, client: str, run: RunFolder, observer: Observer) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.atomic import give_name, refuse_existing, storage_error, sync_folder
-from ..core.errors import FileFormatError, OutputExistsError, RefusedError, StorageError
+from ..core.errors import CollaFuseError, FileFormatError, OutputExistsError, RefusedError, StorageError
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS releases (
@@ -93,7 +93,6 @@ class Ledger:
         refuse_existing(path, overwrite)
         release = secrets.token_hex(16)
         partial = path.with_name(f"{_partial_prefix(path)}{release}.partial")
-        committed = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._open() as connection:
@@ -107,9 +106,9 @@ class Ledger:
                     "INSERT INTO spent VALUES (?, ?)", ((digest.tobytes(), release) for digest in digests)
                 )
                 connection.execute("COMMIT")
-                committed = True
         except BaseException as error:
-            if not committed:
+            # Ctrl-C may come between a commit and the next line: only the ledger itself knows.
+            if not self._may_hold(release):
                 partial.unlink(missing_ok=True)
             if isinstance(error, OSError):
                 raise storage_error(path, error) from error
@@ -157,6 +156,16 @@ class Ledger:
             f"The images are recorded as released in {self.path}, and their release lies finished in {partial}; "
             "make room, then run the same command again, which gives it its name."
         )
+
+    def _may_hold(self, release: str) -> bool:
+        """Whether a release is recorded. True where that cannot be found out: a file that nobody recorded is swept by
+        the next release, one that was recorded and is removed is lost."""
+        try:
+            with self._open() as connection:
+                found = connection.execute("SELECT 1 FROM releases WHERE id = ?", (release,)).fetchone()
+        except CollaFuseError:
+            return True
+        return found is not None
 
     def _mark(self, release: str) -> None:
         with self._open() as connection:

@@ -16,6 +16,8 @@ from ..data.record import split_csv
 
 CONFIG = "config.yaml"
 SPLIT = "split.csv"
+REGISTRY = "registry.sqlite"
+"""In a server's folder: the tokens and received releases of ``serve``."""
 RESULTS = tuple(
     f"{CONFIG} {SPLIT} weights.safetensors checkpoints metrics.jsonl samples sites.json tensorboard wandb".split()
 )
@@ -115,26 +117,33 @@ class RunFolder:
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Make sure that a run may be written here; changes nothing.
 
-        Raises OutputExistsError for a folder that holds something, unless it is resumed, or is an older run of
-        ``train`` or ``demo`` and to be overwritten. A folder with anything else in it, or with releases of real
-        sites, is never overwritten.
+        Raises OutputExistsError for a folder that holds something, unless it is a run of ``train`` or ``demo`` and to
+        be resumed or overwritten. A folder with anything else in it is neither; one with releases of real sites or
+        with a service's tokens is never overwritten.
         """
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
             raise OutputExistsError(f"{self.path} is no plain folder; choose another run folder.")
         held = sorted(self.path.iterdir()) if self.path.is_dir() else []
-        if not held or resume:
+        if not held:
             return
-        if not overwrite:
+        if not overwrite and not resume:
             raise OutputExistsError(
                 f"{self.path} holds files already; pass --resume or --overwrite, or choose another."
             )
         foreign = [p.name for p in held if p.name not in RUN_ENTRIES and p.suffix not in RUN_SUFFIXES]
-        trained = any(self.path.glob("server/releases/*.safetensors")) and any(
-            self.path.glob("clients/*/ledger.sqlite")
-        )
+        trained = any(self.path.glob("clients/*/ledger.sqlite"))  # the first thing that a run writes
         if foreign or not trained:
             shown = ", ".join(foreign or [p.name for p in held][:3])
-            raise OutputExistsError(f"{self.path} is no run of train or demo alone ({shown}); it is not overwritten.")
+            raise OutputExistsError(
+                f"{self.path} is no run of train or demo alone ({shown}); it is neither resumed nor overwritten. "
+                "Choose another run folder."
+            )
+        if resume:
+            return
+        if (registry := self.server.path / REGISTRY).exists():
+            raise OutputExistsError(
+                f"{registry} holds a service's tokens; it is not overwritten. Choose another folder."
+            )
         for path in self.server.releases.glob("*.safetensors"):
             if not release.read(path).simulated:
                 raise OutputExistsError(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,86 +12,23 @@ from numpy.typing import NDArray
 
 from ..config import Config, unknown_client
 from ..core import release as releases
-from ..core.atomic import write_bytes
-from ..core.conditioning import Labels, conditions_from_labels, guided, indices_of, translate_labels
-from ..core.errors import ConfigError, FileFormatError, MismatchError, RefusedError, UsageError
+from ..core.conditioning import Labels, conditions_from_labels, guided, indices_of
+from ..core.errors import ConfigError, MismatchError, RefusedError, UsageError
 from ..core.intermediate import Intermediate
-from ..core.metadata import Fields, parse_json
-from ..core.noise import SIGMA_MAX, SIGMA_MIN, Cut, server_sigmas
+from ..core.noise import SIGMA_MAX, Cut, server_sigmas
 from ..core.pairing import SIGMA_SLACK
 from ..core.pictures import Pixels, contact_sheet, to_uint8
 from ..core.samplers import EVALUATES_AT_END, STEPS, Counted, History, run
 from ..learning import weights
 from ..learning.denoiser import Denoiser
-from ..learning.training import Observer, Trainer, TrainingData, fresh_denoiser
+from ..learning.training import Observer, Trainer, fresh_denoiser
 from .runfolder import NodeFolder
+from .sites import Site, check_names, mixture_warning, read_sites, sites_of, training_data, write_sites
 from .watching import NodeObserver
 
-SUFFIX = ".safetensors"
 SHEET_IMAGES = 8
 """Images per client on a sample sheet."""
 MAX_DELIVERY = 1_000_000
-
-
-@dataclass(frozen=True)
-class Site:
-    """What the server knows of a client: the cut of its release, which labels it shared (None: it kept them),
-    and whether a simulation made the release."""
-
-    sigma_cut: float
-    label_names: tuple[str, ...] | None
-    simulated: bool = False
-
-
-def read_releases(folder: Path, *, accept_simulated: bool) -> dict[str, list[releases.Release]]:
-    """The releases in a folder by client: ``NAME.safetensors``, or ``NAME.anything.safetensors`` for a later one.
-
-    Raises UsageError for an empty folder, FileFormatError for a damaged file, RefusedError for a simulated one
-    unless accepted, MismatchError when shapes differ or one client's cuts do.
-    """
-    found: dict[str, list[releases.Release]] = {}
-    for path in sorted(folder.glob(f"[!.]*{SUFFIX}")):  # a hidden file is one that was never finished
-        release = releases.read(path)
-        if release.simulated and not accept_simulated:
-            raise RefusedError(
-                f"{path} is a simulated release, made by a process that also held the images; a server does not learn "
-                "from it by mistake. Pass --accept-simulated if that is what you want."
-            )
-        found.setdefault(path.name.split(".")[0], []).append(release)
-    if not found:
-        raise UsageError(f"{folder} holds no releases (*{SUFFIX}); put each client's release file there.")
-    shapes = {r.image_shape for rs in found.values() for r in rs}
-    if len(shapes) > 1:
-        raise MismatchError(f"the releases in {folder} hold images of different shapes: {sorted(shapes)}.")
-    for name, of_client in found.items():
-        if len({r.sigma_cut for r in of_client}) > 1:
-            cuts = ", ".join(f"{r.sigma_cut:g}" for r in of_client)
-            raise MismatchError(f"client {name!r} sent releases at different cuts (sigma {cuts}); keep those of one.")
-    return found
-
-
-def sites_of(found: Mapping[str, Sequence[releases.Release]]) -> dict[str, Site]:
-    """What the releases say of their clients."""
-    sites = {}
-    for name, of_client in found.items():
-        shared = None
-        if all(r.labels is not None for r in of_client):
-            # Only labels that really occur: a name without an image teaches nothing.
-            used = [n for r in of_client for i, n in enumerate(r.label_names) if r.labels[:, i].any()]
-            shared = tuple(dict.fromkeys(used))
-        sites[name] = Site(of_client[0].sigma_cut, shared, any(r.simulated for r in of_client))
-    return sites
-
-
-def mixture_warning(sites: Mapping[str, Site]) -> str | None:
-    """The warning that mixed cuts without labels need, or None."""
-    cuts = {site.sigma_cut for site in sites.values()}
-    if len(cuts) < 2 or all(site.label_names for site in sites.values()):
-        return None
-    return (
-        "clients with different cuts do not all share labels: at a level between two cuts the server has learned only "
-        "the sites below it, so what it delivers leans towards them. Share labels, or give the clients one cut."
-    )
 
 
 class Server:
@@ -113,7 +47,7 @@ class Server:
     def load(cls, folder: NodeFolder, device: torch.device) -> Server:
         """A server from its folder. Raises FileFormatError when it is not trained or damaged."""
         config = folder.read_config()
-        return cls(config, weights.load(folder.weights, "server"), _read_sites(folder.sites), device)
+        return cls(config, weights.load(folder.weights, "server"), read_sites(folder.sites), device)
 
     def deliver(
         self,
@@ -291,6 +225,7 @@ def train_server(
     sites = sites_of(found)
     if (warning := mixture_warning(sites)) is not None:
         observer.note(f"warning: {warning}")
+    check_names(config, sites, observer)
     label_names = tuple(sorted({name for site in sites.values() for name in site.label_names or ()}))
     data, settings = training_data(found, label_names), config.server.training
     shape = next(iter(found.values()))[0].image_shape
@@ -315,7 +250,7 @@ def train_server(
     def ready() -> None:
         # Not before a resume is accepted: both must stay those of the weights that lie there.
         folder.write_config(config.for_server())
-        _write_sites(folder.sites, sites)
+        write_sites(folder.sites, sites)
 
     watching = NodeObserver(folder.path, observer, trackers, sheet)
     try:
@@ -324,53 +259,3 @@ def train_server(
         watching.close()
     weights.save(folder.weights, replace(model, denoiser=trained))
     return Server.load(folder, device)
-
-
-def training_data(found: Mapping[str, Sequence[releases.Release]], label_names: tuple[str, ...]) -> TrainingData:
-    """All releases as one training set; an image whose labels were kept carries "no label".
-
-    A release at SIGMA_MAX teaches nothing and is left out. Raises RefusedError when nothing else is there.
-    """
-    sites = sites_of(found)
-    each = [(name, r) for name, rs in found.items() for r in rs if Cut(r.sigma_cut).lowest_trained < SIGMA_MAX]
-    if not each:
-        raise RefusedError(
-            f"every release stands at sigma {SIGMA_MAX:g}, which is pure noise: the clients do everything themselves "
-            "and no server can learn. Lower a cut, or train the clients alone."
-        )
-    conditions = []
-    for name, release in each:
-        # A site that shares its labels in one release and keeps them in another keeps them.
-        labels = release.labels if sites[name].label_names is not None else None
-        if labels is not None:
-            labels = translate_labels(labels, release.label_names, label_names)
-        conditions.append(conditions_from_labels(labels, len(release.z), len(label_names)))
-    floors = [np.full(len(release.z), release.sigma_cut, dtype=np.float32) for _, release in each]
-    return TrainingData(
-        images=torch.from_numpy(np.concatenate([release.z for _, release in each])),
-        conditions=torch.from_numpy(np.concatenate(conditions)),
-        sigma_floor=torch.from_numpy(np.concatenate(floors)),
-        sigma_high=SIGMA_MAX,
-    )
-
-
-def _write_sites(path: Path, sites: Mapping[str, Site]) -> None:
-    values: dict[str, Any] = {name: vars(site) for name, site in sites.items()}
-    write_bytes(path, json.dumps(values, indent=2).encode(), overwrite=True)
-
-
-def _read_sites(path: Path) -> dict[str, Site]:
-    try:
-        values = parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise FileFormatError(f"cannot read {path}: {error.strerror}; train the server again.") from error
-    sites = {}
-    for name in values:
-        fields = Fields(values, str(path)).nested(name)
-        sigma_cut = fields.number("sigma_cut", above=SIGMA_MIN, at_most=SIGMA_MAX)
-        kept = fields.take("label_names")
-        names = None if kept is None else Fields({"label_names": kept}, str(path)).names("label_names")
-        # Servers of before this was recorded do not say, which is not a no.
-        simulated = fields.boolean("simulated") if "simulated" in values[name] else True
-        sites[name] = Site(sigma_cut, names, simulated)
-    return sites

@@ -11,8 +11,8 @@ from PIL import Image
 from ..core.atomic import atomic_file
 from ..core.pictures import Pixels
 from ..learning.denoiser import Denoiser
-from ..learning.metrics import MetricsLog
 from ..learning.training import Observer
+from .metrics import MetricsLog
 
 SheetMaker = Callable[[Denoiser], Pixels]
 """Draws a sample sheet [1, h, w, 3] with the averaged weights."""

@@ -24,7 +24,7 @@ from ..core.atomic import PARTIAL_PREFIX, storage_error, sync_folder
 from ..core.errors import FileFormatError, MismatchError, OutputExistsError, RefusedError, StorageError
 from ..core.pairing import SIGMA_SLACK
 from ..core.tensorfile import file_digest
-from ..nodes.server import SUFFIX
+from ..nodes.sites import SUFFIX
 from .registry import Received, Registry
 
 SPARE_BYTES = 64 << 20

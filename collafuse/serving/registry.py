@@ -29,7 +29,6 @@ from ..config import ClientName
 from ..core.atomic import storage_error
 from ..core.errors import AccessError, FileFormatError, StorageError, UsageError
 
-REGISTRY = "registry.sqlite"
 SCOPES = ("sample", "release", "admin")
 LONGEST_DAYS = 3660
 TOKEN = re.compile(r"collafuse_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import RefusedError
-from ..nodes.runfolder import NodeFolder
+from ..nodes.runfolder import REGISTRY, NodeFolder
 from ..nodes.server import Server
 from .admission import Limits, Shares, Strangers
 from .engine import Engine
 from .metrics import Metrics
 from .receiving import Known, Receiver
-from .registry import REGISTRY, Registry
+from .registry import Registry
 
 READY_SECONDS = 5.0
 """A step of the model must end within this time, or the service is not ready."""

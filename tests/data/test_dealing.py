@@ -32,6 +32,15 @@ def config(split: dict[str, Any], clients: dict[str, Any] | None = None, **data:
     return from_mapping({"data": values, "client": {"cut": {"sigma": 1.0}}, "clients": given})
 
 
+def test_a_site_hears_that_most_of_its_folder_is_dealt_to_others():
+    heard = Heard()
+    load_site(config(MODES["even"], {"a": {}, "b": {}}), "a", heard)
+    assert any("898 of 1797 images are dealt to the other clients" in text for text in heard.said)
+    alone = Heard()
+    load_site(config(MODES["even"], {"a": {}}), "a", alone)
+    assert not alone.said
+
+
 def digests(site: SiteData) -> list[bytes]:
     """The images of a site, held out or not; the digits are all different."""
     return [d.tobytes() for part in (site.train, site.held_out) for d in part.digests]

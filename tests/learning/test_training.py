@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from collafuse.core.errors import CollaFuseError, MismatchError
-from collafuse.learning.metrics import MetricsLog
 from collafuse.learning.training import (
     BUCKET_NAMES,
     FINAL_LEARNING_RATE,
@@ -27,6 +26,7 @@ from collafuse.learning.training import (
     learning_rate_at,
     to_float,
 )
+from collafuse.nodes.metrics import MetricsLog
 from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
 
 DROPPING = NETWORK.model_copy(update={"dropout": 0.3})
@@ -301,7 +301,7 @@ def test_a_device_is_chosen_and_can_be_named():
     assert choose_device().type == best and choose_device("cpu") == CPU
 
 
-@pytest.mark.parametrize("name", ["tpu", "cuda:99", ""])
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "", "meta"])
 def test_a_device_that_is_not_there_is_named(name):
     with pytest.raises(CollaFuseError, match=f"device '{name}' cannot be used.*--device auto"):
         choose_device(name)

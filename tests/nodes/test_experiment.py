@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from collafuse.config import from_mapping
 from collafuse.core import intermediate as intermediates
 from collafuse.core import release as releases
-from collafuse.core.errors import OutputExistsError
+from collafuse.core.errors import MismatchError, OutputExistsError
 from collafuse.data.dealing import load_sites
 from collafuse.nodes.experiment import CALIBRATION, CALIBRATION_IMAGES, leave_calibration, run_experiment
 from collafuse.nodes.ledger import Ledger
-from collafuse.nodes.runfolder import RunFolder
+from collafuse.nodes.runfolder import REGISTRY, RunFolder
 from collafuse.nodes.server import Server
 from tests.tiny import CPU, Recorder
 
@@ -110,6 +111,50 @@ def test_a_run_stopped_between_spending_and_naming_a_release_resumes_with_its_by
     run_experiment(tiny_config, run, CPU, lambda name: Recorder(), resume=True)
     assert (run.server.releases / "east.safetensors").read_bytes() == drawn
     assert (run.server.releases / "north.safetensors").read_bytes() == north and not waiting.exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ({"client": {"handover": 1.5}}, "clients.north.handover=1.0.*1.5"),
+        ({"server": {"training": {"learning_rate": 0.5}}}, "server.training.learning_rate=0.001.*0.5"),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused_before_anything_changes(tiny_config, run, setting, key):
+    values = tiny_config.model_dump(mode="json", exclude_none=True)
+    for name, client in values["clients"].items():
+        values["clients"][name] = client | setting.get("client", {})
+    values["server"]["training"] |= setting.get("server", {}).get("training", {})
+    files = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
+    with pytest.raises(MismatchError, match=key):
+        run_experiment(from_mapping(values), run, CPU, lambda name: Recorder(), resume=True)
+    assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == files
+
+
+def test_a_resume_may_sample_otherwise(tiny_config, tmp_path):
+    folder = RunFolder(tmp_path)
+    run_experiment(tiny_config, folder, CPU, lambda name: Recorder())
+    values = tiny_config.model_dump(mode="json", exclude_none=True)
+    values["server"]["sampler"]["steps"] = 3
+    done = run_experiment(from_mapping(values), folder, CPU, lambda name: Recorder(), resume=True)
+    assert len(done.server.levels("north")) == 4
+
+
+@pytest.mark.parametrize("held", ["config.yaml", "thesis.txt"])
+def test_a_folder_that_is_no_run_is_not_resumed(tiny_config, tmp_path, held):
+    (tmp_path / held).write_text("mine")
+    with pytest.raises(OutputExistsError, match="neither resumed nor overwritten"):
+        run_experiment(tiny_config, RunFolder(tmp_path), CPU, lambda name: Recorder(), resume=True)
+    assert [p.name for p in tmp_path.iterdir()] == [held] and (tmp_path / held).read_text() == "mine"
+
+
+def test_a_run_whose_server_hands_out_tokens_is_not_overwritten(run):
+    registry = run.server.path / REGISTRY
+    registry.write_bytes(b"tokens")
+    with pytest.raises(OutputExistsError, match="holds a service's tokens"):
+        run.check(resume=False, overwrite=True)
+    registry.unlink()
+    run.check(resume=False, overwrite=True)
 
 
 def test_a_run_that_lies_there_is_neither_mixed_with_nor_removed_unasked(tiny_config, run):

@@ -193,6 +193,23 @@ def test_ctrl_c_before_it_was_recorded_leaves_nothing_behind(ledger, tmp_path, m
     assert files(tmp_path) == [] and not ledger.spent(IMAGES).any()
 
 
+def test_ctrl_c_just_after_it_was_recorded_loses_nothing(ledger, tmp_path, monkeypatch):
+    class Interrupted(sqlite3.Connection):
+        def execute(self, sql, *values):
+            done = super().execute(sql, *values)
+            if sql == "COMMIT":
+                raise KeyboardInterrupt
+            return done
+
+    connect = sqlite3.connect
+    with monkeypatch.context() as patch:
+        patch.setattr(module.sqlite3, "connect", lambda path, **rest: connect(path, factory=Interrupted, **rest))
+        with pytest.raises(KeyboardInterrupt):
+            commit(ledger, tmp_path / "a")
+    assert ledger.spent(IMAGES).all()
+    assert ledger.recover(tmp_path / "a") and (tmp_path / "a").read_bytes() == b"first"
+
+
 def test_a_release_waiting_for_its_name_belongs_to_its_own_path(tmp_path):
     killed(tmp_path, "os.link = die")
     ledger = Ledger(tmp_path / "ledger.sqlite")

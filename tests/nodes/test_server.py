@@ -11,7 +11,8 @@ from collafuse.core.errors import ConfigError, FileFormatError, MismatchError, R
 from collafuse.core.noise import SIGMA_MAX, SIGMA_MIN, Cut, system_noise
 from collafuse.learning.weights import TrainedModel
 from collafuse.nodes.runfolder import NodeFolder
-from collafuse.nodes.server import Server, Site, mixture_warning, read_releases, sites_of, train_server, training_data
+from collafuse.nodes.server import Server, train_server
+from collafuse.nodes.sites import Site, mixture_warning, read_releases, sites_of, training_data
 from tests.nodes.sites import config, release_of
 from tests.tiny import CPU, Recorder, denoiser, image_set
 
@@ -250,6 +251,17 @@ def test_a_client_that_sent_no_release_is_told_apart_from_one_that_nobody_knows(
         server.deliver("late", 1)
     with pytest.raises(ConfigError, match="'lat' does not exist"):
         server.deliver("lat", 1)
+
+
+def test_a_misnamed_release_is_refused_and_a_missing_one_is_named(tmp_path):
+    settings = config({"north": {}, "east": {}})
+    with pytest.raises(MismatchError, match=r"release of 'norht' and none of client 'north'.*north\.safetensors"):
+        train_server(settings, {"norht": [release_of(0.5)]}, NodeFolder(tmp_path), CPU, Recorder())
+    assert not list(tmp_path.iterdir())
+    heard = Recorder()
+    train_server(settings, {"north": [release_of(0.5)], "guest": [release_of(0.5)]}, NodeFolder(tmp_path), CPU, heard)
+    assert any("'guest', whom the configuration does not name" in note for note in heard.notes)
+    assert any("no release of east" in note for note in heard.notes)
 
 
 def test_a_delivery_tells_how_far_it_is():

@@ -11,7 +11,8 @@ from torch import nn
 from collafuse.core.noise import SIGMA_MAX
 from collafuse.learning.denoiser import Denoiser
 from collafuse.learning.weights import TrainedModel
-from collafuse.nodes.server import Server, Site
+from collafuse.nodes.server import Server
+from collafuse.nodes.sites import Site
 from tests.nodes.sites import config
 from tests.tiny import CPU, denoiser
 

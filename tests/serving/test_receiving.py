@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from collafuse.core import release as releases
-from collafuse.nodes.server import read_releases
+from collafuse.nodes.sites import read_releases
 from collafuse.serving.receiving import Known, Receiver
 from tests.nodes.sites import release_of
 

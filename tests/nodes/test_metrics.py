@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from collafuse.core.errors import RuntimeMissingError, StorageError, UsageError
-from collafuse.learning.metrics import MetricsLog
+from collafuse.nodes.metrics import MetricsLog
 
 RECORD = {"step": 50, "loss": 0.25, "loss_per_sigma": {"0.5-1": 0.5, "1-2": 0.125}}
 
@@ -91,7 +91,7 @@ def test_importing_seeds_nothing_opens_no_connection_and_no_tracker():
         def state():
             return random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()
         before = state()
-        import collafuse.learning.metrics, collafuse.learning.training, collafuse.nodes.experiment, export.writer
+        import collafuse.nodes.metrics, collafuse.learning.training, collafuse.nodes.experiment, export.writer
         assert state() == before
         assert not {"wandb", "tensorboard", "torch.utils.tensorboard"} & set(sys.modules)
     """

@@ -1,0 +1,142 @@
+"""Reading a configuration: YAML with overrides, checked, each mistake as a sentence with the closest match."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ..core.errors import CollaFuseError, ConfigError
+from .data import EXPRESSION, LIST
+from .settings import Config, yaml_package
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a YAML file, with ``a.b=c`` overrides applied on top.
+
+    A bare name such as ``digits.yaml`` that is not in the working directory is looked up among those that ship.
+
+    Raises ConfigError naming the key, its value and what was expected.
+    """
+    path = _shipped_or_own(Path(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(f"cannot read the configuration {path}: {reason}; see configs/ for examples.") from error
+    values = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}, expected keys and values; see configs/ for examples.")
+    for override in overrides:
+        _override(values, override)
+    return from_mapping(values, source=str(path))
+
+
+def _shipped_or_own(path: Path) -> Path:
+    """The file itself, or the one of this name that ships with the package for a bare name or configs/NAME."""
+    shipped = Path(str(resources.files("configs"))) / path.name
+    return shipped if not path.exists() and str(path.parent) in (".", "configs") and shipped.is_file() else path
+
+
+def from_mapping(values: Mapping[str, Any], source: str = "the configuration") -> Config:
+    """The configuration in a mapping; ``client`` is merged into each of ``clients``. Raises ConfigError."""
+    values = dict(values)
+    defaults = values.pop("client", None)
+    defaults = {} if defaults is None else defaults
+    if not isinstance(defaults, Mapping):
+        raise ConfigError(f"{source}: client={defaults!r}: expected keys and values, the defaults of every client.")
+    clients = values.get("clients")
+    if isinstance(clients, Mapping):
+        values["clients"] = {str(name): _merged(defaults, {} if one is None else one) for name, one in clients.items()}
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(e, source) for e in error.errors()[:5])) from error
+
+
+def _merged(base: Any, over: Any) -> Any:
+    """``over`` on top of ``base``, section by section. A cut is replaced whole, never mixed from two."""
+    if not isinstance(over, Mapping) or not isinstance(base, Mapping):
+        return over
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        deeper = isinstance(old, Mapping) and isinstance(value, Mapping) and key != "cut"
+        merged[key] = _merged(old, value) if deeper else value
+    return merged
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not of the form a.b=value, such as server.training.steps=500.")
+    *sections, last = key.split(".")
+    here = values
+    for section in sections:
+        if here.get(section) is None:  # not there, or there with nothing in it
+            here[section] = {}
+        here = here[section]
+        if not isinstance(here, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section.")
+    here[last] = _parse(text, f"override {override!r}")
+
+
+def _sentence(error: Any, source: str) -> str:
+    where = ".".join(str(part) for part in error["loc"] if part not in (LIST, EXPRESSION))
+    if error["type"] == "extra_forbidden":
+        hint = _closest(str(error["loc"][-1]), _known_keys(error["loc"]))
+        return f"{source}: unknown key {where}.{hint}"
+    cause = (error.get("ctx") or {}).get("error")
+    if isinstance(cause, CollaFuseError | ValueError):
+        return f"{source}: {where + ': ' if where else ''}{cause}"
+    if error["type"] == "missing":
+        return f"{source}: {where} is missing; add it, as in the files under configs/."
+    value = error["input"]
+    shown = f"={value!r}" if isinstance(value, str | int | float | bool | None) else ""
+    return f"{source}: {where}{shown}: {error['msg'][0].lower()}{error['msg'][1:]}."
+
+
+def _closest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else f" Known are {', '.join(known)}."
+
+
+def _known_keys(location: Sequence[Any]) -> list[str]:
+    """The keys that exist in the section where an unknown key was found."""
+    section: type[BaseModel] = Config
+    for part in location[:-1]:
+        for model in _models_in(section.model_fields[part].annotation) if part in section.model_fields else ():
+            section = model
+    extra = ["client"] if section is Config else []
+    return [*section.model_fields, *extra]
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _models_in(inner)
+
+
+def _parse(text: str, source: str) -> Any:
+    """YAML as plain values. A key that stands there twice is refused, where YAML itself keeps the last in silence."""
+    yaml = yaml_package()
+
+    class Loader(yaml.SafeLoader):  # type: ignore[name-defined, misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = next((name for i, name in enumerate(names) if name in names[:i] and name != "<<"), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {twice!r} is given twice", node.start_mark
+                )
+            return super().construct_mapping(node, deep)
+
+    try:
+        return Loader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
