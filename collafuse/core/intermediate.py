@@ -8,7 +8,7 @@ File format (safetensors, ``kind`` "intermediate", version 1); over HTTP the sam
                                                        a multistep sampler starts warm
 
     metadata: sigma, label_names (or null), guidance, sampler, nfe, server_model,
-              previous_sigma (null without previous_x0_hat)
+              previous_sigma (above sigma by more than a millionth; null without previous_x0_hat)
 
 Limits as for a release. A device checks that sigma, shape and labels fit its bundle before it starts.
 """
@@ -35,6 +35,8 @@ from .tensorstream import open_stream
 KIND = "intermediate"
 VERSION = 1
 MAX_NFE = 100_000
+LEAST_STEP = 1e-6
+"""How far, as a share of sigma, previous_sigma lies above it; a multistep sampler divides by the step between."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +183,7 @@ def read_header(fields: Fields, tensors: Mapping[str, tensorfile.HasLayout], sou
     previous_sigma = None
     if "previous_x0_hat" in left:
         previous = tensorfile.expect_layout(left, "previous_x0_hat", (x.dtype.name,), 4, source)
-        previous_sigma = fields.number("previous_sigma", above=sigma, at_most=SIGMA_MAX)
+        previous_sigma = fields.number("previous_sigma", above=sigma * (1 + LEAST_STEP), at_most=SIGMA_MAX)
         if previous.shape != x.shape:
             raise FileFormatError(f"{source}: previous_x0_hat has shape {list(previous.shape)}, x {list(x.shape)}.")
     elif fields.take("previous_sigma") is not None:

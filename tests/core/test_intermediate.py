@@ -149,6 +149,7 @@ CHANGES = [
     ({"tensors": {"previous_x0_hat": TINY.x * np.inf}}, "not finite"),
     ({"fields": {"previous_sigma": 0.75}}, "previous_sigma=0.75"),
     ({"fields": {"previous_sigma": 0.5}}, "previous_sigma=0.5"),
+    ({"fields": {"previous_sigma": math.nextafter(0.75, 1.0)}}, "previous_sigma=0.75"),
     ({"fields": {"previous_sigma": None}}, "previous_sigma=None"),
     ({"without": ("previous_x0_hat",)}, "names previous_sigma but holds no previous_x0_hat"),
     ({"without": ("previous_sigma",)}, "lacks 'previous_sigma'"),
