@@ -23,7 +23,7 @@ from collafuse.core import intermediate as intermediates
 from collafuse.core import release as releases
 from collafuse.core import tensorfile
 from collafuse.core.atomic import storage_error, write_bytes
-from collafuse.core.errors import FileFormatError, MismatchError
+from collafuse.core.errors import FileFormatError, MismatchError, RefusedError
 from collafuse.core.intermediate import Intermediate
 
 from .remote import Remote
@@ -155,7 +155,7 @@ def _joined(parts: list[Intermediate]) -> Intermediate:
 def send_release(remote: Remote, path: Path) -> dict[str, Any]:
     """Send a release file; returns what the server holds then. Sending it again changes nothing.
 
-    Raises FileFormatError before anything is sent when the file is no release.
+    Raises before anything is sent FileFormatError when the file is no release, RefusedError when it is too large there.
     """
     releases.read(path)
     digest, size = hashlib.sha256(), path.stat().st_size
@@ -167,11 +167,18 @@ def send_release(remote: Remote, path: Path) -> dict[str, Any]:
         "Content-Digest": f"sha-256=:{base64.b64encode(digest.digest()).decode()}:",
         "Content-Type": "application/octet-stream",
     }
-    # Asked first, so that a token that is not taken is refused before the upload.
-    held: list[dict[str, Any]] = remote.ask("GET", "/v1/releases", limit=MAX_REPLY_BYTES).json().get("releases", [])
+    # Asked first, so that a token or a size that is not taken is refused before the upload: a server that hangs up in
+    # the midst of one may not be heard.
+    known = remote.ask("GET", "/v1/releases", limit=MAX_REPLY_BYTES).json()
+    held: list[dict[str, Any]] = known.get("releases", [])
     for one in held:
         if one.get("sha256") == digest.hexdigest():
             return one
+    most = known.get("release_bytes")
+    if isinstance(most, int) and size > most:
+        raise RefusedError(
+            f"{path} has {size} bytes, the server accepts at most {most}; ask its operator for a larger --max-release."
+        )
     return remote.ask("PUT", name, content=lambda: _blocks(path), headers=headers, limit=MAX_REPLY_BYTES).json()
 
 

@@ -30,6 +30,7 @@ from collafuse.core.errors import (
     MismatchError,
     OutputExistsError,
     RefusedError,
+    StorageError,
     UnreachableError,
     UsageError,
     first_line,
@@ -49,10 +50,22 @@ NOT_YET_VALID, EXPIRED, OTHER_NAME, OTHER_ADDRESS = 9, 10, 62, 64
 """OpenSSL's codes (x509_vfy.h) of certificates that are refused for another reason than who signed them."""
 
 KINDS: dict[str, type[CollaFuseError]] = {
-    kind.__name__: kind
-    for kind in (UsageError, ConfigError, FileFormatError, MismatchError, RefusedError, OutputExistsError, AccessError)
+    "TooLarge": RefusedError,  # of the server's bounds on bodies, which have no class of their own
+    **{
+        kind.__name__: kind
+        for kind in (
+            UsageError,
+            ConfigError,
+            FileFormatError,
+            MismatchError,
+            RefusedError,
+            OutputExistsError,
+            StorageError,
+            AccessError,
+        )
+    },
 }
-"""What a server's error becomes here."""
+"""What a server's error becomes here; none of these is worth another try."""
 
 
 @dataclass(frozen=True)

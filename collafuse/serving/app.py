@@ -275,7 +275,8 @@ def _add_releases(app: FastAPI, service: Service) -> None:
         """The releases of the token's client that lie here durably. Scope: release."""
         token.require("release", token.client)
         found = await asyncio.to_thread(service.registry.releases, token.client)
-        return ReleasesReply(releases=[_release(one) for one in found])
+        limit = service.limits.release_bytes
+        return ReleasesReply(releases=[_release(one) for one in found], release_bytes=limit)
 
     @app.get("/v1/releases/{release_id}", responses=_errors(404))
     async def get(release_id: ReleaseId, token: Authenticated) -> ReleaseReply:

@@ -126,6 +126,8 @@ class ReleasesReply(BaseModel):
     """The releases of one client, in the order in which they came."""
 
     releases: list[ReleaseReply]
+    release_bytes: int
+    """The most that one release may have."""
 
 
 class HealthReply(BaseModel):

@@ -14,6 +14,7 @@ from collafuse.core.errors import (
     FileFormatError,
     MismatchError,
     RefusedError,
+    StorageError,
     UnreachableError,
     UsageError,
 )
@@ -87,6 +88,8 @@ REFUSALS = [
     (says(403, "AccessError", "this needs sample."), AccessError, "this needs sample"),
     (says(403, "RefusedError", "not learned."), RefusedError, "not learned"),
     (says(422, "MismatchError", "label 'x'."), MismatchError, "label 'x'"),
+    (says(413, "TooLarge", "at most 9 bytes."), RefusedError, r"^at most 9 bytes\.$"),
+    (says(507, "StorageError", "the disk is full."), StorageError, r"^the disk is full\.$"),
     (says(422, "\x1b[31m", "a\x1b[2Jb"), UnreachableError, r"a\?\[2Jb; is http.* a CollaFuse server"),
     (answer(404, b"<html>"), UnreachableError, "answered 404.*is http.* a CollaFuse server"),
     (answer(302, b"", "Location: http://example.org"), UnreachableError, "answered 302"),

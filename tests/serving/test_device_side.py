@@ -122,6 +122,14 @@ def test_a_release_is_sent_once_and_again_without_harm(serve, tmp_path):
     assert len(running.service.registry.releases()) == 1
 
 
+def test_a_release_over_the_servers_limit_is_refused_before_it_is_sent(serve, tmp_path):
+    running = serve(release_bytes=1000)
+    write_bytes(tmp_path / "north.safetensors", releases.to_bytes(release_of(0.5, side=32)))
+    with remote_of(running, "release", patience=0) as remote:
+        with pytest.raises(RefusedError, match=r"has \d+ bytes, the server accepts at most 1000; ask its operator"):
+            send_release(remote, tmp_path / "north.safetensors")
+
+
 def test_an_answer_that_was_lost_does_not_store_a_release_twice(tmp_path):
     write_bytes(tmp_path / "north.safetensors", releases.to_bytes(release_of(0.5)))
     with scripted(answer(200), b"", answer(200, b'{"id": "x"}')) as server:
