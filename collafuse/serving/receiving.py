@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from ..core import release as releases
-from ..core.atomic import PARTIAL_PREFIX, storage_error, sync_folder
+from ..core.atomic import PARTIAL_PREFIX, give_name, storage_error, sync_folder
 from ..core.errors import FileFormatError, MismatchError, OutputExistsError, RefusedError, StorageError
 from ..core.pairing import SIGMA_SLACK
 from ..core.tensorfile import file_digest
@@ -101,13 +101,18 @@ class Receiver:
             return _same(held, digest), False
         release = self._checked(partial, client, digest)
         path = self._folder / f"{client}.{release_id}{SUFFIX}"
-        if path.exists() and file_digest(path) != digest:
-            raise OutputExistsError(f"another release lies here as {release_id!r}; send this one under another id.")
         try:
-            # A power cut between the two leaves a file that is not listed; the client, which heard nothing, sends it
-            # again and finds this name.
-            partial.replace(path)
+            # A power cut before it is listed leaves a file under this name; the client, which heard nothing, sends it
+            # again and finds it. Another process beside this may have given the name a moment ago.
+            give_name(partial, path, overwrite=False)
             sync_folder(self._folder)
+        except OutputExistsError as error:
+            held = self.held(client, release_id)
+            if held is not None:
+                return _same(held, digest), False
+            if file_digest(path) != digest:
+                message = f"another release lies here as {release_id!r}; send this one under another id."
+                raise OutputExistsError(message) from error
         except OSError as error:
             raise storage_error(path, error) from error
         now = datetime.now(timezone.utc).isoformat()

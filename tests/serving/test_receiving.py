@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import os
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from collafuse.core import release as releases
+from collafuse.core.errors import OutputExistsError
 from collafuse.nodes.sites import read_releases
 from collafuse.serving.receiving import Known, Receiver
 from tests.nodes.sites import release_of
@@ -160,6 +163,35 @@ def test_a_release_that_was_named_but_not_listed_is_taken_up_when_it_is_sent_aga
         assert put(http, bytes_of()).status_code == 409
         assert put(http, data).status_code == 201
     assert files(running) == ["north.first.safetensors"]
+
+
+def test_of_two_processes_that_receive_under_one_id_at_once_only_one_keeps_its_release(serve):
+    running = serve()
+    both = threading.Barrier(2)
+
+    class Together(Receiver):
+        def _checked(self, *arguments):
+            release = super()._checked(*arguments)
+            both.wait(10)  # neither has given the name yet
+            return release
+
+    def receive(release_id, data):
+        receiver = Together(running.folder.releases, running.service.registry, Known(None, {}), accept_simulated=False)
+
+        async def body():
+            yield data
+
+        try:
+            return asyncio.run(receiver.receive("north", release_id, body(), len(data), None))
+        except OutputExistsError:
+            return None
+
+    for round_ in range(20):
+        with ThreadPoolExecutor(2) as pool:
+            answers = list(pool.map(receive, [f"r{round_}"] * 2, [bytes_of(), bytes_of()]))
+        ((received, is_new),) = [answer for answer in answers if answer is not None]
+        lies = (running.folder.releases / f"north.r{round_}.safetensors").read_bytes()
+        assert (is_new, hashlib.sha256(lies).hexdigest()) == (True, received.sha256)
 
 
 def test_a_disk_without_room_is_named(serve, monkeypatch):
