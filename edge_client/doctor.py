@@ -216,6 +216,8 @@ def _provider(path: Path, name: str, threads: int) -> Check:
 
 def _bundle(path: Path, names: list[str], threads: int) -> Iterator[Check]:
     from collafuse.core import bundle as bundles
+    from collafuse.core.noise import client_sigmas
+    from collafuse.core.samplers import evaluations
 
     from .trial import try_isolated
 
@@ -233,9 +235,10 @@ def _bundle(path: Path, names: list[str], threads: int) -> Iterator[Check]:
             fix = f"use another provider: --provider {next((n for n in names if n != name), 'cpu')}"
             yield Check(f"bundle on {name}", WARNING if any_works else PROBLEM, trial.failure, fix)
         else:
-            evaluations = info.steps * (2 if info.sampler == "heun" else 1) * (1 if info.guidance == 1.0 else 2)
+            sigmas = client_sigmas(info.sigma_max, info.steps, info.sigma_low)
+            count = evaluations(info.sampler, sigmas, guided=info.guidance != 1.0)
             found = f"known answer met; {trial.milliseconds:.1f} ms an evaluation, about "
-            yield Check(f"bundle on {name}", OK, f"{found}{trial.milliseconds * evaluations:.0f} ms an image")
+            yield Check(f"bundle on {name}", OK, f"{found}{trial.milliseconds * count:.0f} ms an image")
 
 
 def main(arguments: list[str]) -> None:

@@ -180,6 +180,13 @@ EVALUATES_AT_END = frozenset({"heun"})
 """Samplers whose step evaluates the denoiser at sigma_next; a server cannot end them at its release level."""
 
 
+def evaluations(sampler: str, sigmas: Sequence[float], *, guided: bool) -> int:
+    """Network evaluations that one image costs along these levels, as a file's ``nfe`` counts them."""
+    steps = len(sigmas) - 1
+    again = sum(level > 0 for level in sigmas[1:]) if sampler in EVALUATES_AT_END else 0
+    return (steps + again) * (2 if guided else 1)
+
+
 class Counted:
     """A denoiser, or a model that also takes conditions, that counts its evaluations in ``nfe``."""
 

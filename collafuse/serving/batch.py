@@ -132,9 +132,3 @@ class Batch:
         """Which rows use one of these samplers, bool [width]."""
         chosen = [slot in self.rows and self.rows[slot].sampler in samplers for slot in range(width)]
         return torch.tensor(chosen).to(self._device)
-
-
-def evaluations(sampler: str, sigmas: Sequence[float], *, guided: bool) -> int:
-    """Network evaluations that one image costs along these levels, as a file's ``nfe`` counts them."""
-    each = 2 if sampler in EVALUATES_AT_END else 1
-    return each * (2 if guided else 1) * (len(sigmas) - 1)

@@ -24,9 +24,10 @@ from ..core.conditioning import conditions_from_labels
 from ..core.errors import BusyError
 from ..core.intermediate import Intermediate
 from ..core.noise import SIGMA_MAX
+from ..core.samplers import evaluations
 from ..nodes.server import Server, start_noise
 from .admission import DrainRate
-from .batch import MULTISTEP, Batch, Row, evaluations
+from .batch import MULTISTEP, Batch, Row
 from .orders import Job, Order
 
 DEFAULT_SLOTS = 16

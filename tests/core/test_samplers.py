@@ -251,7 +251,8 @@ def test_the_server_part_of_a_gaussian_has_the_right_spread_at_the_cut(name):
 def test_network_evaluations(name, sigmas, nfe):
     denoise = Counted(MIXTURE)
     getattr(samplers, name)(denoise, pure_noise(1), sigmas)
-    assert denoise.nfe == nfe
+    assert denoise.nfe == nfe == samplers.evaluations(name, sigmas, guided=False)
+    assert samplers.evaluations(name, sigmas, guided=True) == 2 * nfe
 
 
 @pytest.mark.parametrize("name", sorted(set(STEPS) - samplers.EVALUATES_AT_END))

@@ -20,7 +20,7 @@ from edge_client.doctor import OK, PROBLEM, WARNING, Check, examine, exit_code, 
 from edge_client.session import open_session
 from edge_client.tinybundle import tiny_bundle
 from edge_client.trial import Trial
-from tests.bundles import halving_bundle
+from tests.bundles import halving_bundle, resealed
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +64,14 @@ def test_a_bundle_is_checked_and_timed(tmp_path):
     checks = list(examine(tmp_path / "a.onnx"))
     assert named(checks, "bundle").found == "a.onnx: 1x2x2, fp32, 3 steps of euler"
     assert "known answer met" in named(checks, "bundle on cpu").found and exit_code(checks) == 0
+
+
+@pytest.mark.parametrize(("sampler", "guidance", "shown"), [("euler", 1.0, 30), ("heun", 1.0, 50), ("heun", 2.0, 100)])
+def test_what_an_image_takes_counts_the_evaluations_of_its_sampler(monkeypatch, tmp_path, sampler, guidance, shown):
+    (tmp_path / "a.onnx").write_bytes(resealed(halving_bundle(), sampler=sampler, guidance=guidance))  # of three steps
+    monkeypatch.setattr(trial, "try_isolated", lambda path, name, threads: Trial(name, 10.0, ""))
+    (check,) = list(doctor._bundle(tmp_path / "a.onnx", ["cpu"], 1))[1:]
+    assert f"about {shown} ms an image" in check.found
 
 
 def test_the_command_prints_each_check_or_json(monkeypatch, capsys, tmp_path):

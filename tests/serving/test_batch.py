@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from collafuse.core.conditioning import conditions_from_labels
-from collafuse.core.samplers import Counted
+from collafuse.core.samplers import Counted, evaluations
 from collafuse.nodes.server import start_noise
-from collafuse.serving.batch import Batch, Row, evaluations
+from collafuse.serving.batch import Batch, Row
 from tests.tiny import CPU, denoiser
 
 LEVELS = [80.0, 20.0, 5.0, 1.0]
