@@ -6,7 +6,6 @@ that the second answer is the first one. Replies are bounded before they are rea
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import random
 import ssl
@@ -35,6 +34,7 @@ from collafuse.core.errors import (
     UsageError,
     first_line,
 )
+from collafuse.core.loopback import is_loopback
 
 CONNECT_SECONDS = 10.0
 REPLY_SECONDS = 180.0
@@ -239,18 +239,11 @@ def _checked_url(url: str) -> str:
     parts = httpx.URL(url) if "://" in url else None
     if parts is None or parts.scheme not in ("http", "https") or not parts.host:
         raise UsageError(f"server {url!r} is no URL; expected https://NAME:PORT.")
-    if parts.scheme == "http" and not _is_loopback(parts.host):
+    if parts.scheme == "http" and not is_loopback(parts.host):
         raise UsageError(
             f"server {url!r} would show the token to the network; use https, http is for this machine only."
         )
     return url.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _bounded(response: httpx.Response, limit: int) -> bytes:

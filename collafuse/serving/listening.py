@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
 import socket
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 import uvicorn
 
 from ..core.errors import ConfigError, UsageError
+from ..core.loopback import is_loopback
 from . import connection
 
 BACKLOG = 512
@@ -41,18 +41,11 @@ class Address:
             raise UsageError("a certificate and its key belong together; give --tls-cert and --tls-key.")
         if self.client_ca is not None and self.certificate is None:
             raise UsageError("--client-ca needs TLS; give --tls-cert and --tls-key as well.")
-        if self.certificate is None and not _is_loopback(self.host):
+        if self.certificate is None and not is_loopback(self.host):
             raise UsageError(
                 f"host {self.host!r} can be reached from other machines, and plain HTTP would show every token to "
                 "them; give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that does."
             )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listen(app: Any, address: Address, deadline_seconds: float, started: Callable[[str], None]) -> None:
