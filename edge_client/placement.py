@@ -18,7 +18,6 @@ from pathlib import Path
 
 from collafuse.core.errors import StorageError
 
-CPU = "CPUExecutionProvider"
 MAX_PROFILE_BYTES = 64 << 20
 
 Placement = Counter[tuple[str, str]]
