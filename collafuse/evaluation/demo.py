@@ -29,6 +29,7 @@ from collafuse.nodes.client import finish
 from collafuse.nodes.experiment import Experiment, ObserverOf, run_experiment
 from collafuse.nodes.runfolder import RunFolder
 from collafuse.nodes.server import start_noise
+from edge_client.child import HOME, environment
 from edge_client.pictures import labelled_table, to_image, write_png
 from export.writer import Exported, export_client
 
@@ -131,12 +132,14 @@ def _one_client(
 
 def finish_as_device(bundle: Path, handed: Path, pictures: Path) -> dict[str, Any]:
     """``collafuse finish`` in a fresh interpreter that cannot import torch or onnx; returns its report."""
-    arguments = ["finish", str(bundle), str(handed), "-o", str(pictures), "--json"]
+    arguments = ["finish", str(bundle.resolve()), str(handed.resolve()), "-o", str(pictures.resolve()), "--json"]
     done = subprocess.run(
         [sys.executable, "-c", DEVICE_PROGRAM, ",".join(BLOCKED), *arguments],
         capture_output=True,
         text=True,
         check=False,
+        cwd=HOME,  # not the user's folder, whose modules would come before ours
+        env=environment(),
     )
     if done.returncode:
         failed = CollaFuseError(f"finishing in a process without torch failed: {done.stderr.strip()}")
