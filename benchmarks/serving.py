@@ -22,9 +22,9 @@ from pathlib import Path
 import httpx
 
 from collafuse.learning.training import choose_device
-from collafuse.nodes.runfolder import RunFolder
+from collafuse.nodes.runfolder import REGISTRY, RunFolder
 from collafuse.nodes.server import Server
-from collafuse.serving.registry import REGISTRY, Registry
+from collafuse.serving.registry import Registry
 
 CLIENTS = 32
 SLOTS = 16

@@ -51,6 +51,9 @@ class NetworkSettings(Section):
     attention: tuple[Count, ...] = ()
     """Resolutions (in pixels) at which self-attention is used."""
     dropout: Share = 0.0
+    norm: Literal["group", "none"] = "group"
+    """none: no normalisation, as denoisers for image restoration are often built: less work on a device, and a
+    little more loss (docs/results.md)."""
 
     def check_side(self, side: int) -> None:
         """Raise ConfigError, naming what works, unless a U-Net of this kind can halve an image's side cleanly and has

@@ -20,7 +20,9 @@ FREQUENCIES = (0.25, 16.0)
 """Lowest and highest frequency at which c_noise is embedded; c_noise spans about -1.6 to 1.1."""
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def _norm(channels: int, settings: NetworkSettings) -> nn.Module:
+    if settings.norm == "none":
+        return nn.Identity()
     groups = next(g for g in range(min(32, channels // 4), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
 
@@ -50,16 +52,18 @@ class NoiseEmbedding(nn.Module):
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions; the embedding scales and shifts in between. [B, C_in, H, W] -> [B, C_out, H, W]."""
 
-    def __init__(self, channels_in: int, channels_out: int, embedding: int, dropout: float, attention: bool) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, embedding: int, settings: NetworkSettings, attention: bool
+    ) -> None:
         super().__init__()
-        self.norm1 = _norm(channels_in)
+        self.norm1 = _norm(channels_in, settings)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * channels_out)
-        self.norm2 = _norm(channels_out)
-        self.dropout = nn.Dropout(dropout)
+        self.norm2 = _norm(channels_out, settings)
+        self.dropout = nn.Dropout(settings.dropout)
         self.conv2 = _zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1))
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
-        self.attention = SelfAttention(channels_out) if attention else nn.Identity()
+        self.attention = SelfAttention(channels_out, settings) if attention else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
@@ -71,10 +75,10 @@ class ResidualBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Attention among all pixels of an image. [B, C, H, W] -> [B, C, H, W]."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, settings: NetworkSettings) -> None:
         super().__init__()
         self.heads = max(1, channels // HEAD_CHANNELS)
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, settings)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = _zeroed(nn.Conv2d(channels, channels, 1))
 
@@ -102,7 +106,7 @@ class UNet(nn.Module):
 
         def block(channels_in: int, level: int) -> ResidualBlock:
             attends = sides[level] in settings.attention
-            return ResidualBlock(channels_in, widths[level], embedding, settings.dropout, attends)
+            return ResidualBlock(channels_in, widths[level], embedding, settings, attends)
 
         self.noise_embedding = NoiseEmbedding(embedding)
         self.label_embedding = nn.Linear(num_labels + 1, embedding)
@@ -126,7 +130,7 @@ class UNet(nn.Module):
                 blocks.append(block(width + skips.pop(), level))
                 width = widths[level]
             self.up.append(blocks)
-        self.last_norm = _norm(width)
+        self.last_norm = _norm(width, settings)
         self.last = _zeroed(nn.Conv2d(width, image_channels, 3, padding=1))
 
     def forward(self, x: Tensor, c_noise: Tensor, conditions: Tensor) -> Tensor:

@@ -48,6 +48,18 @@ def test_the_network_itself_refuses_such_a_side():
         UNet(NetworkSettings(channels=8, multipliers=(1, 2)), (1, 9, 9), 0)
 
 
+def test_a_network_without_norms_has_none_and_is_not_swayed_by_a_pixel_far_away():
+    settings = NetworkSettings(channels=8, multipliers=(1,), blocks=1, norm="none")
+    network = denoiser(settings, (1, 16, 16), 0).network
+    assert not any(isinstance(m, torch.nn.GroupNorm) for m in network.modules())
+    x = torch.randn(1, 1, 16, 16)
+    other = x.clone()
+    other[..., 0, 0] += 5.0
+    outputs = [network(one, torch.zeros(1), torch.ones(1, 1)) for one in (x, other)]
+    assert torch.equal(outputs[0][..., -1, -1], outputs[1][..., -1, -1])  # norms see all pixels, convolutions few
+    assert not torch.equal(outputs[0], outputs[1])
+
+
 def test_attention_at_a_resolution_that_never_occurs_is_refused_with_those_that_do():
     settings = NetworkSettings(multipliers=(1, 2, 2), attention=(8, 16))
     settings.check_side(32)
@@ -69,7 +81,7 @@ def test_attention_stands_at_the_named_resolutions_only(attention, expected):
 
 def test_attention_lets_a_pixel_see_all_others():
     torch.manual_seed(0)
-    attention = SelfAttention(8)
+    attention = SelfAttention(8, NetworkSettings())
     torch.nn.init.normal_(attention.out.weight)
     x = torch.randn(1, 8, 4, 4, requires_grad=True)
     attention(x)[0, :, 0, 0].sum().backward()
