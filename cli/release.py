@@ -50,6 +50,7 @@ def release(
     """
     from collafuse.config import load
     from collafuse.core.errors import ConfigError
+    from collafuse.core.noise import Cut
     from collafuse.data.dealing import load_site
     from collafuse.nodes.client import Client
     from collafuse.nodes.ledger import Ledger
@@ -84,7 +85,7 @@ def release(
             overwrite=overwrite,
             advance=reporter.bar("noising", len(site.site.train)).advance,
         )
-    say(f"Released {len(made.z)} images of {client} at {site.settings.cut.resolve().describe()}.")
+    say(f"Released {len(made.z)} images of {client} at {Cut(made.sigma_cut).describe()}.")
     say(f"The ledger is {ledger}; keep it.")
     if remote is None:
         say(f"Send {out} to the server, as {client}.safetensors (a later one as {client}.2.safetensors).")

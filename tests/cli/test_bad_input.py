@@ -1,5 +1,6 @@
 """Bad input: one clear sentence with the value, what was expected and what to do; no traceback; nothing left."""
 
+import os
 import shutil
 import sys
 
@@ -136,3 +137,14 @@ def test_an_unknown_attribute_is_refused_with_the_closest(call_trained, tmp_path
     assert "label '11' is not known" in call_trained(*command, "--attributes", "1, 11", code=6).stderr
     assert not (tmp_path / "a.safetensors").exists()
     call_trained(*command, "--attributes", "1,2")
+
+
+def test_a_release_that_is_completed_is_said_to_stand_where_it_was_drawn(call_cli, monkeypatch):
+    command = ("release", "digits.yaml", "--client", "north", "-o", "a.safetensors", "--set")
+    at = "clients.north.cut={{sigma: {}}}".format
+    ledger = ("--set", "clients.north.ledger=ledger.sqlite")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        call_cli(*command, at(0.5), *ledger, "--new-ledger", code=130)
+    done = call_cli(*command, at(2.0), *ledger)
+    assert "sigma 0.5" in done.stderr and "sigma 2" not in done.stderr, done.stderr
