@@ -33,6 +33,7 @@ def add(
     as_json: options.Json = False,
 ) -> None:
     """Make a token for a client. It is shown once; hand it over on a way that others cannot read."""
+    _check_client(run, client, scope)
     registry = _registry(run)
     with _private_file(out) as file:
         text, token = registry.add_token(client, scope, days=days)
@@ -53,7 +54,7 @@ def list_(run: options.RunPath, as_json: options.Json = False) -> None:
     from datetime import datetime, timezone
 
     now = datetime.now(timezone.utc)
-    tokens = _registry(run).tokens()
+    tokens = _existing_registry(run).tokens()
     if as_json:
         keys = ("id", "client", "scopes", "made", "expires", "revoked")
         rows = [{key: _plain(getattr(token, key)) for key in keys} | {"status": token.status(now)} for token in tokens]
@@ -74,7 +75,7 @@ def revoke(
     token: Annotated[str, typer.Argument(metavar="ID", help="The id that `tokens list` shows.")],
 ) -> None:
     """End a token now; a running server refuses it at once."""
-    ended = _registry(run).revoke(token)
+    ended = _existing_registry(run).revoke(token)
     say(f"Token {ended.id} of {ended.client} is revoked.")
 
 
@@ -83,6 +84,40 @@ def _registry(run: Path) -> Registry:
     from collafuse.serving.registry import Registry
 
     return Registry(RunFolder(run).server.path / REGISTRY)
+
+
+def _existing_registry(run: Path) -> Registry:
+    """The registry of a run that has one: a mistyped run folder is not made."""
+    from collafuse.core.errors import FileFormatError
+    from collafuse.nodes.runfolder import RunFolder
+    from collafuse.serving.registry import REGISTRY
+
+    path = RunFolder(run).server.path / REGISTRY
+    if not path.is_file():
+        raise FileFormatError(
+            f"{path} does not exist, so {run} has no tokens; check the run folder, or make one: collafuse tokens add."
+        )
+    return _registry(run)
+
+
+def _check_client(run: Path, client: str, scopes: list[str]) -> None:
+    """Refuse a name that the server's configuration does not have, where it is trained.
+
+    A site that joins later sends its first release before the server knows it, so that is only said. An
+    administrator's token is for every client.
+    """
+    from collafuse.config import unknown_client
+    from collafuse.nodes.runfolder import CONFIG, RunFolder
+
+    folder = RunFolder(run).server
+    if "admin" in scopes or not (folder.path / CONFIG).is_file():
+        return
+    known = folder.read_config().clients
+    if client in known:
+        return
+    if "sample" in scopes:
+        raise unknown_client(client, known)
+    say(f"Client {client!r} is new to {run}, which knows {', '.join(known)}; it may release.")
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """Tokens as the operator of a server handles them."""
 
 import json
+import shutil
 import stat
+
+import pytest
 
 from collafuse.serving.registry import Registry
 
@@ -38,3 +41,24 @@ def test_a_token_file_is_its_owners_alone_and_never_replaced(call_cli):
 def test_a_token_that_cannot_be_kept_is_not_made(call_cli):
     call_cli("tokens", "add", "run", "--client", "a", "--scope", "sample", "-o", "nowhere/token", code=9)
     assert Registry(call_cli.folder / "run/server/registry.sqlite").tokens() == []
+
+
+@pytest.mark.parametrize("command", [("list",), ("revoke", "beef")])
+def test_a_run_that_is_not_there_is_named_and_not_made(call_cli, command):
+    stderr = call_cli("tokens", command[0], "nowhere", *command[1:], code=5).stderr
+    assert "nowhere/server/registry.sqlite does not exist" in stderr
+    assert not list(call_cli.folder.iterdir())
+
+
+def test_a_client_that_the_server_does_not_know_gets_no_token_to_sample(call_trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(call_trained.folder / "run/server", run / "server")
+    add = ("tokens", "add", run, "--client")
+    stderr = call_trained(*add, "nort", "--scope", "sample", "--scope", "release", code=3).stderr
+    assert "'nort'" in stderr and "Did you mean 'north'?" in stderr
+    registry = Registry(run / "server/registry.sqlite")
+    assert registry.tokens() == []
+    assert "'west' is new" in call_trained(*add, "west", "--scope", "release").stderr  # it joins with its release
+    call_trained(*add, "operator", "--scope", "admin")
+    call_trained(*add, "north", "--scope", "sample")
+    assert [token.client for token in registry.tokens()] == ["west", "operator", "north"]
