@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from collafuse.core.errors import UsageError
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see configs/ for examples.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a training.")]
 OutRun = Annotated[Path, typer.Option("-o", "--out", metavar="RUN", help="Run folder to write.")]
@@ -52,3 +54,9 @@ Trackers = Annotated[
     list[str] | None,
     typer.Option("--track", metavar="NAME", help="Also log to tensorboard or wandb (extra: tracking). Repeatable."),
 ]
+
+
+def refuse_both(resume: bool, overwrite: bool) -> None:
+    """Raise UsageError for --resume and --overwrite at once: one keeps what the other removes."""
+    if resume and overwrite:
+        raise UsageError("--resume goes on with what lies there and --overwrite replaces it; give one of the two.")

@@ -32,6 +32,7 @@ def train(
     from collafuse.nodes.experiment import run_experiment
     from collafuse.nodes.runfolder import RunFolder
 
+    options.refuse_both(resume, overwrite)
     settings = load(config, overrides or ())
     run = RunFolder(out)
     with reporting() as reporter:

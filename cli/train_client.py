@@ -34,6 +34,7 @@ def train_client(
     from collafuse.nodes.client import Client
     from collafuse.nodes.runfolder import RunFolder
 
+    options.refuse_both(resume, overwrite)
     settings = load(config, overrides or ())
     with reporting() as reporter:
         site = Client(settings, client, load_site(settings, client, reporter))

@@ -34,6 +34,7 @@ def train_server(
     from collafuse.nodes.server import train_server as learn
     from collafuse.nodes.sites import read_releases
 
+    options.refuse_both(resume, overwrite)
     settings = load(config, overrides or ())
     found = read_releases(releases, accept_simulated=accept_simulated)
     folder = RunFolder(out).server

@@ -148,3 +148,13 @@ def test_a_release_that_is_completed_is_said_to_stand_where_it_was_drawn(call_cl
         call_cli(*command, at(0.5), *ledger, "--new-ledger", code=130)
     done = call_cli(*command, at(2.0), *ledger)
     assert "sigma 0.5" in done.stderr and "sigma 2" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train digits.yaml", "train-server digits.yaml --releases inbox", "train-client digits.yaml --client north"],
+)
+def test_going_on_and_replacing_at_once(call_cli, command):
+    stderr = call_cli(*command.split(), "-o", "run", "--resume", "--overwrite", code=2).stderr
+    assert "--resume" in stderr and "--overwrite" in stderr and "give one of the two" in stderr
+    assert not list(call_cli.folder.iterdir())
