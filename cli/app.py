@@ -54,10 +54,12 @@ COMMANDS = {
 }
 """In the order in which a user meets them."""
 
-EXTRAS = dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "yaml", "sklearn"), "train") | dict.fromkeys(
-    ("fastapi", "uvicorn", "starlette", "prometheus_client"), "serve"
-)
-"""Packages that a device does not have, and the extra that brings each."""
+WANTED = {
+    **dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "yaml", "sklearn"), "collafuse[train]"),
+    **dict.fromkeys(("fastapi", "uvicorn", "starlette", "prometheus_client"), "collafuse[serve]"),
+    "httpx": "httpx",  # finishing from files does without
+}
+"""Packages that a device may not have, and what to install for each."""
 
 for _name, _command in COMMANDS.items():
     if isinstance(_command, typer.Typer):
@@ -88,10 +90,10 @@ def main() -> None:
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
+        if package not in WANTED:
             raise
         missing = RuntimeMissingError(
-            f"this command needs {package}, which is not installed here; pip install 'collafuse[{EXTRAS[package]}]'."
+            f"this command needs {package}, which is not installed here; pip install '{WANTED[package]}'."
         )
         say(f"error: {missing}")
         sys.exit(missing.exit_code)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from . import options
 from .console import emit, reporting, say, say_if_large
-from .remote import DEFAULT_PATIENCE, open_remote
+from .remote import open_remote
 
-if TYPE_CHECKING:
-    from collafuse.core.intermediate import Source
+DEFAULT_COUNT = 16
 
 
 def finish(
@@ -23,7 +22,10 @@ def finish(
         Path | None, typer.Argument(metavar="[FILE]", help="Intermediates from the server; or use --server.")
     ] = None,
     server: options.ServerUrl = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="From a server: how many images.")] = 16,
+    count: Annotated[
+        int | None,
+        typer.Option("-n", "--count", min=1, help=f"From a server: how many images; {DEFAULT_COUNT} by default."),
+    ] = None,
     label: Annotated[
         list[str] | None, typer.Option("--label", metavar="L", help="From a server: what all show. Repeatable.")
     ] = None,
@@ -34,7 +36,7 @@ def finish(
     ca: options.Authority = None,
     cert: options.OwnCertificate = None,
     key: options.OwnKey = None,
-    patience: options.Patience = DEFAULT_PATIENCE,
+    patience: options.Patience = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Finishing steps; the bundle's own by default.")] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help="euler, heun or dpmpp_2m.")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Weight of the labels; 1 is plain.")] = None,
@@ -52,37 +54,32 @@ def finish(
     Writes one PNG file per image, with the settings inside, and a contact sheet. A job that was interrupted goes on
     when the same command is run again. However many images there are, they need no more memory than a few.
     """
-    from collafuse.core.atomic import refuse_existing
-    from collafuse.core.errors import UsageError
-    from collafuse.core.intermediate import IntermediateFile
-    from edge_client.fetching import Wanted, fetched, is_interrupted
     from edge_client.finisher import Finisher
-    from edge_client.folder import SHEET
-    from edge_client.job import finish_to_folder
+    from edge_client.finishing import Order, finish_from
 
-    if (file is None) == (server is None):
-        raise UsageError("give either a FILE of intermediates or --server URL, from which to fetch them.")
+    asked = {"-n": count, "--label": label, "--seed": seed}
+    reached = {"--token-file": token_file, "--ca": ca, "--cert": cert, "--key": key, "--patience": patience}
+    _check_source(file, server, {**asked, **reached})
     finisher = Finisher.load(
         bundle, provider=provider, threads=threads, steps=steps, sampler=sampler, guidance=guidance, say=say
     )
     with ExitStack() as stack:
         reporter = stack.enter_context(reporting())
-        intermediates: Source
-        if server is None:
+        source: Path | Order
+        if file is not None:
             say_if_large(file, "Checking")
-            intermediates = stack.enter_context(IntermediateFile(file))
+            source = file
         else:
             remote = stack.enter_context(open_remote(server, token_file, ca, cert, key, patience, reporter.say))
-            wanted = Wanted(finisher.bundle.info.client, count, tuple(label) if label else None, seed)
-            shape = finisher.bundle.info.image_shape
-            if not is_interrupted(out):
-                refuse_existing(out / SHEET, overwrite)  # before anything is fetched
-            advance = reporter.bar("fetch", count).advance
-            intermediates = stack.enter_context(fetched(remote, wanted, shape, out, advance=advance))
-        bar = reporter.bar("finish", len(intermediates))
+            source = Order(remote, count or DEFAULT_COUNT, tuple(label) if label else None, seed)
         try:
-            report = finish_to_folder(
-                finisher, intermediates, out, batch_size=batch_size, overwrite=overwrite, advance=bar.advance
+            report = finish_from(
+                finisher,
+                source,
+                out,
+                progress=lambda name, total: reporter.bar(name, total).advance,
+                batch_size=batch_size,
+                overwrite=overwrite,
             )
         except KeyboardInterrupt:
             say("Interrupted; the same command goes on from here.")
@@ -97,3 +94,14 @@ def finish(
     say(f"Look at {report.sheet}.")
     if as_json:
         emit(vars(report))
+
+
+def _check_source(file: Path | None, server: str | None, of_server: dict[str, object]) -> None:
+    """Raise UsageError unless there is one source of intermediates, and no option of a server beside a file."""
+    from collafuse.core.errors import UsageError
+
+    if (file is None) == (server is None):
+        raise UsageError("give either a FILE of intermediates or --server URL, from which to fetch them.")
+    useless = [name for name, value in of_server.items() if value is not None]
+    if file is not None and useless:
+        raise UsageError(f"{', '.join(useless)}: for --server URL only, {file} is finished as it is; leave that out.")

@@ -48,7 +48,10 @@ OwnCertificate = Annotated[
 ]
 OwnKey = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The certificate's key (PEM).")]
 Patience = Annotated[
-    float, typer.Option("--patience", min=0, help="How long to try a server again that is busy or away, in seconds.")
+    float | None,
+    typer.Option(
+        "--patience", min=0, help="How long to try a server again that is busy or away, in seconds; 300 by default."
+    ),
 ]
 Trackers = Annotated[
     list[str] | None,

@@ -9,7 +9,7 @@ import typer
 
 from . import options
 from .console import emit, reporting, say
-from .remote import DEFAULT_PATIENCE, open_remote
+from .remote import open_remote
 
 if TYPE_CHECKING:
     from edge_client.remote import Remote
@@ -37,7 +37,7 @@ def release(
     ca: options.Authority = None,
     cert: options.OwnCertificate = None,
     key: options.OwnKey = None,
-    patience: options.Patience = DEFAULT_PATIENCE,
+    patience: options.Patience = None,
     overwrite: options.Overwrite = False,
     overrides: options.Overrides = None,
     as_json: options.Json = False,

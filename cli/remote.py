@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edge_client.remote import Remote
 
-DEFAULT_PATIENCE = 300.0
-
 
 def open_remote(
     url: str,
@@ -18,13 +16,14 @@ def open_remote(
     authority: Path | None,
     certificate: Path | None,
     key: Path | None,
-    patience: float,
+    patience: float | None,
     say: Callable[[str], None],
 ) -> Remote:
     """The server at this URL. Raises UsageError without a token, or for files that are none."""
     from collafuse.core.errors import UsageError
-    from edge_client.remote import Remote, Trust, read_token
+    from edge_client.remote import DEFAULT_PATIENCE_SECONDS, Remote, Trust, read_token
 
     if token_file is None:
         raise UsageError("--server needs --token-file, a file with the token that the server's operator gave you.")
+    patience = DEFAULT_PATIENCE_SECONDS if patience is None else patience
     return Remote(url, Trust(read_token(token_file), authority, certificate, key), patience=patience, say=say)

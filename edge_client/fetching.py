@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,8 @@ from collafuse.core.atomic import storage_error, write_bytes
 from collafuse.core.errors import FileFormatError, MismatchError, RefusedError
 from collafuse.core.intermediate import Intermediate
 
-from .remote import Remote
+if TYPE_CHECKING:
+    from .remote import Remote
 
 PART_IMAGES = 64
 FOLDER = ".fetching"

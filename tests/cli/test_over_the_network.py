@@ -1,8 +1,10 @@
 """From enrolment to finished pictures over HTTP, with the commands that a server, a site and a device have."""
 
 import json
+import sys
 
 import httpx
+import pytest
 from PIL import Image
 
 from tests.cli.test_serve import serving, token_of
@@ -63,3 +65,25 @@ def test_a_file_and_a_server_at_once_or_neither_are_refused(call_trained, tmp_pa
     both = ("north.safetensors", "--server", "https://server.example")
     call_trained("finish", "north.onnx", *both, "-o", tmp_path / "out", code=2)
     call_trained("finish", "north.onnx", "--server", "https://server.example", "-o", tmp_path / "out", code=2)
+
+
+OF_A_SERVER = {"-n": 2, "--label": 9, "--seed": 3, "--token-file": "t", "--ca": "a", "--cert": "c", "--key": "k"}
+
+
+@pytest.mark.parametrize(("option", "value"), [*OF_A_SERVER.items(), ("--patience", 1)])
+def test_an_option_that_only_a_server_heeds_is_not_ignored_beside_a_file(call_trained, tmp_path, option, value):
+    command = ("finish", "north.onnx", "north.safetensors", "-o", tmp_path / "out")
+    assert f"{option}: for --server URL only" in call_trained(*command, option, value, code=2).stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_without_httpx_finishes_files_and_says_what_a_server_needs(call_trained, tmp_path, monkeypatch):
+    for name in ("edge_client.remote", "edge_client.fetching", "edge_client.finishing"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    call_trained("finish", "north.onnx", "north.safetensors", "-o", tmp_path / "out")
+    assert (tmp_path / "out/sheet.png").is_file()
+    (tmp_path / "token").write_text("collafuse_token")
+    server = ("--server", "https://server.example", "--token-file", tmp_path / "token")
+    stderr = call_trained("finish", "north.onnx", *server, "-o", tmp_path / "web", code=11).stderr
+    assert "needs httpx" in stderr and "pip install 'httpx'" in stderr
