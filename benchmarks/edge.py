@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import tempfile
 import time
+import venv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from cli.bench import FINISH
 from collafuse.config import load
 from collafuse.core.conditioning import conditions_from_labels
 from collafuse.core.intermediate import Intermediate
@@ -29,6 +32,7 @@ from collafuse.core.samplers import run as sample
 from collafuse.learning import weights
 from collafuse.nodes.experiment import CALIBRATION
 from edge_client import Finisher
+from edge_client.bench import HEADER, bench
 from edge_client.cores import default_threads
 from export.writer import export_client
 
@@ -73,8 +77,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bundles = _export(edge, Path(scratch), threads)
         default = _speeds(edge, bundles, threads)
-        print("\n## Quality\n")
+        print(f"\n## Processes\n\n{HEADER}")
+        for precision in PRECISIONS:
+            print(bench(Path(scratch) / f"{precision}.onnx", FINISH, provider="cpu").row(), flush=True)
+        print(f"\nBase install, without pip: {_install_mb(Path(scratch) / 'venv'):.0f} MB unpacked.")
+        print("\n## Quality\n", flush=True)
         quality_rows(edge, Ways(bundles.by_precision[default], bundles.many_steps, bundles.twin))
+
+
+def _install_mb(folder: Path) -> float:
+    """Size of ``pip install .`` in a new environment, less what pip and an empty environment take."""
+    venv.create(folder, with_pip=True)
+    empty = _size_mb(folder)
+    options = ["--quiet", "--disable-pip-version-check"]
+    root = Path(__file__).parents[1]
+    subprocess.run([folder / "bin/python", "-m", "pip", "install", *options, str(root)], check=True)
+    return _size_mb(folder) - empty
+
+
+def _size_mb(folder: Path) -> float:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir()) / 1e6
 
 
 def _export(edge: EdgeRun, folder: Path, threads: int) -> Bundles:
