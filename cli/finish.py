@@ -52,7 +52,8 @@ def finish(
     """On a device: finish the server's intermediates into pictures. Needs no torch, and with a file no network.
 
     Writes one PNG file per image, with the settings inside, and a contact sheet. A job that was interrupted goes on
-    when the same command is run again. However many images there are, they need no more memory than a few.
+    when the same command is run again. However many images there are, they need no more memory than a few; from a
+    server, than the 64 that come at a time.
     """
     from edge_client.finisher import Finisher
     from edge_client.finishing import Order, finish_from

@@ -12,7 +12,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,8 @@ from collafuse.core import release as releases
 from collafuse.core import tensorfile
 from collafuse.core.atomic import storage_error, write_bytes
 from collafuse.core.errors import FileFormatError, MismatchError, RefusedError
-from collafuse.core.intermediate import Intermediate
+from collafuse.core.intermediate import IntermediateFile, Source
+from collafuse.core.parts import Parts
 
 if TYPE_CHECKING:
     from .remote import Remote
@@ -58,25 +59,26 @@ def fetched(
     *,
     part_images: int = PART_IMAGES,
     advance: Callable[[int], None] = lambda count: None,
-) -> Iterator[Intermediate]:
-    """The whole delivery, while the block lasts; ``advance`` hears of each part.
+) -> Iterator[Parts]:
+    """The whole delivery, while the block lasts; ``advance`` hears of each part. No more than a part is held.
 
     What has come is forgotten when the block ends well; otherwise the next call for the same goes on with it. Raises
     MismatchError when the server's model changes between two parts, and what :meth:`Remote.ask` raises.
     """
     kept = folder / FOLDER
     wanted = _remembered(wanted, remote.url, kept)
-    parts = []
-    for start in range(0, wanted.count, part_images):
-        rows = range(start, min(start + part_images, wanted.count))
-        parts.append(_part(remote, wanted, rows, image_shape, kept))
-        advance(len(rows))
-    try:
-        whole = _joined(parts)
-    except MismatchError:
-        shutil.rmtree(kept)
-        raise
-    yield whole
+    with ExitStack() as stack:
+        files = []
+        for start in range(0, wanted.count, part_images):
+            rows = range(start, min(start + part_images, wanted.count))
+            files.append(stack.enter_context(_part(remote, wanted, rows, image_shape, kept)))
+            advance(len(rows))
+        try:
+            whole = Parts(files)
+        except MismatchError:
+            shutil.rmtree(kept)
+            raise
+        yield whole
     shutil.rmtree(kept)
 
 
@@ -105,12 +107,14 @@ def _remembered(wanted: Wanted, url: str, kept: Path) -> Wanted:
     return replace(wanted, seed=seed)
 
 
-def _part(remote: Remote, wanted: Wanted, rows: range, image_shape: tuple[int, int, int], kept: Path) -> Intermediate:
+def _part(
+    remote: Remote, wanted: Wanted, rows: range, image_shape: tuple[int, int, int], kept: Path
+) -> IntermediateFile:
     """One part, from the disk if it came before."""
     path = kept / f"{rows.start}-{rows.stop}.safetensors"
     if path.exists():
         try:
-            return _checked(intermediates.read(path), rows, image_shape)
+            return _opened(path, rows, image_shape)
         except (FileFormatError, MismatchError):
             path.unlink()
     body = {name: value for name, value in asdict(wanted).items() if value is not None}
@@ -120,37 +124,27 @@ def _part(remote: Remote, wanted: Wanted, rows: range, image_shape: tuple[int, i
     data = remote.ask("POST", "/v1/intermediates", body=body, limit=limit).content
     source = f"the reply of {remote.url}"
     file = tensorfile.from_bytes(data, intermediates.KIND, intermediates.VERSION, source=source)
-    part = _checked(intermediates.from_tensorfile(file, source), rows, image_shape)
+    _check(intermediates.from_tensorfile(file, source), rows, image_shape)
     write_bytes(path, data)
-    return part
+    return _opened(path, rows, image_shape)
 
 
-def _checked(part: Intermediate, rows: range, image_shape: tuple[int, int, int]) -> Intermediate:
+def _opened(path: Path, rows: range, image_shape: tuple[int, int, int]) -> IntermediateFile:
+    file = IntermediateFile(path)
+    try:
+        _check(file, rows, image_shape)
+    except MismatchError:
+        file.close()
+        raise
+    return file
+
+
+def _check(part: Source, rows: range, image_shape: tuple[int, int, int]) -> None:
     if len(part) != len(rows) or part.image_shape != image_shape:
         raise MismatchError(
             f"the server sent {len(part)} images of shape {list(part.image_shape)}, asked for were {len(rows)} of "
             f"{list(image_shape)}; use the bundle that belongs to this server."
         )
-    return part
-
-
-def _joined(parts: list[Intermediate]) -> Intermediate:
-    """The parts as one; they must be of one delivery."""
-    first = parts[0]
-    for part in parts[1:]:
-        if (part.server_model, part.sigma, part.label_names) != (first.server_model, first.sigma, first.label_names):
-            raise MismatchError(
-                f"the server's model changed from {first.server_model} to {part.server_model} while it delivered; "
-                "ask again."
-            )
-    labels = None if first.labels is None else np.concatenate([p.labels for p in parts if p.labels is not None])
-    previous = [p.previous_x0_hat for p in parts if p.previous_x0_hat is not None]
-    return replace(
-        first,
-        x=np.concatenate([part.x for part in parts]),
-        labels=labels,
-        previous_x0_hat=np.concatenate(previous) if len(previous) == len(parts) else None,
-    )
 
 
 def send_release(remote: Remote, path: Path) -> dict[str, Any]:

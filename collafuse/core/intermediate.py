@@ -15,7 +15,7 @@ Limits as for a release. A device checks that sigma, shape and labels fit its bu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,16 +132,20 @@ def _contents(intermediate: Intermediate) -> tuple[dict[str, Any], dict[str, NDA
         tensors["labels"] = intermediate.labels
     if intermediate.previous_x0_hat is not None:
         tensors["previous_x0_hat"] = intermediate.previous_x0_hat
-    fields = {
-        "sigma": intermediate.sigma,
-        "label_names": list(intermediate.label_names) if intermediate.labels is not None else None,
-        "server_model": intermediate.server_model,
-        "sampler": intermediate.sampler,
-        "nfe": intermediate.nfe,
-        "guidance": intermediate.guidance,
-        "previous_sigma": intermediate.previous_sigma,
+    return fields_of(intermediate, labelled=intermediate.labels is not None), tensors
+
+
+def fields_of(described: Intermediate | Header, *, labelled: bool) -> dict[str, Any]:
+    """The metadata of a file."""
+    return {
+        "sigma": described.sigma,
+        "label_names": list(described.label_names) if labelled else None,
+        "server_model": described.server_model,
+        "sampler": described.sampler,
+        "nfe": described.nfe,
+        "guidance": described.guidance,
+        "previous_sigma": described.previous_sigma,
     }
-    return fields, tensors
 
 
 def read(path: Path) -> Intermediate:
@@ -227,48 +231,17 @@ def _made(header: Header, x: NDArray[Any], labels: Labels | None, previous_x0_ha
     )
 
 
-class IntermediateFile:
-    """An intermediates file of any size, checked whole and read in blocks. Close it, or use ``with``.
+class Described:
+    """What the header of intermediates says, of those that are not in memory.
 
-    ``label_counts``: how many images carry each label, or None when the file carries none. Raises FileFormatError
-    when the file is damaged; see :mod:`tensorstream` for what happens when it changes while it is open.
+    ``label_counts``: how many images carry each label, or None when they carry none.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._stream = open_stream(path, KIND, VERSION)
-        try:
-            self.header = read_header(self._stream.fields, self._stream.layouts, self._stream.source)
-            counts = np.zeros(len(self.header.label_names), dtype=np.int64)
-            self._stream.verify(lambda name, block: self._check(name, block, counts))
-        except BaseException:
-            self.close()
-            raise
-        has_labels = "labels" in self._stream.layouts
-        self.label_counts = dict(zip(self.header.label_names, counts.tolist(), strict=True)) if has_labels else None
-
-    def _check(self, name: str, block: NDArray[Any], counts: NDArray[np.int64]) -> None:
-        check_values(name, block, self._stream.source)
-        if name == "labels":
-            counts += block.sum(axis=0, dtype=np.int64)
-
-    def __enter__(self) -> IntermediateFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
+    header: Header
+    label_counts: dict[str, int] | None
 
     def __len__(self) -> int:
         return self.header.shape[0]
-
-    def block(self, rows: slice) -> Intermediate:
-        """These rows. Raises FileFormatError when the file changed since it was opened."""
-        start, stop, _ = rows.indices(len(self))
-        parts = {name: self._stream.rows(name, start, stop) for name in self._stream.layouts}
-        return _made(self.header, parts["x"], parts.get("labels"), parts.get("previous_x0_hat"))
 
     @property
     def sigma(self) -> float:
@@ -305,6 +278,58 @@ class IntermediateFile:
     def used_labels(self) -> tuple[str, ...]:
         """Names of the labels that at least one image carries."""
         return tuple(name for name, count in (self.label_counts or {}).items() if count)
+
+
+class IntermediateFile(Described):
+    """An intermediates file of any size, checked whole and read in blocks. Close it, or use ``with``.
+
+    Raises FileFormatError when the file is damaged; see :mod:`tensorstream` for what happens when it changes while
+    it is open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stream = open_stream(path, KIND, VERSION)
+        try:
+            self.header = read_header(self._stream.fields, self._stream.layouts, self._stream.source)
+            counts = np.zeros(len(self.header.label_names), dtype=np.int64)
+            self._stream.verify(lambda name, block: self._check(name, block, counts))
+        except BaseException:
+            self.close()
+            raise
+        has_labels = "labels" in self._stream.layouts
+        self.label_counts = dict(zip(self.header.label_names, counts.tolist(), strict=True)) if has_labels else None
+
+    def _check(self, name: str, block: NDArray[Any], counts: NDArray[np.int64]) -> None:
+        check_values(name, block, self._stream.source)
+        if name == "labels":
+            counts += block.sum(axis=0, dtype=np.int64)
+
+    def __enter__(self) -> IntermediateFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+    def blocks(self, name: str) -> Iterator[NDArray[Any]]:
+        """One tensor from its first row to its last, in blocks. Raises FileFormatError as :meth:`block` does."""
+        layout = self._stream.layouts[name]
+        for start in range(0, layout.rows, layout.block_rows):
+            yield self._stream.rows(name, start, min(start + layout.block_rows, layout.rows))
+
+    @property
+    def layouts(self) -> Mapping[str, tensorfile.HasLayout]:
+        """Type and shape of each tensor."""
+        return self._stream.layouts
+
+    def block(self, rows: slice) -> Intermediate:
+        """These rows. Raises FileFormatError when the file changed since it was opened."""
+        start, stop, _ = rows.indices(len(self))
+        parts = {name: self._stream.rows(name, start, stop) for name in self._stream.layouts}
+        return _made(self.header, parts["x"], parts.get("labels"), parts.get("previous_x0_hat"))
 
     @property
     def digest(self) -> str:

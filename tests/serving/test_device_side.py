@@ -22,7 +22,7 @@ SHAPE = (1, 4, 4)
 
 def fetch(*arguments, **settings):
     with fetched(*arguments, **settings) as whole:
-        return whole
+        return whole.block(slice(0, len(whole)))
 
 
 @pytest.fixture
@@ -70,10 +70,11 @@ def test_what_came_is_kept_until_its_user_is_done_with_it(serve, out):
     with remote_of(running) as remote:
         with pytest.raises(KeyboardInterrupt), fetched(remote, Wanted("north", 4), SHAPE, out) as first:
             assert is_interrupted(out)
+            digest = first.digest
             raise KeyboardInterrupt
         steps = running.service.engine.state().steps
         with fetched(remote, Wanted("north", 4), SHAPE, out) as again:
-            assert intermediates.to_bytes(again) == intermediates.to_bytes(first)
+            assert again.digest == digest
         assert running.service.engine.state().steps == steps
     assert not is_interrupted(out)
 
