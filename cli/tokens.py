@@ -89,8 +89,7 @@ def _registry(run: Path) -> Registry:
 def _existing_registry(run: Path) -> Registry:
     """The registry of a run that has one: a mistyped run folder is not made."""
     from collafuse.core.errors import FileFormatError
-    from collafuse.nodes.runfolder import RunFolder
-    from collafuse.serving.registry import REGISTRY
+    from collafuse.nodes.runfolder import REGISTRY, RunFolder
 
     path = RunFolder(run).server.path / REGISTRY
     if not path.is_file():

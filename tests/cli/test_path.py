@@ -101,12 +101,12 @@ def test_an_interrupted_training_resumes_and_a_finished_one_is_not_overwritten(r
 def test_an_interrupted_finish_says_how_to_go_on(trained, tmp_path, monkeypatch, capsys):
     """In this process, so that the interruption comes at a known place."""
     from cli.app import main
-    from edge_client import job
+    from edge_client import finishing
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "finish_to_folder", interrupted)
+    monkeypatch.setattr(finishing, "finish_to_folder", interrupted)
     words = ("finish", str(trained / "north.onnx"), str(trained / "north.safetensors"), "-o", str(tmp_path / "out"))
     monkeypatch.setattr(sys, "argv", ["collafuse", *words])
     with pytest.raises(SystemExit) as stop:
