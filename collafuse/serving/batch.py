@@ -61,7 +61,8 @@ class Batch:
         self._free = list(range(slots))
         self._x = torch.zeros(slots, *denoiser.image_shape, device=device)
         self._x0_hat = torch.zeros_like(self._x)
-        self._last_sigma = torch.full((slots,), math.inf, dtype=torch.float64, device=device)
+        self._precision = torch.float32 if device.type == "mps" else torch.float64  # which an Apple GPU has not
+        self._last_sigma = torch.full((slots,), math.inf, dtype=self._precision, device=device)
         self._conditions = torch.zeros(slots, denoiser.num_labels + 1, device=device)
         self._conditions[:, -1] = 1.0
 
@@ -121,11 +122,11 @@ class Batch:
         return [slot for slot, row in self.rows.items() if row.finished]
 
     def _levels(self, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each row's level and its next one, float64 [width]."""
+        """Each row's level and its next one [width], in float64 where the device has it."""
         now, then = [IDLE_SIGMA] * width, [IDLE_SIGMA] * width
         for slot, row in self.rows.items():
             now[slot], then[slot] = row.sigmas[row.position], row.sigmas[row.position + 1]
-        sigmas = torch.tensor([now, then], dtype=torch.float64).to(self._device)
+        sigmas = torch.tensor([now, then], dtype=self._precision).to(self._device)
         return sigmas[0], sigmas[1]
 
     def _rows_with(self, samplers: set[str], width: int) -> torch.Tensor:
