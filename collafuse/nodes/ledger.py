@@ -12,7 +12,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.atomic import give_name, refuse_existing, storage_error, sync_folder
-from ..core.errors import CollaFuseError, FileFormatError, OutputExistsError, RefusedError, StorageError
+from ..core.errors import CollaFuseError, OutputExistsError, RefusedError, StorageError
+from .database import open_database
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS releases (
@@ -34,32 +35,19 @@ CREATE TABLE IF NOT EXISTS spent (
 
 
 class Ledger:
-    """One site's ledger. Raises FileFormatError when the file is no ledger."""
+    """One site's ledger. Raises FileFormatError when the file is no ledger, StorageError when it cannot be written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
-                connection.execute("PRAGMA synchronous = FULL")
-                if (found := connection.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
-                    raise sqlite3.DatabaseError(found)
-                connection.executescript(SCHEMA)
-                yield connection
-        except OSError as error:
-            raise storage_error(self.path, error) from error
-        except sqlite3.OperationalError as error:
-            if "full" in str(error) or "readonly" in str(error) or "unable to open" in str(error):
-                raise StorageError(f"cannot write the ledger {self.path}: {error}. Nothing was released.") from error
-            raise StorageError(f"the ledger {self.path} is busy or unreachable ({error}); try again.") from error
-        except sqlite3.DatabaseError as error:
-            raise FileFormatError(
-                f"the ledger {self.path} cannot be used ({error}); restore it from a backup. Without it nobody knows "
-                "which images were released, so nothing is released."
-            ) from error
+        advice = "restore it from a backup. Without it nobody knows which images were released, so nothing is released."
+        with open_database(self.path, "the ledger", advice) as connection:
+            if (found := connection.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(found)
+            connection.executescript(SCHEMA)
+            yield connection
 
     def require(self) -> None:
         """Raise RefusedError when there is no ledger yet, or an empty file: nobody would know what was released."""

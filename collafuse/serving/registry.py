@@ -17,8 +17,8 @@ import hmac
 import re
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -26,8 +26,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from ..config import ClientName
-from ..core.atomic import storage_error
-from ..core.errors import AccessError, FileFormatError, StorageError, UsageError
+from ..core.errors import AccessError, UsageError
+from ..nodes.database import open_database
 
 SCOPES = ("sample", "release", "admin")
 LONGEST_DAYS = 3660
@@ -100,22 +100,9 @@ class Registry:
             connection.execute("PRAGMA journal_mode = WAL")  # readers go on while one writes
             connection.executescript(SCHEMA)
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
-                connection.execute("PRAGMA synchronous = FULL")
-                yield connection
-        except OSError as error:
-            raise storage_error(self.path, error) from error
-        except sqlite3.OperationalError as error:
-            raise StorageError(f"the registry {self.path} cannot be used ({error}); try again.") from error
-        except sqlite3.DatabaseError as error:
-            raise FileFormatError(
-                f"the registry {self.path} is damaged ({error}); restore it from a backup, or remove it and enrol "
-                "the clients again."
-            ) from error
+    def _open(self) -> AbstractContextManager[sqlite3.Connection]:
+        advice = "restore it from a backup, or remove it and enrol the clients again."
+        return open_database(self.path, "the registry", advice)
 
     def add_token(
         self, client: str, scopes: Sequence[str], *, days: float = 365.0, now: datetime | None = None
