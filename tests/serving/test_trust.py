@@ -47,8 +47,10 @@ def test_each_kind_of_bad_token_is_refused_with_its_reason(serve):
 
 def test_who_tries_tokens_is_told_to_wait_and_a_good_token_is_not_affected(serve):
     running = serve()
+    replies = []
     with httpx.Client(base_url=running.url, timeout=SECONDS) as http:
-        replies = [http.get("/v1/model", headers={"Authorization": f"Bearer x{i}"}) for i in range(70)]
+        while len(replies) < 600 and (not replies or replies[-1].status_code != 429):  # a slow machine earns some back
+            replies.append(http.get("/v1/model", headers={"Authorization": f"Bearer x{len(replies)}"}))
     assert [reply.status_code for reply in replies[:60]] == [401] * 60
     assert replies[-1].status_code == 429
     assert int(replies[-1].headers["retry-after"]) >= 1
