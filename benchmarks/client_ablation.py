@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from cli.console import reporting
 from collafuse.config import Config, from_mapping
 from collafuse.core.conditioning import conditions_from_labels
-from collafuse.core.intermediate import Intermediate
 from collafuse.data.dealing import load_site
 from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.classifier import Classifier, train_classifier
@@ -35,6 +34,8 @@ from collafuse.nodes.client import Client
 from collafuse.nodes.runfolder import RunFolder
 from edge_client import Finisher
 from export.writer import export_client
+
+from .judge import noised
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "width-16": {"channels": 16, "multipliers": [1, 2], "blocks": 1},
@@ -114,24 +115,12 @@ def _row(
     bundle = folder.path / "client.onnx"
     export_client(model, client.settings, client.name, bundle, overwrite=True)
     finisher = Finisher.load(bundle, threads=1)
-    finished = finisher.finish(_noised(given, client.settings.handover_sigma)).transpose(0, 3, 1, 2)
+    finished = finisher.finish(noised(given, client.settings.handover_sigma, np.random.default_rng(0))).transpose(
+        0, 3, 1, 2
+    )
     frechet = frechet_distance(classifier.features(finished), classifier.features(reference.pixels))
     loss = _held_out_loss(model.denoiser, given, client.settings.handover_sigma)
     return Row(num_parameters(model.denoiser), loss, frechet, finisher)
-
-
-def _noised(images: ImageSet, sigma: float) -> Intermediate:
-    noise = np.random.default_rng(0).standard_normal(images.pixels.shape)
-    return Intermediate(
-        x=(images.x0() + sigma * noise).astype(np.float32),
-        sigma=sigma,
-        labels=images.labels,
-        label_names=images.label_names,
-        server_model="none: true noised images",
-        sampler="euler",
-        nfe=0,
-        guidance=1.0,
-    )
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ from collafuse.evaluation.quality import frechet_distance
 from edge_client import Finisher
 
 from .edge_run import EdgeRun
+from .judge import noised
 
 IMAGES = 400
 """Enough for a ratio on two cores: with 40 steps an image takes an eighth of a second."""
@@ -80,7 +81,5 @@ def _noised(edge: EdgeRun, images: ImageSet, count: int) -> list[Intermediate]:
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         chosen = images.take(rng.choice(len(images), count, replace=False))
-        x = chosen.x0() + sigma * rng.standard_normal(chosen.pixels.shape)
-        labels = (chosen.labels, chosen.label_names)
-        made.append(Intermediate(x.astype(np.float32), sigma, *labels, "none", "euler", 0, 1.0))
+        made.append(noised(chosen, sigma, rng))
     return made

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from collafuse.core.intermediate import Intermediate
 from collafuse.data.dealing import SiteData, load_sites
 from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.classifier import Classifier, train_classifier
@@ -70,3 +71,18 @@ def pooled(parts: Mapping[str, ImageSet]) -> ImageSet:
 def names_of(labels: NDArray[np.uint8], label_names: tuple[str, ...]) -> NDArray[np.str_]:
     """The name of each image's one label [N]."""
     return np.asarray(label_names)[labels.argmax(axis=1)]
+
+
+def noised(images: ImageSet, sigma: float, rng: np.random.Generator) -> Intermediate:
+    """Real images noised to a level: what a perfect server would deliver."""
+    x = images.x0() + sigma * rng.standard_normal(images.pixels.shape)
+    return Intermediate(
+        x=x.astype(np.float32),
+        sigma=sigma,
+        labels=images.labels,
+        label_names=images.label_names,
+        server_model="none: true noised images",
+        sampler="euler",
+        nfe=0,
+        guidance=1.0,
+    )

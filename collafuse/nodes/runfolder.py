@@ -73,7 +73,7 @@ class NodeFolder:
 
     def write_config(self, config: Config) -> None:
         """Write the fully resolved configuration beside the results."""
-        write_bytes(self.path / CONFIG, config.to_yaml().encode(), overwrite=True)
+        _write_config(self.path, config)
 
     def write_split(self, site: SiteData) -> None:
         """Write down which of a site's images are trained on and which are held out."""
@@ -92,7 +92,7 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """Write the whole experiment's configuration, for whoever plays all of its nodes."""
-        write_bytes(self.path / CONFIG, config.to_yaml().encode(), overwrite=True)
+        _write_config(self.path, config)
 
     def read_config(self) -> Config:
         """The whole experiment's configuration. Raises FileFormatError where ``train`` did not write one."""
@@ -153,6 +153,10 @@ class RunFolder:
     def clear(self) -> None:
         """Remove an older run that :meth:`check` has accepted. Raises StorageError."""
         _remove(sorted(self.path.iterdir()) if self.path.is_dir() else [])
+
+
+def _write_config(folder: Path, config: Config) -> None:
+    write_bytes(folder / CONFIG, config.to_yaml().encode(), overwrite=True)
 
 
 def _read_config(folder: Path, what: str) -> Config:
