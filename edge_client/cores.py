@@ -1,13 +1,19 @@
-"""How many threads to use: physical cores that this process may run on, within its share of processor time."""
+"""How many threads to use, and whether they may wait for each other awake: physical cores that this process may run
+on, within its share of processor time, and what other work leaves of them."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Set
 from pathlib import Path
 
 MAX_THREADS = 4
 """Networks this small gain nothing from more (and lose on a processor with slow cores beside fast ones)."""
+
+
+SAMPLES = 3
+SAMPLE_SECONDS = 0.002
 
 
 def default_threads(root: Path = Path("/"), allowed: Set[int] | None = None) -> int:
@@ -20,6 +26,25 @@ def default_threads(root: Path = Path("/"), allowed: Set[int] | None = None) -> 
     threads = min(physical_cores(root, allowed), MAX_THREADS)
     quota = processor_quota(root)
     return max(1, threads if quota is None else min(threads, int(quota)))
+
+
+def may_spin(threads: int, root: Path = Path("/"), processors: int | None = None) -> bool:
+    """Whether so many threads may wait for each other awake, because nobody else needs their processors now.
+
+    A call of a small network has some hundred operators, each shorter than it takes to wake a sleeping thread, so two
+    threads that sleep in between are no faster than one. Where other work runs, threads that stay awake take its
+    time and their own instead. ``processors`` is how many the machine has, by default what the system says.
+    """
+    running = min(_running_elsewhere(root, number) for number in range(SAMPLES))
+    return (processors or os.cpu_count() or 1) - running >= threads
+
+
+def _running_elsewhere(root: Path, number: int) -> int:
+    """Threads that run or want to, without this one: 0 where the system does not say."""
+    time.sleep(SAMPLE_SECONDS if number else 0)
+    lines = _text(root / "proc/stat").splitlines()
+    counts = [line.split()[-1] for line in lines if line.startswith("procs_running ")]
+    return max(0, int(counts[0]) - 1) if counts and counts[0].isdecimal() else 0
 
 
 def allowed_processors() -> Set[int]:

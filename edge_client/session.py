@@ -13,7 +13,7 @@ from collafuse.core.bundle import Bundle
 from collafuse.core.errors import FileFormatError, first_line
 
 from . import caches, machine, placement
-from .cores import default_threads
+from .cores import default_threads, may_spin
 from .denoiser import OnnxDenoiser, check_known_answer, known_answer_error
 from .providers import CPU, PROVIDERS, Provider, ProviderError, Setting, named
 
@@ -45,8 +45,10 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    # Spinning threads burn a small board's power and slow a busy one down (research/edge.md, section 3).
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    spinning = threads > 1 and may_spin(threads)
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    # Within a call only: a board that waits for work should not burn its power (research/edge.md, section 3).
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 4  # errors come as exceptions, no need to log them as well
     return options
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from edge_client.cores import MAX_THREADS, default_threads, physical_cores, processor_quota
+from edge_client.cores import MAX_THREADS, default_threads, may_spin, physical_cores, processor_quota
 
 CPU = "sys/devices/system/cpu"
 
@@ -85,3 +85,15 @@ def test_this_process_uses_what_it_may():
     finally:
         os.sched_setaffinity(0, allowed)
     assert 1 <= default_threads() <= min(len(allowed), MAX_THREADS)
+
+
+@pytest.mark.parametrize(
+    ("running", "threads", "expected"), [(1, 2, True), (2, 2, False), (2, 1, True), (3, 1, False), (1, 3, False)]
+)
+def test_threads_wait_awake_only_on_processors_that_nobody_else_needs(tmp_path, running, threads, expected):
+    root = system(tmp_path, {"proc/stat": f"cpu  1 2 3\nprocs_running {running}\nprocs_blocked 0\n"})
+    assert may_spin(threads, root, processors=2) is expected
+
+
+def test_where_the_system_does_not_say_what_runs_threads_wait_awake(tmp_path):
+    assert may_spin(2, tmp_path, processors=2)
