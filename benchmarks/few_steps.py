@@ -2,7 +2,7 @@
 
 All rows finish the same intermediates, delivered by the run's server, with the run's exported clients. The distance
 to many steps says how far a row is from solving the same equation well; the Fréchet distance says whether a person
-would mind.
+would mind. A row of distilled clients comes where every client of the run has been distilled.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from collafuse.core.pairing import conditions_for
 from collafuse.core.pictures import to_uint8
 from collafuse.core.samplers import EVALUATES_AT_END, STEPS, run
 from collafuse.learning import weights
-from collafuse.nodes.runfolder import RunFolder
+from collafuse.nodes.runfolder import NodeFolder, RunFolder
 from collafuse.nodes.server import Server
 from edge_client import Finisher
 from export.writer import export_client
@@ -68,6 +69,17 @@ WAYS = (
 )
 
 
+DISTILLED = Way("distilled, euler", "euler")
+
+
+class Part(NamedTuple):
+    """A client's bundle, loaded; what the server delivers to it, with its last estimate; its distilled bundle."""
+
+    finisher: Finisher
+    given: Intermediate
+    distilled: Finisher | None
+
+
 def main(folder: Path) -> None:
     """Print a table for one run folder."""
     judge = Judge.of_run(folder)
@@ -86,7 +98,7 @@ def main(folder: Path) -> None:
         f"Each cell: Frechet distance (grey levels, root mean square, to {MANY} steps)."
     )
     print(f"\n| evaluations | {' | '.join(map(str, EVALUATIONS))} |\n|---|{'---|' * len(EVALUATIONS)}")
-    for way in WAYS:
+    for way in (*WAYS, *([DISTILLED] if all(distilled for *_, distilled in parts) else [])):
         cells = []
         for evaluations in EVALUATIONS:
             steps = _steps_for(way, evaluations)
@@ -106,8 +118,7 @@ def _steps_for(way: Way, evaluations: int) -> int | None:
     return (evaluations + 1) // 2 if evaluations % 2 else None
 
 
-def _clients(folder: Path) -> list[tuple[Finisher, Intermediate]]:
-    """Every client of a run: its bundle, loaded, and what the server delivers to it, with its last estimate."""
+def _clients(folder: Path) -> list[Part]:
     server = Server.load(RunFolder(folder).server, torch.device("cpu"))
     settings = server.config.server
     remembers = settings.sampler.name == "dpmpp_2m"
@@ -117,19 +128,26 @@ def _clients(folder: Path) -> list[tuple[Finisher, Intermediate]]:
     parts = []
     for name in server.sites:
         node = RunFolder(folder).client(name)
-        with tempfile.TemporaryDirectory() as scratch:
-            bundle = Path(scratch) / "client.onnx"
-            export_client(weights.load(node.weights, "client"), node.read_config().client(name), name, bundle)
-            parts.append((Finisher.load(bundle), server.deliver(name, IMAGES_PER_CLIENT, seed=SEED)))
+        distilled = _exported(node.distilled, name) if node.distilled.weights.exists() else None
+        parts.append(Part(_exported(node, name), server.deliver(name, IMAGES_PER_CLIENT, seed=SEED), distilled))
     return parts
 
 
-def _pooled(parts: list[tuple[Finisher, Intermediate]], way: Way, steps: int) -> NDArray[np.uint8]:
+def _exported(node: NodeFolder, name: str) -> Finisher:
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = Path(scratch) / "client.onnx"
+        export_client(weights.load(node.weights, "client"), node.read_config().client(name), name, bundle)
+        return Finisher.load(bundle)
+
+
+def _pooled(parts: list[Part], way: Way, steps: int) -> NDArray[np.uint8]:
     """What all clients make of their intermediates: uint8 [N, C, H, W]."""
-    return np.concatenate([_finish(finisher, given, way, steps) for finisher, given in parts]).transpose(0, 3, 1, 2)
+    return np.concatenate([_finish(part, way, steps) for part in parts]).transpose(0, 3, 1, 2)
 
 
-def _finish(finisher: Finisher, given: Intermediate, way: Way, steps: int) -> NDArray[np.uint8]:
+def _finish(part: Part, way: Way, steps: int) -> NDArray[np.uint8]:
+    given, finisher = part.given, part.distilled if way is DISTILLED else part.finisher
+    assert finisher is not None  # there is a row of distilled clients only where all are
     info = finisher.bundle.info
     sigmas = way.spacing(given.sigma, steps, info.sigma_low * (way.sigma_low or 1.0))
     history = given.history(slice(None)) if way.warm else None

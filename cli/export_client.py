@@ -34,6 +34,9 @@ def export_client(
             help="Intermediates to calibrate int8 and to measure fp16 and int8 on; by default what train left.",
         ),
     ] = None,
+    distilled: Annotated[
+        bool, typer.Option("--distilled", help="The client of train-client --distill, which needs one evaluation.")
+    ] = False,
     graph: Annotated[
         str,
         typer.Option(
@@ -57,8 +60,9 @@ def export_client(
     from collafuse.nodes.runfolder import RunFolder
 
     folder = RunFolder(run).trained_client(client)
-    settings = folder.read_config().client(client)
-    model = weights.load(folder.weights, "client")
+    source = folder.distilled if distilled else folder
+    settings = source.read_config().client(client)
+    model = weights.load(source.weights, "client")
     left_by_train = folder.path / CALIBRATION
     if calibration is None and left_by_train.is_file():
         calibration = left_by_train

@@ -110,6 +110,14 @@ class SamplerSettings(Section):
     """Weight of classifier-free guidance; 1 is plain conditioning at half the cost."""
 
 
+class DistillationSettings(Section):
+    """How ``train-client --distill`` trains a client for one evaluation; all else is as in its training."""
+
+    steps: Count = 2_000
+    teacher_steps: Annotated[int, Field(ge=1, le=100)] = 8
+    """In how many steps the trained client makes what the distilled one learns to make at once."""
+
+
 class ClientSamplerSettings(SamplerSettings):
     """A device's half."""
 
@@ -147,6 +155,7 @@ class ClientSettings(Section):
     network: NetworkSettings = NetworkSettings(channels=32)
     training: TrainingSettings = TrainingSettings()
     sampler: ClientSamplerSettings = ClientSamplerSettings()
+    distillation: DistillationSettings = DistillationSettings()
 
     @property
     def handover_sigma(self) -> float:

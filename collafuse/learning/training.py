@@ -236,14 +236,20 @@ class Trainer:
             group["lr"] = learning_rate_at(step, settings)
         z, conditions, sigma_floor, sigma, noise = self._batch(step)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = denoising_loss(
-            lambda x, level: self.model(x, level, conditions), z, sigma_floor, sigma, noise, self.model.sigma_data
-        )
+        sigma, losses = self._losses(z, conditions, sigma_floor, sigma, noise)
         losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
         self.optimizer.step()
         self._update_ema(step)
         return sigma, losses.detach()
+
+    def _losses(
+        self, z: Tensor, conditions: Tensor, sigma_floor: Tensor, sigma: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The levels trained at [B], and the loss of each image [B]."""
+        return sigma, denoising_loss(
+            lambda x, level: self.model(x, level, conditions), z, sigma_floor, sigma, noise, self.model.sigma_data
+        )
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         settings, data = self.settings, self.data

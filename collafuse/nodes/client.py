@@ -126,7 +126,7 @@ class Client:
         denoiser = fresh_denoiser(self.settings.network, shape, len(names), data, settings, self.name)
         if init is not None:
             weights.warm_start(denoiser, names, init)
-        watching = NodeObserver(folder.path, observer, trackers, lambda d: self._sample_sheet(d, device))
+        watching = NodeObserver(folder.path, observer, trackers, lambda d: self.sample_sheet(d, device))
         try:
             start = f"weights {init.id}" if init is not None else "fresh"
             trainer = Trainer(denoiser, data, settings, folder.path, device, watching, start)
@@ -142,7 +142,7 @@ class Client:
         folder.write_config(self.config.for_client(self.name))
         folder.write_split(self.site)
 
-    def _sample_sheet(self, denoiser: Denoiser, device: torch.device) -> Pixels:
+    def sample_sheet(self, denoiser: Denoiser, device: torch.device) -> Pixels:
         """Some of its own images, noised to the cut, beside what the denoiser makes of them."""
         count = len(self.site.train)
         images = self.site.train.take(np.linspace(0, count - 1, min(SHEET_IMAGES, count)).astype(np.int64))

@@ -19,7 +19,8 @@ SPLIT = "split.csv"
 REGISTRY = "registry.sqlite"
 """In a server's folder: the tokens and received releases of ``serve``."""
 RESULTS = tuple(
-    f"{CONFIG} {SPLIT} weights.safetensors checkpoints metrics.jsonl samples sites.json tensorboard wandb".split()
+    f"{CONFIG} {SPLIT} weights.safetensors checkpoints metrics.jsonl samples sites.json distilled "
+    "tensorboard wandb".split()
 )
 """What training a node writes."""
 RUN_ENTRIES = (CONFIG, "server", "clients", "pictures", "finished")
@@ -37,6 +38,11 @@ class NodeFolder:
     def weights(self) -> Path:
         """The averaged weights after training."""
         return self.path / "weights.safetensors"
+
+    @property
+    def distilled(self) -> NodeFolder:
+        """A trained client's distilled one, with a configuration of its own."""
+        return NodeFolder(self.path / "distilled")
 
     @property
     def samples(self) -> Path:

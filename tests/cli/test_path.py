@@ -70,6 +70,10 @@ def test_separate_machines(run_cli):
     run_cli(*small, "--calibration", "east.safetensors", "--graph", "whole")
     with Image.open(run_cli.folder / "pictures" / "sheet.png") as sheet:
         assert np.asarray(sheet).std() > 0
+    distill = ("train-client", "digits.yaml", "--client", "east", "-o", "at-east", "--distill")
+    run_cli(*distill, "--set", "client.distillation.steps=4")
+    run_cli("export-client", "at-east", "--client", "east", "--distilled", "-o", "once.onnx")
+    assert json.loads(run_cli("finish", "once.onnx", "east.safetensors", "-o", "once", "--json").stdout)["nfe"] == 1
     assert not (run_cli.folder / "at-server" / "clients").exists()
     assert not (run_cli.folder / "at-east" / "server").exists()
 

@@ -1,0 +1,57 @@
+"""A site's second client: distilled from its trained one, it finishes in one evaluation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+
+from ..config import Config
+from ..core.noise import SIGMA_MIN
+from ..learning import weights
+from ..learning.distillation import Distiller, Teacher
+from ..learning.training import Observer
+from .client import Client
+from .runfolder import NodeFolder
+from .watching import NodeObserver
+
+
+def distill(
+    client: Client,
+    trained: weights.TrainedModel,
+    folder: NodeFolder,
+    device: torch.device,
+    observer: Observer,
+    *,
+    resume: bool = False,
+    trackers: Sequence[str] = (),
+) -> weights.TrainedModel:
+    """Train a client that finishes in one evaluation on what the ``trained`` one makes in several.
+
+    ``folder`` gets it, and a configuration of one step and no guidance, which it has learned.
+    """
+    wanted, sampler = client.settings.distillation, client.settings.sampler
+    teacher = Teacher(trained.denoiser, sampler.name, wanted.teacher_steps, sampler.sigma_low, sampler.guidance)
+    start = f"distilled from {trained.id} by {sampler.name} in {wanted.teacher_steps} steps: {sampler.sigma_low:g}, "
+    start += f"guidance {sampler.guidance:g}"
+    settings = client.settings.training.model_copy(update={"steps": wanted.steps})
+    once = Client(_in_one_step(client.config, client.name), client.name, client.site)
+    student, data = copy.deepcopy(trained.denoiser).requires_grad_(True), once.training_data()
+    watching = NodeObserver(folder.path, observer, trackers, lambda denoiser: once.sample_sheet(denoiser, device))
+    try:
+        distiller = Distiller(student, teacher, data, settings, folder.path, device, watching, start)
+        student = distiller.run(resume, ready=lambda: folder.write_config(once.config))
+    finally:
+        watching.close()
+    model = weights.TrainedModel(student, "client", trained.label_names, SIGMA_MIN, trained.sigma_high, settings.steps)
+    weights.save(folder.weights, model)
+    return weights.load(folder.weights, "client")
+
+
+def _in_one_step(config: Config, name: str) -> Config:
+    """What a site writes beside its distilled client."""
+    own = config.for_client(name)
+    settings = own.client(name)
+    sampler = settings.sampler.model_copy(update={"steps": 1, "guidance": 1.0})
+    return own.model_copy(update={"clients": {name: settings.model_copy(update={"sampler": sampler})}})
