@@ -23,9 +23,9 @@ RESULTS = tuple(
     "tensorboard wandb".split()
 )
 """What training a node writes."""
-RUN_ENTRIES = (CONFIG, "server", "clients", "pictures", "finished")
+RUN_ENTRIES = (CONFIG, "server", "clients", "pictures", "finished", "evaluation", "report.html")
 RUN_SUFFIXES = (".onnx", ".safetensors")
-"""What ``train`` and ``demo`` write into a run folder."""
+"""What ``train`` and ``demo`` write into a run folder, and the commands that measure a run."""
 
 
 @dataclass(frozen=True)
