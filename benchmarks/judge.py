@@ -6,7 +6,6 @@ says so, and real images against real ones, with as many on each side, stand bes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from collafuse.core.intermediate import Intermediate
 from collafuse.data.dealing import SiteData, load_sites
 from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.classifier import Classifier, train_classifier
+from collafuse.evaluation.pooling import pooled
 from collafuse.evaluation.quality import frechet_distance
 from collafuse.nodes.runfolder import RunFolder
 
@@ -53,19 +53,6 @@ class Judge:
         """Share of images uint8 [N, C, H, W] that show the label asked for [N]."""
         read = np.asarray(self.train.label_names)[self.classifier.read(pixels)]
         return float((read == names).mean())
-
-
-def pooled(parts: Mapping[str, ImageSet]) -> ImageSet:
-    """Images of several sites as one set, over all of their labels."""
-    names = tuple(sorted({name for images in parts.values() for name in images.label_names}))
-    labels = np.zeros((sum(map(len, parts.values())), len(names)), dtype=np.uint8)
-    start = 0
-    for images in parts.values():
-        columns = [names.index(name) for name in images.label_names]
-        labels[start : start + len(images), columns] = images.labels
-        start += len(images)
-    pixels, digests = (np.concatenate([getattr(i, a) for i in parts.values()]) for a in ("pixels", "digests"))
-    return ImageSet(pixels, labels, names, digests)
 
 
 def names_of(labels: NDArray[np.uint8], label_names: tuple[str, ...]) -> NDArray[np.str_]:

@@ -5,6 +5,7 @@ Where no standard network is at hand this is the feature extractor; every table 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..core.conditioning import Labels
 from ..data.imageset import ImageSet
 from ..learning.training import batch_rows, keyed_seed, to_float
 
 FEATURES = 64
+BATCH = 1024
+"""Images read at a time."""
 
 
-class _Network(nn.Module):
+class Network(nn.Module):
+    """Images [N, C, H, W] in [-1, 1] to a logit per label [N, K]; ``features`` is all but the last layer."""
+
     def __init__(self, image_shape: tuple[int, int, int], num_labels: int, width: int = 32) -> None:
         super().__init__()
         channels, height, width_px = image_shape
@@ -47,34 +53,61 @@ class Classifier:
     """A trained classifier; see :func:`train_classifier`."""
 
     network: nn.Module
+    one_label: bool = True
+    """Whether each image that it learned from had exactly one label."""
 
     @torch.inference_mode()
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Features [N, 64] of images uint8 [N, C, H, W]."""
-        return self.network.features(to_float(torch.from_numpy(pixels))).double().numpy()
+        parts = torch.from_numpy(pixels).split(BATCH)
+        return torch.cat([self.network.features(to_float(part)) for part in parts]).double().numpy()
 
     @torch.inference_mode()
     def read(self, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
         """The label index [N] that each image uint8 [N, C, H, W] shows."""
         return self.network(to_float(torch.from_numpy(pixels))).argmax(dim=1).numpy()
 
+    @torch.inference_mode()
+    def shows(self, pixels: NDArray[np.uint8], labels: Labels) -> NDArray[np.bool_]:
+        """Whether each image uint8 [N, C, H, W] shows all of its labels [N, K]. What was learned with one label an
+        image shows the likeliest, anything else each label that is likelier than not."""
+        parts = torch.from_numpy(pixels).split(BATCH)
+        logits = torch.cat([self.network(to_float(part)) for part in parts])
+        if self.one_label:
+            return logits.argmax(dim=1).numpy() == labels.argmax(axis=1)
+        return ((logits > 0).numpy() | (labels == 0)).all(axis=1)
+
     def accuracy(self, images: ImageSet) -> float:
-        """Share of images that are read as their (single) label says."""
-        return float((self.read(images.pixels) == images.labels.argmax(axis=1)).mean())
+        """Share of images that show what their labels say."""
+        return float(self.shows(images.pixels, images.labels).mean())
 
 
-def train_classifier(images: ImageSet, *, seed: int = 0, steps: int = 1500, batch_size: int = 128) -> Classifier:
-    """Train on images with one label each, on the CPU; the same seed gives the same classifier."""
+def train_classifier(
+    images: ImageSet,
+    *,
+    seed: int = 0,
+    steps: int = 1500,
+    batch_size: int = 128,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Classifier:
+    """Train on labelled images, on the CPU; the same seed gives the same classifier. ``advance`` hears of each step.
+
+    Where every image has exactly one label it learns to tell them apart, otherwise to tell for each label whether it
+    is there.
+    """
+    one_label = bool((images.labels.sum(axis=1) == 1).all())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(seed, "classifier"))
-        network = _Network(images.pixels.shape[1:], len(images.label_names))
-        x, labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels.argmax(axis=1))
+        network = Network(images.pixels.shape[1:], len(images.label_names))
+        x, targets = torch.from_numpy(images.pixels), torch.from_numpy(images.labels).float()
+        loss = functional.cross_entropy if one_label else functional.binary_cross_entropy_with_logits
         optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
         for step in range(steps):
             rows = batch_rows(len(x), batch_size, step, seed)
             optimizer.zero_grad()
-            functional.cross_entropy(network(to_float(x[rows])), labels[rows]).backward()
+            loss(network(to_float(x[rows])), targets[rows]).backward()
             optimizer.step()
             schedule.step()
-    return Classifier(network.eval())
+            advance(1)
+    return Classifier(network.eval(), one_label)

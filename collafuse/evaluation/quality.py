@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 Features = NDArray[np.float64]
 """Features of images [N, F]."""
+Strata = NDArray[np.int64]
+"""A number for the label of each image [N]."""
 
 
 def frechet_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
@@ -30,13 +32,27 @@ def cubic_kernel(a: Features, b: Features) -> Features:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def kernel_distance(within_a: Features, within_b: Features, across: Features) -> float:
+def kernel_distance(
+    within_a: Features, within_b: Features, across: Features, strata: tuple[Strata, Strata] | None = None
+) -> float:
     """Squared maximum mean discrepancy, the unbiased estimate (Gretton et al. 2012, eq. 3), from kernels between all
     pairs: within_a [N, N], within_b [M, M], across [N, M]. With :func:`cubic_kernel` on Inception features it is KID
-    (Binkowski et al. 2018). It may be negative; its mean does not depend on N and M."""
-    n, m = across.shape
-    inside = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (within_a, within_b))
-    return float(inside - 2 * across.sum() / (n * m))
+    (Binkowski et al. 2018). It may be negative; its mean does not depend on N and M.
+
+    strata: [N] and [M], where both sides were drawn with one mix of strata and at least two of each.
+    """
+    of_a, of_b = strata or (np.zeros(len(within_a), dtype=np.int64), np.zeros(len(within_b), dtype=np.int64))
+    return float(_mean_of_pairs(within_a, of_a) + _mean_of_pairs(within_b, of_b) - 2 * across.mean())
+
+
+def _mean_of_pairs(kernel: Features, strata: Strata) -> float:
+    """Mean over pairs of different images. An image is left out of its own stratum alone, so each two strata weigh as
+    their shares do: otherwise a mix that is fixed, not drawn, would look as if the sides came nearer."""
+    member = np.equal.outer(np.unique(strata), strata).astype(np.float64)
+    counts = member.sum(axis=1)
+    sums = member @ kernel @ member.T - np.diag(member @ np.diag(kernel))
+    shares = counts / counts.sum()
+    return float(shares @ (sums / (np.outer(counts, counts) - np.diag(counts))) @ shares)
 
 
 def nearest_distances(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:

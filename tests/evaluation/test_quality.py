@@ -57,6 +57,21 @@ def test_the_kernel_distance_of_equal_distributions_is_zero_on_average():
     assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(len(values))
 
 
+def test_a_mix_of_labels_that_is_fixed_does_not_bring_the_sides_nearer():
+    strata = np.repeat([0, 1, 2], [10, 6, 8])
+    centres = 2 * RNG.standard_normal((3, 4))
+
+    def draw():
+        a, b = (centres[strata] + RNG.standard_normal((24, 4)) for _ in range(2))
+        return cubic_kernel(a, a), cubic_kernel(b, b), cubic_kernel(a, b)
+
+    draws = [draw() for _ in range(400)]
+    heeding = [kernel_distance(*one, (strata, strata)) for one in draws]
+    assert abs(np.mean(heeding)) < 4 * np.std(heeding) / 20
+    heedless = [kernel_distance(*one) for one in draws]
+    assert np.mean(heedless) < -10 * np.std(heedless) / 20
+
+
 def test_the_nearest_image_is_the_one_with_the_smallest_distance():
     images, others = (RNG.integers(0, 256, (n, 1, 3, 3), dtype=np.uint8) for n in (9, 11))
     every = np.sqrt(np.square(images[:, None].astype(float) - others[None]).sum(axis=(2, 3, 4)))

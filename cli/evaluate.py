@@ -1,0 +1,72 @@
+"""collafuse evaluate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .console import emit, reporting, say
+
+
+def evaluate(
+    run: options.RunPath,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option("--against", metavar="RUN2", help="A run over the same images, to stand beside. Repeatable."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, metavar="N", help="Images of each arm and client, at most.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Makes the same images again.")] = 0,
+    features: Annotated[
+        str,
+        typer.Option(
+            "--features", metavar="F", help="auto, inception, clip or classifier (trained on the data itself)."
+        ),
+    ] = "auto",
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="PATH", help="The Inception weights or CLIP folder, if not where usual."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="Where to write the figures; RUN/evaluation/evaluation.json."),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Measure how good the images of a run are, beside the server alone, the client alone and real ones.
+
+    Needs a run of train, whose data lies where it lay, with images held out. Prints Markdown. Nothing is downloaded.
+    """
+    from collafuse.core.atomic import refuse_existing
+    from collafuse.evaluation.evaluate import evaluate as measure
+    from collafuse.evaluation.tables import FOLDER, write_results
+    from collafuse.learning.training import choose_device
+    from collafuse.nodes.runfolder import RunFolder
+
+    if out is not None:
+        refuse_existing(out, overwrite)
+    with reporting() as reporter:
+        found = measure(
+            RunFolder(run),
+            [RunFolder(path) for path in against or ()],
+            samples=samples,
+            seed=seed,
+            features=features,
+            weights=weights,
+            device=choose_device(device),
+            listener=reporter,
+        )
+    path = out or run / FOLDER / "evaluation.json"
+    values = {"samples": samples, "seed": seed, "against": [str(one) for one in against or ()], **found.values()}
+    write_results(path, found.tables, **values)
+    if as_json:
+        emit({"file": str(path), **values})
+    else:
+        print("\n\n".join(table.to_markdown() for table in found.tables))
+    say(f"Written to {path}")

@@ -1,0 +1,176 @@
+"""Arms of a comparison: each way to make images that is measured, for any client.
+
+A trained run brings the arms of its ``method``; METHODS says how they are made. A further kind of run stands in the
+same tables once it has an entry there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..core.conditioning import Conditions, conditions_from_labels, guided, translate_labels
+from ..core.errors import ConfigError
+from ..core.intermediate import Intermediate
+from ..core.noise import SIGMA_MAX, Cut, server_sigmas, whole_sigmas
+from ..core.pairing import conditions_for
+from ..core.pictures import Pixels, to_uint8
+from ..core.samplers import STEPS, run
+from ..data.imageset import ImageSet
+from ..learning import weights
+from ..learning.denoiser import Denoiser
+from ..learning.training import keyed_seed
+from ..nodes.client import finish
+from ..nodes.runfolder import RunFolder
+from ..nodes.server import Server, start_noise
+from .generated import Generated
+
+BATCH = 256
+"""Images per evaluation of a network."""
+
+DEFAULT_METHOD = "collafuse"
+
+Generate = Callable[[str, int, int], Generated]
+"""(client, count, seed) -> so many images for a client; the same seed makes the same."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a comparison; ``meaning`` says in a sentence how its images are made."""
+
+    name: str
+    generate: Generate
+    meaning: str
+
+
+class SplitRun:
+    """A trained run of server and clients, and everything that can be made with its two halves.
+
+    held_out: each client's images that nobody trained on, for :meth:`from_true_noise`.
+    """
+
+    def __init__(self, folder: RunFolder, held_out: Mapping[str, ImageSet], device: torch.device) -> None:
+        self.server = Server.load(folder.server, device)
+        self.models = {n: weights.load(folder.trained_client(n).weights, "client") for n in held_out}
+        self.settings = {n: folder.client(n).read_config().client(n) for n in held_out}
+        self.held_out = held_out
+        self.device = device
+
+    def arms(self) -> list[Arm]:
+        """What a split run is measured by."""
+        return [
+            Arm("server + client", self.composite, "the method: the server down to the cut, the client from there"),
+            Arm("server alone", self.server_alone, "the server down to its lowest trained level, then its x0_hat"),
+            Arm("client alone", self.client_alone, "the client's denoiser from pure noise: the failure it is"),
+            Arm(
+                "true noise + client",
+                self.from_true_noise,
+                "held-out images noised to the cut, finished by the client: as from a perfect server, and flattered, "
+                "since the images it starts from are those it is compared with",
+            ),
+        ]
+
+    def at_the_cut(self, client: str, count: int, seed: int) -> Intermediate:
+        """What the server delivers."""
+        return self.server.deliver(client, count, seed=seed, batch_size=BATCH)
+
+    def composite(self, client: str, count: int, seed: int) -> Generated:
+        """Server, then client."""
+        delivered = self.at_the_cut(client, count, seed)
+        conditions = conditions_for(delivered, self.models[client].label_names)
+        pixels = self._finish(client, delivered.x, delivered.sigma, conditions)
+        return Generated(pixels, delivered.labels, delivered.label_names)
+
+    def server_alone(self, client: str, count: int, seed: int) -> Generated:
+        """The server as far down as it was trained for this client's labels, and what it then takes for the image."""
+        sampler = self.server.config.server.sampler
+        lowest = Cut(self.server.site(client).sigma_cut).lowest_trained
+        asked = self.server.plan_labels(client, count, None)
+        conditions = conditions_from_labels(asked, count, len(self.server.model.label_names))
+        levels, denoiser = server_sigmas(lowest, sampler.steps), self.server.model.denoiser
+        guidance = sampler.guidance if asked is not None else 1.0
+        x = self._sampled(denoiser, sampler.name, guidance, conditions, levels, seed, x0_hat_at_end=True)
+        return Generated(to_uint8(x), asked, self.server.model.label_names if asked is not None else ())
+
+    def client_alone(self, client: str, count: int, seed: int) -> Generated:
+        """The client's denoiser along the whole way, in as many steps as both halves take together."""
+        mine, theirs = self.settings[client].sampler, self.server.config.server.sampler
+        model, asked = self.models[client], self.server.plan_labels(client, count, None)
+        names = self.server.model.label_names
+        labels = None if asked is None else translate_labels(asked, names, model.label_names)
+        conditions = conditions_from_labels(labels, count, len(model.label_names))
+        cut = self.settings[client].handover_sigma
+        levels, _ = whole_sigmas(cut, theirs.steps, mine.steps, mine.sigma_low)
+        x = self._sampled(model.denoiser, mine.name, mine.guidance, conditions, levels, seed)
+        return Generated(to_uint8(x), asked, names if asked is not None else ())
+
+    def from_true_noise(self, client: str, count: int, seed: int) -> Generated:
+        """Held-out images noised to where the client takes over, then finished; each as often as it takes."""
+        images = self.held_out[client]
+        images = images.take(np.arange(count) % len(images))
+        sigma, shape = self.settings[client].handover_sigma, self.models[client].denoiser.image_shape
+        noise = start_noise(range(count), shape, keyed_seed(seed, "true noise") % 2**63)
+        known = self.models[client].label_names
+        conditions = conditions_from_labels(
+            translate_labels(images.labels, images.label_names, known), count, len(known)
+        )
+        pixels = self._finish(client, images.x0() + sigma * noise, sigma, conditions)
+        return Generated(pixels, images.labels, images.label_names)
+
+    def _finish(self, client: str, x: NDArray[np.floating], sigma: float, conditions: Conditions) -> Pixels:
+        denoiser, settings = self.models[client].denoiser, self.settings[client]
+        parts = [
+            finish(denoiser, torch.from_numpy(x[rows]).float(), sigma, conditions[rows], settings, self.device)
+            for rows in _batches(len(x))
+        ]
+        return to_uint8(torch.cat(parts).numpy())
+
+    @torch.inference_mode()
+    def _sampled(
+        self,
+        denoiser: Denoiser,
+        sampler: str,
+        guidance: float,
+        conditions: Conditions,
+        levels: list[float],
+        seed: int,
+        *,
+        x0_hat_at_end: bool = False,
+    ) -> NDArray[np.float32]:
+        """One denoiser from pure noise along the levels; ``x0_hat_at_end``: what it takes for the image there."""
+        denoiser.to(self.device)
+        parts = []
+        for rows in _batches(len(conditions)):
+            start = start_noise(range(rows.start, rows.stop), denoiser.image_shape, seed)
+            x = torch.from_numpy(start).to(self.device) * SIGMA_MAX
+            denoise = guided(denoiser, torch.from_numpy(conditions[rows]).to(self.device), guidance)
+            x, _ = run(STEPS[sampler], denoise, x, levels)
+            parts.append((denoise(x, levels[-1]) if x0_hat_at_end else x).float().cpu())
+        return torch.cat(parts).numpy()
+
+
+def _batches(count: int) -> list[slice]:
+    return [slice(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+
+
+ArmsOf = Callable[[RunFolder, Mapping[str, ImageSet], torch.device], Sequence[Arm]]
+
+
+def _split_arms(folder: RunFolder, held_out: Mapping[str, ImageSet], device: torch.device) -> Sequence[Arm]:
+    return SplitRun(folder, held_out, device).arms()
+
+
+METHODS: dict[str, ArmsOf] = {DEFAULT_METHOD: _split_arms}
+"""How the arms of a run are made, by its ``method``: from its folder and each client's held-out images."""
+
+
+def arms_of(folder: RunFolder, held_out: Mapping[str, ImageSet], device: torch.device) -> Sequence[Arm]:
+    """The arms of a trained run. Raises FileFormatError where it is not trained."""
+    method = getattr(folder.read_config(), "method", DEFAULT_METHOD)
+    if method not in METHODS:
+        raise ConfigError(f"method {method!r} of {folder.path} is not measured; known are {', '.join(METHODS)}.")
+    return METHODS[method](folder, held_out, device)

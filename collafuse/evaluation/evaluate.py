@@ -1,0 +1,261 @@
+"""The test mode: how good are the images of a run, per client and pooled, beside what else could have been done.
+
+Reference: the images that each site held out. Floor: as many real training images as were generated, compared in the
+same way; the extractor did not see them, since its classifier learns from the other half of the training images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..config import Config
+from ..core.conditioning import translate_labels
+from ..core.errors import DataError, MismatchError, UsageError
+from ..core.metadata import MAX_NAMES
+from ..core.pairing import SIGMA_SLACK
+from ..data.dealing import SiteData, load_sites
+from ..data.imageset import ImageSet
+from ..data.listening import UNHEARD, Listener
+from ..learning.training import keyed_seed
+from ..nodes.runfolder import RunFolder
+from .arms import Arm, arms_of
+from .classifier import Classifier
+from .comparison import MOST_PAIRED, RESAMPLES, Figure, compare, share
+from .features import STEPS, Extractor, choose, classifier_of
+from .generated import Generated
+from .manifolds import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS
+from .mixing import Mix, mix_of, strata_of
+from .pooling import pooled
+from .quality import Features, Strata
+from .tables import FOLDER, Table
+
+FEWEST_HELD_OUT = 10
+SAMPLES = 1_000
+FLOOR = "real images (floor)"
+COLUMNS = {
+    "frechet": "Fréchet distance",
+    "kernel": "kernel distance x 1000",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "shown": "shows its label",
+}
+"""The figures, and how a table heads them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one arm for one client or pool of clients; ``shown`` is left out where nothing was asked for."""
+
+    of: str
+    arm: str
+    images: int
+    reference_images: int
+    figures: dict[str, Figure]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found, and by which extractor."""
+
+    extractor: str
+    rows: tuple[Row, ...]
+    tables: tuple[Table, ...]
+
+    def values(self) -> dict[str, Any]:
+        """The figures as plain values, for programs."""
+        return {"features": self.extractor, "figures": [asdict(row) for row in self.rows]}
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One arm's images of one client as numbers: features [N, F], a number for each image's label [N], and whether each
+    image shows it [N]."""
+
+    features: Features
+    strata: Strata
+    shown: NDArray[np.bool_] | None
+
+
+def evaluate(
+    run: RunFolder,
+    against: Sequence[RunFolder] = (),
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    features: str = "auto",
+    weights: Path | None = None,
+    device: torch.device,
+    listener: Listener = UNHEARD,
+) -> Evaluation:
+    """Generate by every arm of a run, and of the runs beside it, for every client, and compare with held-out images.
+
+    samples: the most images of an arm and client; where a site has fewer real ones to make the floor of, all arms make
+    as many as these. Raises DataError for a site that holds out too few images, MismatchError for a run over other
+    images, and what loading a run raises.
+    """
+    if samples < FEWEST_HELD_OUT:
+        raise UsageError(f"samples={samples}; distances need at least {FEWEST_HELD_OUT} images of an arm.")
+    config = run.read_config()
+    sites = load_sites(config, listener)
+    _check_held_out(sites, run.path)
+    held_out = {name: site.held_out for name, site in sites.items()}
+    arms = [arm for folder in (run, *against) for arm in _arms(folder, run, sites, device)]
+    known, floors = _halves(sites)
+    bar = listener.bar("classifier", STEPS)
+    classifier = classifier_of(known, run.path / FOLDER, bar.advance)
+    extractor = choose(features, weights, known, classifier, device)
+    judge = _Judge(extractor, classifier, known.label_names)
+
+    rng = np.random.default_rng(keyed_seed(seed, "evaluate") % 2**63)
+    mixes = {name: mix_of(held_out[name], floor, samples) for name, floor in floors.items()}
+    references = {name: judge.measure_real(_some(images, samples, rng)) for name, images in held_out.items()}
+    shuffled = {name: _some(images, len(images), rng) for name, images in floors.items()}
+    measured = {FLOOR: {name: judge.measure_real(images, mixes[name]) for name, images in shuffled.items()}}
+    bar = listener.bar("images", sum(mix.to_generate for mix in mixes.values()) * len(arms))
+    for arm in arms:
+        measured[arm.name] = {}
+        for number, (name, mix) in enumerate(mixes.items()):
+            made = arm.generate(name, mix.to_generate, keyed_seed(seed, "arm", str(number)) % 2**63)
+            measured[arm.name][name] = judge.measure(mix.take(made))
+            bar.advance(mix.to_generate)
+    groups = groups_of(config)
+    bar = listener.bar("figures", len(groups) * len(measured))
+    rows = []
+    for of, names in groups.items():
+        for arm_name, by_client in measured.items():
+            rows.append(_row(of, arm_name, [by_client[n] for n in names], [references[n] for n in names], rng))
+            bar.advance(1)
+    return Evaluation(extractor.name, tuple(rows), (_table(rows, arms, extractor, classifier, held_out, groups),))
+
+
+def groups_of(config: Config) -> dict[str, tuple[str, ...]]:
+    """Each client by itself, then clients that take over at one level together: mixed cuts are never pooled."""
+    groups = {name: (name,) for name in config.clients}
+    levels: dict[float, list[str]] = {}
+    for name, client in config.clients.items():
+        sigma = client.handover_sigma
+        level = next((one for one in levels if abs(one - sigma) <= SIGMA_SLACK * sigma), sigma)
+        levels.setdefault(level, []).append(name)
+    return groups | {" + ".join(names): tuple(names) for names in levels.values() if len(names) > 1}
+
+
+def _check_held_out(sites: Mapping[str, SiteData], path: Path) -> None:
+    for name, site in sites.items():
+        if len(site.held_out) < FEWEST_HELD_OUT:
+            raise DataError(
+                f"{path}: {name} holds out {len(site.held_out)} images, at least {FEWEST_HELD_OUT} are needed to "
+                "compare with; train with data.held_out=0.1 or more."
+            )
+
+
+def _arms(folder: RunFolder, main: RunFolder, sites: Mapping[str, SiteData], device: torch.device) -> list[Arm]:
+    """The arms of a run; one that stands beside the main one says its folder's name, and is over the same images."""
+    held_out = {name: site.held_out for name, site in sites.items()}
+    if folder == main:
+        return list(arms_of(folder, held_out, device))
+    theirs = load_sites(folder.read_config())
+    for name, site in sites.items():
+        same = name in theirs and all(
+            np.array_equal(a.digests, b.digests) for a, b in zip(site.parts, theirs[name].parts, strict=True)
+        )
+        if not same:
+            raise MismatchError(
+                f"{folder.path} and {main.path} do not stand over the same images of client {name!r}; train both on "
+                "one data section and the same clients."
+            )
+    found = arms_of(folder, held_out, device)
+    return [Arm(f"{folder.path.name}: {arm.name}", arm.generate, arm.meaning) for arm in found]
+
+
+def _halves(sites: Mapping[str, SiteData]) -> tuple[ImageSet, dict[str, ImageSet]]:
+    """Every second training image of each site: all together for the classifier, the others apart for the floor."""
+    known = {name: site.train.take(np.arange(0, len(site.train), 2)) for name, site in sites.items()}
+    return pooled(known), {name: site.train.take(np.arange(1, len(site.train), 2)) for name, site in sites.items()}
+
+
+def _some(images: ImageSet, count: int, rng: np.random.Generator) -> ImageSet:
+    """At most so many of the images, in another order."""
+    return images.take(rng.permutation(len(images))[:count])
+
+
+@dataclass(frozen=True)
+class _Judge:
+    extractor: Extractor
+    classifier: Classifier | None
+    label_names: tuple[str, ...]
+
+    def measure(self, made: Generated) -> _Measured:
+        pixels, labels, shown = made.channels_first, made.labels, None
+        if labels is not None:
+            labels = translate_labels(labels, made.label_names, self.label_names)
+            shown = None if self.classifier is None else self.classifier.shows(pixels, labels)
+        return _Measured(self.extractor.features(pixels), strata_of(labels, len(made)), shown)
+
+    def measure_real(self, images: ImageSet, mix: Mix | None = None) -> _Measured:
+        all_of_them = Generated(images.pixels.transpose(0, 2, 3, 1), images.labels, images.label_names)
+        return self.measure(all_of_them if mix is None else mix.take(all_of_them))
+
+
+def _row(
+    of: str, arm: str, parts: Sequence[_Measured], references: Sequence[_Measured], rng: np.random.Generator
+) -> Row:
+    sides = []
+    for side in (parts, references):
+        strata = np.concatenate([part.strata + MAX_NAMES * client for client, part in enumerate(side)])
+        order = rng.permutation(len(strata))  # figures over pairs look at the first of them
+        sides.append((np.concatenate([part.features for part in side])[order], strata[order]))
+    (made, of_made), (real, of_real) = sides
+    figures = compare(made, real, (of_made, of_real), rng)
+    shown = [part.shown for part in parts if part.shown is not None]
+    if len(shown) == len(parts):
+        figures["shown"] = share(np.concatenate(shown))
+    return Row(of, arm, len(made), len(real), figures)
+
+
+def _table(
+    rows: Sequence[Row],
+    arms: Sequence[Arm],
+    extractor: Extractor,
+    classifier: Classifier | None,
+    held_out: Mapping[str, ImageSet],
+    groups: Mapping[str, tuple[str, ...]],
+) -> Table:
+    reads = (
+        "" if classifier is None else f" It reads {classifier.accuracy(pooled(held_out)):.1%} of the held-out images."
+    )
+    pools = [of for of, names in groups.items() if len(names) > 1]
+    notes = (
+        f"Features: {extractor.name}. Labels are read by a classifier trained on half of the sites' training images."
+        f"{reads}",
+        "Compared with the images that the sites held out. The floor is as many real training images, which the "
+        "classifier did not see: no arm can be expected to do better. Where each image has one label, all sides have "
+        "the held-out images' mix of labels.",
+        f"± is one standard deviation over which images were drawn ({RESAMPLES} half-samples of both sides). Kernel "
+        f"distance: cubic kernel, unbiased. Precision and recall reach to {PRECISION_NEIGHBOURS} neighbours, density "
+        f"and coverage to {DENSITY_NEIGHBOURS}. Figures over pairs use at most {MOST_PAIRED} images of a side.",
+        f"Pooled are clients of one cut only: {'; '.join(pools) or 'here no two clients have the same'}.",
+        *(f"{arm.name}: {arm.meaning}." for arm in arms),
+    )
+    cells = [
+        (row.of, row.arm, row.images, *(_cell(row.figures.get(figure), figure) for figure in COLUMNS)) for row in rows
+    ]
+    return Table(
+        "Quality against held-out images", ("of", "images by", "images", *COLUMNS.values()), tuple(cells), notes
+    )
+
+
+def _cell(figure: Figure | None, name: str) -> str | None:
+    if figure is None:
+        return None
+    if name == "kernel":
+        return Figure(1000 * figure.value, 1000 * figure.spread).shown()
+    return figure.shown()

@@ -1,0 +1,33 @@
+"""collafuse evaluate as a user runs it."""
+
+import json
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained / "run", tmp_path / "run")
+
+
+def test_a_run_is_evaluated_into_a_table_and_a_file(run, call_cli):
+    table = call_cli("evaluate", "run", "--samples", 60, "--seed", 1)
+    assert table.stdout.startswith("**Quality against held-out images**")
+    kept = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert kept["samples"] == 60
+    assert {row["arm"] for row in kept["figures"]} >= {"real images (floor)", "server + client"}
+    shown = json.loads(call_cli("evaluate", "run", "--samples", 60, "--seed", 1, "--json").stdout)
+    assert shown["figures"] == kept["figures"]
+
+
+def test_an_output_of_ones_own_is_not_overwritten(run, call_cli, tmp_path):
+    (tmp_path / "mine.json").write_text("mine")
+    assert "exists already" in call_cli("evaluate", "run", "-o", "mine.json", code=8).stderr
+    assert (tmp_path / "mine.json").read_text() == "mine"
+
+
+def test_an_evaluated_run_can_still_be_replaced(run, call_cli):
+    (run / "evaluation").mkdir()
+    call_cli("train", "digits.yaml", "-o", "run", "--overwrite")
+    assert not (run / "evaluation").exists()

@@ -1,0 +1,69 @@
+"""collafuse.evaluation.arms: each arm is the images that its name says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from collafuse.core.errors import ConfigError
+from collafuse.core.noise import Cut
+from collafuse.core.pictures import to_uint8
+from collafuse.data.dealing import load_sites
+from collafuse.evaluation import arms
+from collafuse.evaluation.arms import SplitRun, arms_of
+from tests.tiny import CPU
+
+
+@pytest.fixture
+def split(digits_run) -> SplitRun:
+    sites = load_sites(digits_run.read_config())
+    return SplitRun(digits_run, {name: site.held_out for name, site in sites.items()}, CPU)
+
+
+@pytest.mark.parametrize("client", ["north", "south"])
+def test_every_arm_makes_as_many_as_asked_and_the_same_again(split, client):
+    for arm in split.arms():
+        made, again, other = (arm.generate(client, 6, seed) for seed in (1, 1, 2))
+        assert made.pixels.shape == (6, 8, 8, 1)
+        assert (made.pixels == again.pixels).all()
+        assert (made.pixels != other.pixels).any()
+        assert set(made.label_names) >= set(split.held_out[client].label_names)
+
+
+def test_batches_change_no_picture(split, monkeypatch):
+    whole = [arm.generate("north", 5, 0).pixels for arm in split.arms()]
+    monkeypatch.setattr(arms, "BATCH", 2)
+    for arm, before in zip(split.arms(), whole, strict=True):
+        assert np.abs(arm.generate("north", 5, 0).pixels.astype(int) - before).max() <= 1
+
+
+def test_a_client_that_were_the_server_would_make_alone_what_both_make(split):
+    # Cutting is slicing: with one denoiser on both sides the whole way is the same, in the same steps.
+    split.models["north"] = split.server.model
+    alone, both = split.client_alone("north", 4, 0), split.composite("north", 4, 0)
+    assert np.abs(alone.pixels.astype(int) - both.pixels).max() <= 1
+
+
+def test_the_server_alone_is_asked_about_nothing_below_what_it_learned(split, monkeypatch):
+    asked, denoiser = [], split.server.model.denoiser
+    forward = denoiser.forward
+    monkeypatch.setattr(denoiser, "forward", lambda x, sigma, c: asked.append(float(sigma)) or forward(x, sigma, c))
+    made = split.server_alone("south", 2, 0)
+    assert min(asked) == pytest.approx(Cut(1.5).lowest_trained)
+    assert len(asked) == 5  # four steps down, then the image itself
+    assert len(made) == 2
+
+
+def test_true_noise_that_vanishes_leaves_the_held_out_images(split, monkeypatch):
+    monkeypatch.setattr(arms, "finish", lambda denoiser, x, sigma, *rest: x / (1 + 0 * sigma))
+    monkeypatch.setattr(arms, "start_noise", lambda indices, shape, seed: np.zeros((len(indices), *shape)))
+    count = len(split.held_out["north"]) + 3
+    made, images = split.from_true_noise("north", count, 0), split.held_out["north"]
+    assert (made.pixels[:-3] == to_uint8(images.x0())).all()
+    assert (made.labels[-3:] == images.labels[:3]).all()
+
+
+def test_a_run_of_an_unknown_method_is_refused(digits_run, monkeypatch):
+    monkeypatch.setattr(arms, "METHODS", {})
+    with pytest.raises(ConfigError, match="'collafuse' of .* is not measured"):
+        arms_of(digits_run, {}, CPU)

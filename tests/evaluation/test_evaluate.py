@@ -1,0 +1,113 @@
+"""collafuse.evaluation.evaluate: one table for all arms, mixed cuts apart, and what cannot be compared."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from collafuse.core.errors import DataError, MismatchError, UsageError
+from collafuse.evaluation import arms, features
+from collafuse.evaluation.arms import Arm
+from collafuse.evaluation.evaluate import FLOOR, evaluate, groups_of
+from collafuse.evaluation.generated import Generated
+from collafuse.nodes.runfolder import RunFolder
+from tests.evaluation.conftest import SETTINGS, train
+from tests.tiny import CPU
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "STEPS", 120)
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(digits_run, _few_steps):
+    return evaluate(digits_run, samples=40, device=CPU)
+
+
+def test_every_client_and_every_pool_of_one_cut_has_every_arm(found):
+    names = [FLOOR, "server + client", "server alone", "client alone", "true noise + client"]
+    assert [(row.of, row.arm) for row in found.rows] == [
+        (of, arm) for of in ("north", "east", "south", "north + east") for arm in names
+    ]
+
+
+def test_real_images_are_better_than_those_of_an_untrained_run(found):
+    for of in ("north", "south", "north + east"):
+        rows = {row.arm: row.figures for row in found.rows if row.of == of}
+        for arm in ("server + client", "client alone"):
+            assert rows[FLOOR]["frechet"].value < 0.5 * rows[arm]["frechet"].value
+            assert rows[FLOOR]["coverage"].value > rows[arm]["coverage"].value
+        assert rows[FLOOR]["shown"].value > 0.8
+
+
+def test_the_same_seed_finds_the_same(found, digits_run):
+    assert evaluate(digits_run, samples=40, device=CPU).values() == found.values()
+    json.dumps(found.values(), allow_nan=False)
+
+
+def test_the_table_says_who_looked_and_how(found):
+    (table,) = found.tables
+    text = table.to_markdown()
+    assert "a classifier trained on the data itself" in text
+    assert "north + east" in text
+    assert all(" ± " in str(cell) for row in table.rows for cell in row[3:])
+
+
+def test_another_run_stands_beside_under_its_name(digits_run, monkeypatch):
+    def perfect(folder, held_out, device):
+        def generate(client, count, seed):
+            images = held_out[client]
+            images = images.take(np.arange(count) % len(images))
+            return Generated(images.pixels.transpose(0, 2, 3, 1), images.labels, images.label_names)
+
+        return [Arm("perfect", generate, "the held-out images themselves")]
+
+    class Other(RunFolder):
+        pass
+
+    split = arms.METHODS[arms.DEFAULT_METHOD]
+    monkeypatch.setitem(
+        arms.METHODS, arms.DEFAULT_METHOD, lambda f, h, d: perfect(f, h, d) if isinstance(f, Other) else split(f, h, d)
+    )
+    found = evaluate(digits_run, [Other(digits_run.path)], samples=40, device=CPU)
+    rows = {row.arm: row.figures for row in found.rows if row.of == "south"}
+    assert rows["run: perfect"]["frechet"].value < rows[FLOOR]["frechet"].value
+    assert rows["run: perfect"]["shown"].value > 0.8
+
+
+def test_a_run_over_other_images_cannot_stand_beside(digits_run, tmp_path):
+    other = train(tmp_path / "other", data={"dataset": "digits", "held_out": 0.2, "seed": 1})
+    with pytest.raises(MismatchError, match="same images of client 'north'"):
+        evaluate(digits_run, [other], samples=40, device=CPU)
+
+
+def test_a_run_that_holds_nothing_out_is_told_to(tmp_path):
+    run = RunFolder(tmp_path)
+    run.write_config(train_config(held_out=0.0))
+    with pytest.raises(DataError, match=r"north holds out 0 images.*data\.held_out"):
+        evaluate(run, samples=40, device=CPU)
+
+
+def test_too_few_samples_are_refused(digits_run):
+    with pytest.raises(UsageError, match="samples=3"):
+        evaluate(digits_run, samples=3, device=CPU)
+
+
+def test_only_clients_that_take_over_at_one_level_are_pooled():
+    assert groups_of(train_config()) == {
+        "north": ("north",),
+        "east": ("east",),
+        "south": ("south",),
+        "north + east": ("north", "east"),
+    }
+
+
+def train_config(**data):
+    from collafuse.config import from_mapping
+
+    return from_mapping(SETTINGS | {"data": SETTINGS["data"] | data})

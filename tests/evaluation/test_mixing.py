@@ -1,0 +1,55 @@
+"""collafuse.evaluation.mixing: both sides of a comparison get one mix of labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from collafuse.evaluation.generated import Generated
+from collafuse.evaluation.mixing import Mix, mix_of, strata_of
+from tests.tiny import image_set
+
+
+def labelled(counts: tuple[int, ...]):
+    """Images with so many of each label a, b, ... in that order."""
+    images = image_set(sum(counts), ("a", "b", "c")[: len(counts)])
+    images.labels[:] = np.eye(len(counts), dtype=np.uint8)[np.repeat(np.arange(len(counts)), counts)]
+    return images
+
+
+def made(counts: tuple[int, ...]) -> Generated:
+    images = labelled(counts)
+    return Generated(images.pixels.transpose(0, 2, 3, 1), images.labels, images.label_names)
+
+
+def test_the_mix_is_the_references_and_the_floor_has_enough_of_each():
+    mix = mix_of(labelled((30, 10)), labelled((60, 60)), most=1000)
+    assert (mix.by_label, mix.count) == ({"a": 60, "b": 20}, 80)
+    assert mix_of(labelled((30, 10)), labelled((60, 10)), most=1000).by_label == {"a": 30, "b": 10}
+    assert mix_of(labelled((30, 10)), labelled((60, 60)), most=40).by_label == {"a": 30, "b": 10}
+
+
+@pytest.mark.parametrize("reference", [(30, 10), (1, 1), (3, 4, 90)])
+def test_labels_dealt_out_evenly_hold_enough_of_each(reference):
+    mix = mix_of(labelled(reference), labelled((50,) * len(reference)), most=1000)
+    evenly = mix.to_generate // len(reference)
+    taken = mix.take(made((evenly,) * len(reference)))
+    assert taken.labels.sum(axis=0).tolist() == list(mix.by_label.values())
+
+
+def test_images_without_labels_are_taken_as_they_come():
+    mix = Mix(5, {"a": 3, "b": 2}, 2)
+    unlabelled = Generated(made((4, 4)).pixels)
+    assert (mix.take(unlabelled).pixels == unlabelled.pixels[:5]).all()
+    assert len(mix.take(made((1, 9)))) == 5
+
+
+def test_a_floor_that_lacks_a_label_leaves_the_mix_as_it_comes():
+    mix = mix_of(labelled((5, 5)), labelled((20, 0)), most=1000)
+    assert (mix.by_label, mix.count, mix.to_generate) == ({}, 20, 20)
+
+
+def test_several_labels_of_one_image_are_no_stratum():
+    assert strata_of(np.array([[1, 1], [0, 1]], dtype=np.uint8), 2).tolist() == [0, 0]
+    assert strata_of(np.array([[1, 0], [0, 1]], dtype=np.uint8), 2).tolist() == [0, 1]
+    assert strata_of(None, 2).tolist() == [0, 0]
