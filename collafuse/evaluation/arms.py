@@ -105,7 +105,7 @@ class SplitRun:
         conditions = conditions_from_labels(labels, count, len(model.label_names))
         cut = self.settings[client].handover_sigma
         levels, _ = whole_sigmas(cut, theirs.steps, mine.steps, mine.sigma_low)
-        x = self._sampled(model.denoiser, mine.name, mine.guidance, conditions, levels, seed)
+        x = self._sampled(model.denoiser.to(self.device), mine.name, mine.guidance, conditions, levels, seed)
         return Generated(to_uint8(x), asked, names if asked is not None else ())
 
     def from_true_noise(self, client: str, count: int, seed: int) -> Generated:
@@ -142,7 +142,6 @@ class SplitRun:
         x0_hat_at_end: bool = False,
     ) -> NDArray[np.float32]:
         """One denoiser from pure noise along the levels; ``x0_hat_at_end``: what it takes for the image there."""
-        denoiser.to(self.device)
         parts = []
         for rows in _batches(len(conditions)):
             start = start_noise(range(rows.start, rows.stop), denoiser.image_shape, seed)
@@ -170,7 +169,12 @@ METHODS: dict[str, ArmsOf] = {DEFAULT_METHOD: _split_arms}
 
 def arms_of(folder: RunFolder, held_out: Mapping[str, ImageSet], device: torch.device) -> Sequence[Arm]:
     """The arms of a trained run. Raises FileFormatError where it is not trained."""
-    method = getattr(folder.read_config(), "method", DEFAULT_METHOD)
+    method = method_of(folder)
     if method not in METHODS:
         raise ConfigError(f"method {method!r} of {folder.path} is not measured; known are {', '.join(METHODS)}.")
     return METHODS[method](folder, held_out, device)
+
+
+def method_of(folder: RunFolder) -> str:
+    """By which method a run was trained."""
+    return getattr(folder.read_config(), "method", DEFAULT_METHOD)

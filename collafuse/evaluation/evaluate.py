@@ -25,7 +25,7 @@ from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
 from ..learning.training import keyed_seed
 from ..nodes.runfolder import RunFolder
-from .arms import Arm, arms_of
+from .arms import DEFAULT_METHOD, Arm, SplitRun, arms_of, method_of
 from .classifier import Classifier
 from .comparison import MOST_PAIRED, RESAMPLES, Figure, compare, share
 from .features import STEPS, Extractor, choose, classifier_of
@@ -35,6 +35,7 @@ from .mixing import Mix, mix_of, strata_of
 from .pooling import pooled
 from .quality import Features, Strata
 from .tables import FOLDER, Table
+from .work import work_tables
 
 FEWEST_HELD_OUT = 10
 SAMPLES = 1_000
@@ -134,7 +135,10 @@ def evaluate(
         for arm_name, by_client in measured.items():
             rows.append(_row(of, arm_name, [by_client[n] for n in names], [references[n] for n in names], rng))
             bar.advance(1)
-    return Evaluation(extractor.name, tuple(rows), (_table(rows, arms, extractor, classifier, held_out, groups),))
+    tables = [_table(rows, arms, extractor, classifier, held_out, groups)]
+    if method_of(run) == DEFAULT_METHOD:
+        tables += work_tables(SplitRun(run, held_out, device), run)
+    return Evaluation(extractor.name, tuple(rows), tuple(tables))
 
 
 def groups_of(config: Config) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,56 @@
+"""collafuse.evaluation.work: counted against arithmetic, and bytes against files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from collafuse.core import intermediate as intermediates
+from collafuse.data.dealing import load_sites
+from collafuse.evaluation.arms import SplitRun
+from collafuse.evaluation.work import multiply_accumulates, work_tables
+from tests.tiny import CPU
+
+
+def test_a_convolution_counts_its_multiply_accumulates():
+    layer, x = torch.nn.Conv2d(3, 5, 3, padding=1), torch.zeros(2, 3, 8, 8)
+    forward = 2 * 5 * 8 * 8 * 3 * 9
+    assert multiply_accumulates(lambda: layer(x)) == forward
+    # Backward: once more for the weights; the input asks for no gradient.
+    assert multiply_accumulates(lambda: layer(x).sum().backward()) == 2 * forward
+
+
+@pytest.fixture(scope="module")
+def tables(digits_run):
+    sites = load_sites(digits_run.read_config())
+    split = SplitRun(digits_run, {name: site.held_out for name, site in sites.items()}, CPU)
+    return split, [
+        [dict(zip(table.columns, row, strict=True)) for row in table.rows] for table in work_tables(split, digits_run)
+    ]
+
+
+def test_the_work_of_an_image_is_that_of_its_evaluations(tables):
+    split, (work, _) = tables
+    assert [(row["client"], row["side"], row["NFE"]) for row in work[:2]] == [
+        ("north", "server", 4),
+        ("north", "client", 3),
+    ]
+    for row in work:
+        assert row["MACs per image"] == row["MACs per evaluation"] * row["NFE"] > 0
+        assert row["ms per image"] > 0
+    assert work[0]["parameters"] == sum(p.numel() for p in split.server.model.denoiser.parameters())
+
+
+def test_training_counts_forward_and_backward_over_every_image(tables):
+    for row in tables[1][0][1::2]:
+        assert 2 < row["MACs in training"] / (row["MACs per evaluation"] * 4 * 8) <= 3
+
+
+def test_the_bytes_are_those_of_the_files(tables, digits_run):
+    split, (_, traffic) = tables
+    row = next(one for one in traffic if one["client"] == "south")
+    path = digits_run.server.releases / "south.safetensors"
+    assert row["release files (training, once)"] == path.stat().st_size
+    delivered = split.at_the_cut("south", 16, 0)
+    assert row["intermediate, per image"] == round(len(intermediates.to_bytes(delivered)) / 16)
+    assert row["bundle (once)"] is None
