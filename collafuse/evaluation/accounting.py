@@ -1,0 +1,103 @@
+"""What a release guarantees formally: the Gaussian mechanism's figures.
+
+Notation (Dong et al. 2022, "Gaussian differential privacy"): one release of x0 at noise level sigma is a Gaussian
+mechanism. Two images in [-1, 1]^d differ by at most Delta = 2 sqrt(d), so it is mu-GDP with mu = Delta / sigma: telling
+whether this image or another one was released is at least as hard as telling N(0, 1) from N(mu, 1). k releases of one
+image are mu sqrt(k)-GDP. The neighbour relation is "one image replaced".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..core.errors import UsageError
+
+DELTA = 1e-5
+"""The delta at which epsilon is shown."""
+BISECTIONS = 200
+
+
+def pixel_sensitivity(image_shape: tuple[int, ...]) -> float:
+    """2 sqrt(d): the largest Euclidean distance of two images of this shape with values in [-1, 1]."""
+    return 2.0 * math.sqrt(math.prod(image_shape))
+
+
+def gaussian_mu(sensitivity: float, sigma: float, releases: int = 1) -> float:
+    """mu of ``releases`` noisy copies at sigma of something with this sensitivity. Raises UsageError."""
+    if not sensitivity > 0 or not sigma > 0 or releases < 1:
+        raise UsageError(
+            f"sensitivity={sensitivity}, sigma={sigma}, releases={releases}; expected positive numbers and at least "
+            "one release."
+        )
+    return sensitivity / sigma * math.sqrt(releases)
+
+
+def gaussian_delta(mu: float, epsilon: float) -> float:
+    """The smallest delta at which mu-GDP is (epsilon, delta)-private (Balle and Wang 2018, theorem 8).
+
+    Phi(mu / 2 - epsilon / mu) - e^epsilon Phi(-mu / 2 - epsilon / mu).
+    """
+    return math.exp(_log_delta(mu, epsilon))
+
+
+def gaussian_epsilon(mu: float, delta: float = DELTA) -> float:
+    """The smallest epsilon at which mu-GDP is (epsilon, delta)-private: the tight one, found by bisection.
+
+    Raises UsageError unless mu > 0 and 0 < delta < 1.
+    """
+    if not (mu > 0 and math.isfinite(mu)) or not 0 < delta < 1:
+        raise UsageError(f"mu={mu}, delta={delta}; expected a positive mu and a delta between 0 and 1.")
+    goal = math.log(delta)
+    # By Chernoff's bound on the privacy loss N(mu^2 / 2, mu^2) epsilon is at most this.
+    low, high = 0.0, mu * mu / 2 + mu * math.sqrt(-2 * goal)
+    if _log_delta(mu, low) <= goal:
+        return 0.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if _log_delta(mu, middle) > goal:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def gaussian_renyi(mu: float, order: float) -> float:
+    """Rényi divergence of this order (above 1) between N(0, 1) and N(mu, 1): order mu^2 / 2 (Mironov 2017, table II)."""
+    if not order > 1:
+        raise UsageError(f"order={order}; a Rényi guarantee has an order above 1.")
+    return order * mu * mu / 2
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """One release at sigma, formally. epsilon: tight, at delta; rho: of zero-concentrated privacy, Rényi(a) = a rho."""
+
+    sigma: float
+    sensitivity: float
+    mu: float
+    epsilon: float
+    delta: float
+    rho: float
+
+
+def release_guarantee(image_shape: tuple[int, ...], sigma: float, releases: int = 1, delta: float = DELTA) -> Guarantee:
+    """What ``releases`` copies of one image [C, H, W] in [-1, 1], noised to sigma, guarantee about that image."""
+    sensitivity = pixel_sensitivity(image_shape)
+    mu = gaussian_mu(sensitivity, sigma, releases)
+    return Guarantee(sigma, sensitivity, mu, gaussian_epsilon(mu, delta), delta, mu * mu / 2)
+
+
+def _log_delta(mu: float, epsilon: float) -> float:
+    # In logarithms, since both terms overflow or vanish at the values of mu that useful cuts have.
+    first, second = _log_normal_cdf(mu / 2 - epsilon / mu), epsilon + _log_normal_cdf(-mu / 2 - epsilon / mu)
+    return first + math.log1p(-math.exp(second - first)) if second < first else -math.inf
+
+
+def _log_normal_cdf(x: float) -> float:
+    if x > -10:
+        return math.log(0.5 * math.erfc(-x / math.sqrt(2)))
+    # Phi(x) = phi(x) / |x| (1 - 1/x^2 + 3/x^4 - 15/x^6 + 105/x^8 - ...); what is left out is below 1e-7 here.
+    inverse = 1 / (x * x)
+    series = -inverse * (1 - 3 * inverse * (1 - 5 * inverse * (1 - 7 * inverse)))
+    return -x * x / 2 - math.log(-x) - 0.5 * math.log(2 * math.pi) + math.log1p(series)
