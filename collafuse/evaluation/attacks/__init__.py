@@ -1,0 +1,1 @@
+"""Attacks on what a server receives and gives away, one kind per file. Each works on arrays and returns findings."""

@@ -1,0 +1,170 @@
+"""What a server received of one site, beside the images it was made of: an auditor's view, which no server has.
+
+Also whether the release keeps its promises: as much noise as it says, of its own for each image, once per image. None
+of these tests relies on the order of a release; only what is then attacked with the stored release does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.release import Release
+from ...data.imageset import ImageSet
+from .finding import ALARM_P, ALARM_Z, Finding, normal_tail
+
+Floats = NDArray[np.floating]
+
+NOISE_SLACK = 0.005
+"""A release is stored in half precision; less than this share of noise too little is no finding."""
+MOST_LINKED = 1_500
+"""Tests that look at all pairs of releases use so many of them."""
+SIMULATIONS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Exposure:
+    """One site as an auditor sees it.
+
+    images: its training images, each different one once, in the order of a first release. held_out: images that nobody
+    trained on. z: what the server received, float32 [M, C, H, W], at the level that it states. labels_shared: whether
+    the release says what each image shows.
+    """
+
+    name: str
+    images: ImageSet
+    held_out: ImageSet
+    z: Floats
+    sigma: float
+    labels_shared: bool
+
+    @property
+    def dimensions(self) -> int:
+        """Values per image."""
+        return math.prod(self.z.shape[1:])
+
+    @property
+    def aligned(self) -> bool:
+        """Whether row i of the release is of image i: then the release itself is attacked, otherwise a simulated one.
+
+        Under noise so high that no test could tell, it is believed; no attack could tell either.
+        """
+        x0 = self.images.x0()
+        if len(self.z) != len(x0):
+            return False
+        centred = x0 - x0.mean(axis=0)
+        # Under another order <z - mean, x0 - mean> has the mean 0; the noise gives it this standard deviation.
+        agreement, energy = float((self.z * centred).sum()), float((centred**2).sum())
+        return agreement > energy - ALARM_Z * max(self.sigma, 1e-3) * math.sqrt(energy)
+
+
+def expose(name: str, train: ImageSet, held_out: ImageSet, found: Sequence[Release]) -> Exposure:
+    """A site's exposure by its images and the releases that the server has of it."""
+    _, first = np.unique(train.digests, axis=0, return_index=True)
+    return Exposure(
+        name=name,
+        images=train.take(np.sort(first)),
+        held_out=held_out,
+        z=np.concatenate([release.z for release in found]).astype(np.float32),
+        sigma=found[0].sigma_cut,
+        labels_shared=all(release.labels is not None for release in found),
+    )
+
+
+def broken_promises(exposure: Exposure, rng: np.random.Generator) -> list[Finding]:
+    """Findings about the release itself: too little noise overall, too little on one image, an image sent again."""
+    return [too_little_noise(exposure), a_quiet_image(exposure), sent_again(exposure, rng)]
+
+
+def measured_sigma(exposure: Exposure) -> tuple[float, float]:
+    """The noise level that a release really has, and its standard error.
+
+    E|z|^2 = |x0|^2 + d sigma^2, whatever the order, as long as each image was sent as often as any other.
+    """
+    x0 = exposure.images.x0().astype(np.float64)
+    z = exposure.z.astype(np.float64)
+    signal, variance = float((x0**2).mean()), float((z**2).mean())
+    sigma = math.sqrt(max(variance - signal, 0.0))
+    level = max(sigma, exposure.sigma)
+    deviation = math.sqrt((2 * level**4 + 4 * level**2 * signal) / z.size)
+    if len(z) != len(x0):  # another number of rows: which images are in it is not known, so their energies count too
+        deviation = math.hypot(deviation, float((x0**2).mean(axis=(1, 2, 3)).std()) / math.sqrt(min(len(z), len(x0))))
+    return sigma, deviation / (2 * level)
+
+
+def too_little_noise(exposure: Exposure) -> Finding:
+    """Whether the release has the noise that it states, over all images."""
+    sigma, error = measured_sigma(exposure)
+    alarm = sigma < exposure.sigma * (1 - NOISE_SLACK) - ALARM_Z * error
+    stated = f"it states sigma {exposure.sigma:.3g}, measured is {sigma:.3g} (standard error {error:.2g})"
+    says = (
+        f"the release has too little noise: {stated}." if alarm else f"the release has the noise it states: {stated}."
+    )
+    return Finding("noise", exposure.name, alarm, says)
+
+
+def a_quiet_image(exposure: Exposure) -> Finding:
+    """Whether single images carry far less noise than stated: |z - x0|^2 / sigma^2 is chi-squared for the right image.
+
+    For a wrong one it is larger, so the smallest over the gallery is a test that needs no order.
+    """
+    gallery = exposure.images.x0().reshape(len(exposure.images), -1).astype(np.float64)
+    z = exposure.z.reshape(len(exposure.z), -1).astype(np.float64)
+    norms = (gallery**2).sum(axis=1)
+    smallest = np.concatenate(
+        [((p**2).sum(axis=1) + (norms - 2 * p @ gallery.T).min(axis=1)) for p in np.array_split(z, len(z) // 512 + 1)]
+    )
+    # Wilson and Hilferty 1931: the cube root of chi-squared / d is nearly normal.
+    d = exposure.dimensions
+    deviates = (np.cbrt(smallest.clip(min=0) / (d * exposure.sigma**2)) - (1 - 2 / (9 * d))) / math.sqrt(2 / (9 * d))
+    bound = ALARM_P / (len(z) * len(gallery))  # as many pairs were looked at
+    count = int(sum(normal_tail(-v) < bound for v in deviates[deviates < -ALARM_Z]))
+    says = f"{count} of {len(z)} releases lie far nearer to an image than noise of sigma {exposure.sigma:.3g} allows."
+    return Finding("noise", exposure.name, count > 0, says)
+
+
+def sent_again(exposure: Exposure, rng: np.random.Generator) -> Finding:
+    """Whether images were released more than once, which lets the noise average out.
+
+    More releases than images is proof. Otherwise the expected number of pairs of one image, by Bayes' rule with the
+    gallery, is compared with what releases of different images give.
+    """
+    rows, images = len(exposure.z), len(exposure.images)
+    if rows > images:
+        says = (
+            f"{rows} releases of {images} different images: some were sent again with fresh noise, "
+            f"{rows / images:.3g} copies each on average."
+        )
+        return Finding("copies", exposure.name, True, says)
+    gallery = exposure.images.x0().reshape(images, -1)
+    chosen = np.sort(rng.choice(rows, min(rows, MOST_LINKED), replace=False))
+    pairs = _pairs_of_one_image(exposure.z.reshape(rows, -1)[chosen], gallery, exposure.sigma)
+    expected = []
+    for _ in range(SIMULATIONS):
+        sent = gallery[np.sort(rng.choice(images, len(chosen), replace=False))]
+        noisy = sent + exposure.sigma * rng.standard_normal(sent.shape, dtype=np.float32)
+        expected.append(_pairs_of_one_image(noisy, gallery, exposure.sigma))
+    # The spread of few simulations is itself uncertain; the count of pairs spreads at least as its own root.
+    spread = max(1.5 * float(np.std(expected, ddof=1)), math.sqrt(max(expected)), 1.0)
+    excess = pairs - float(np.mean(expected))
+    alarm = excess > ALARM_Z * spread
+    says = (
+        f"among {len(chosen)} releases about {excess:.0f} pairs more are of one image than there should be: images were "
+        "sent again with fresh noise."
+        if alarm
+        else f"no sign that any image was sent twice: {rows} releases of {images} different images."
+    )
+    return Finding("copies", exposure.name, alarm, says)
+
+
+def _pairs_of_one_image(z: Floats, gallery: Floats, sigma: float) -> float:
+    """Expected number of pairs of releases [M, d] that are of one gallery image [N, d], each judged on its own."""
+    logits = (z @ gallery.T - 0.5 * (gallery**2).sum(axis=1)) / sigma**2
+    logits -= logits.max(axis=1, keepdims=True)
+    likely = np.exp(logits)
+    likely /= likely.sum(axis=1, keepdims=True)
+    return 0.5 * float((likely.sum(axis=0) ** 2).sum() - (likely**2).sum())

@@ -1,0 +1,98 @@
+"""Memorisation: does what is generated, or delivered, repeat what was trained on?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .finding import ALARM_P, ALARM_Z, normal_tail
+
+Floats = NDArray[np.floating]
+COPY_RATIO = 1 / 3
+"""A generated image this much nearer to its nearest image than to the second is a copy (Yoon et al. 2023)."""
+COPIES_ALARM = 0.02
+"""The share of copies that is alarming where held-out images show none."""
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Whether generated images lie nearer to training images than to held-out ones of the same kind.
+
+    share: of generated images whose nearest image is a training image; expected: what it is if the model does not know
+    which images those were, since that division was drawn at random; deviate: how far above, in standard deviations.
+    copies: the share of generated images that are copies of one training image.
+    """
+
+    generated: int
+    share: float
+    expected: float
+    deviate: float
+    copies: float
+    copies_of_held_out: float
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the model repeats training images, beyond chance."""
+        return self.deviate > ALARM_Z or self.copies > self.copies_of_held_out + COPIES_ALARM
+
+
+def nearest_images(generated: Floats, train: Floats, held_out: Floats) -> Nearest:
+    """Compare generated images [G, ...] with training [M, ...] and held-out images [N, ...] in pixels."""
+    both = np.concatenate([train, held_out])
+    rows, ratios = _nearest_two(generated, both)
+    of_training, other = rows < len(train), _nearest_two(generated, held_out)[1]
+    # Under the null the two parts are a random division of all images, so the share is a sum without replacement.
+    weights = np.bincount(rows, minlength=len(both)) / len(generated)
+    m, n = len(train), len(held_out)
+    expected, total = m / (m + n), m + n
+    variance = expected * (1 - expected) * (total * float((weights**2).sum()) - 1) / (total - 1)
+    share = float(of_training.mean())
+    deviate = (share - expected) / math.sqrt(variance) if variance > 0 else 0.0
+    _, training_ratios = _nearest_two(generated, train)
+    copies, copies_of_held_out = float((training_ratios < COPY_RATIO).mean()), float((other < COPY_RATIO).mean())
+    return Nearest(len(generated), share, expected, deviate, copies, copies_of_held_out)
+
+
+def _nearest_two(images: Floats, others: Floats) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The nearest row of others for each image [G], and its distance over that of the second nearest."""
+    a, b = (i.reshape(len(i), -1).astype(np.float64) for i in (images, others))
+    squared = (a**2).sum(axis=1, keepdims=True) + (b**2).sum(axis=1) - 2 * a @ b.T
+    rows = squared.argmin(axis=1)
+    two = np.sqrt(np.partition(squared, 1, axis=1)[:, :2].clip(min=0))
+    return rows, two[:, 0] / np.maximum(two[:, 1], 1e-9)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The noise of stored releases in delivered intermediates.
+
+    correlation: the highest found; explained: how often chance alone gives one so high among all pairs.
+    """
+
+    delivered: int
+    correlation: float
+    explained: float
+
+    @property
+    def alarm(self) -> bool:
+        """Whether an intermediate repeats a stored release's own noise."""
+        return self.explained < ALARM_P
+
+
+def repeated_noise(delivered: Floats, z: Floats, x0: Floats) -> Repeated:
+    """Look for the noise of each release z [N, ...] of x0 in each delivered intermediate [M, ...].
+
+    A release's noise is like no other. (x - x0_j) . n_j / |x - x0_j| is standard normal for an intermediate x that was
+    made without knowing n_j, and |n_j|, about sqrt(d), for one that is the release; divided by that, a correlation.
+    """
+    x, clean = delivered.reshape(len(delivered), -1).astype(np.float64), x0.reshape(len(x0), -1).astype(np.float64)
+    noise = z.reshape(len(z), -1) - clean
+    noise /= noise.std()
+    apart = (x**2).sum(axis=1, keepdims=True) + (clean**2).sum(axis=1) - 2 * x @ clean.T
+    products = x @ noise.T - (clean * noise).sum(axis=1)
+    deviates = products / np.sqrt(apart.clip(min=1e-12))
+    highest = float(deviates.max())
+    return Repeated(len(x), highest / math.sqrt(x.shape[1]), min(1.0, deviates.size * normal_tail(highest)))

@@ -1,0 +1,42 @@
+"""Membership inference: a model that remembers gives its members away, one that does not know them does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from collafuse.evaluation.attacks.membership import levels_between, scores, told_apart
+from tests.evaluation.attacks.worlds import blobs
+from tests.oracles import GaussianMixture
+
+MEMBERS, OTHERS = blobs(150).x0(), blobs(120, seed=9).x0()
+
+
+def _attack(denoise, seed=0):
+    both = np.concatenate([MEMBERS, OTHERS])
+    found = scores(denoise, both, np.zeros((270, 3), np.float32), levels_between(0.1, 2), np.random.default_rng(seed))
+    return told_apart(found[:150], found[150:])
+
+
+def test_a_model_that_remembers_its_images_is_found():
+    remembers = GaussianMixture(MEMBERS.astype(float), np.full(150, 1 / 150), std=0.02)
+    found = _attack(lambda x, sigma, conditions: remembers(x, sigma))
+    assert found.alarm and found.auc > 0.95 and found.true_positives > 0.6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_of_other_images_raises_no_alarm(seed):
+    knows_others = GaussianMixture(blobs(200, seed=5).x0().astype(float), np.full(200, 1 / 200), std=0.1)
+    assert not _attack(lambda x, sigma, conditions: knows_others(x, sigma), seed).alarm
+
+
+def test_scores_that_say_nothing_raise_no_alarm():
+    noise = np.random.default_rng(0).standard_normal(270)
+    assert not told_apart(noise[:150], noise[150:]).alarm
+
+
+def test_the_figures_are_those_of_the_definition():
+    members, others = np.array([3.0, 2.0, 1.0]), np.array([2.0, 0.0])
+    found = told_apart(members, others)
+    assert found.auc == pytest.approx((1 + 0.5 + 0 + 3) / 6)
+    assert found.true_positives == pytest.approx(1 / 3)  # above 2, since one accused of two is more than 1 %

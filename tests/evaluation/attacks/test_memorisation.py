@@ -1,0 +1,45 @@
+"""Memorisation: repeated images and repeated noise are found, what is merely alike is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from collafuse.evaluation.attacks.memorisation import nearest_images, repeated_noise
+from tests.evaluation.attacks.worlds import blobs, noised
+
+TRAIN, HELD_OUT = blobs(200), blobs(150, seed=9)
+
+
+def test_a_model_that_repeats_training_images_is_found():
+    generated = TRAIN.x0()[np.arange(300) % 200] + 0.02 * np.random.default_rng(0).standard_normal((300, 1, 8, 8))
+    found = nearest_images(generated, TRAIN.x0(), HELD_OUT.x0())
+    assert found.alarm and found.share > 0.99 and found.copies > 0.5
+
+
+@pytest.mark.parametrize("seed", range(20, 25))
+def test_new_images_of_the_same_kind_raise_no_alarm(seed):
+    found = nearest_images(blobs(300, seed=seed).x0(), TRAIN.x0(), HELD_OUT.x0())
+    assert not found.alarm and found.share == pytest.approx(200 / 350, abs=0.15)
+
+
+def test_one_collapsed_image_is_no_evidence_of_many():
+    # All generated images are one and the same: whichever image is nearest, it is one draw, not 300.
+    found = nearest_images(np.zeros((300, 1, 8, 8)), TRAIN.x0(), HELD_OUT.x0())
+    assert abs(found.deviate) < 2
+
+
+@pytest.mark.parametrize("sigma", [0.5, 5.0])
+def test_a_server_that_repeats_one_stored_release_is_found(sigma):
+    z = noised(TRAIN, sigma)
+    delivered = noised(blobs(100, seed=4), sigma, seed=8)
+    assert not repeated_noise(delivered, z, TRAIN.x0()).alarm
+    delivered[3] = z[77]
+    found = repeated_noise(delivered, z, TRAIN.x0())
+    assert found.alarm and found.correlation > 0.75
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_same_images_under_other_noise_are_no_repetition(seed):
+    z = noised(TRAIN, 0.5)
+    assert not repeated_noise(noised(TRAIN, 0.5, seed=seed + 50), z, TRAIN.x0()).alarm
