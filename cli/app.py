@@ -10,6 +10,7 @@ import collafuse
 from collafuse.core.errors import CollaFuseError, RuntimeMissingError
 
 from . import (
+    audit,
     bench,
     data,
     deliver,
@@ -50,6 +51,7 @@ COMMANDS = {
     "export-client": export_client.export_client,
     "finish": finish.finish,
     "evaluate": evaluate.evaluate,
+    "audit": audit.audit,
     "inspect": inspect.inspect,
     "bench": bench.bench,
     "doctor": doctor.doctor,

@@ -63,7 +63,7 @@ def gaussian_epsilon(mu: float, delta: float = DELTA) -> float:
 
 
 def gaussian_renyi(mu: float, order: float) -> float:
-    """Rényi divergence of this order (above 1) between N(0, 1) and N(mu, 1): order mu^2 / 2 (Mironov 2017, table II)."""
+    """Rényi divergence of this order (above 1) of N(0, 1) and N(mu, 1): order mu^2 / 2 (Mironov 2017, table II)."""
     if not order > 1:
         raise UsageError(f"order={order}; a Rényi guarantee has an order above 1.")
     return order * mu * mu / 2

@@ -1,8 +1,8 @@
 """Attribute inference: what does a release tell of its image's label or attributes?
 
-The attacker knows half of the images with their labels, noises these as often as it likes, trains on that, and reads the
-other half's releases. It has two classifiers on the principal directions of its half, linear discriminants and logistic
-regression, and keeps the one that does better within its own half.
+The attacker knows half of the images with their labels, noises these as often as it likes, trains on that, and reads
+the other half's releases. It has two classifiers on the principal directions of its half, linear discriminants and
+logistic regression, and keeps the one that does better within its own half.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST_ATTRIBUTES = 40
 class Inference:
     """Balanced accuracy of reading one thing from releases, and the same attack on clean images; chance is 1 / classes.
 
-    error: its standard error if nothing could be read.
+    error: the accuracy's standard error; chance_error: the same if nothing could be read.
     """
 
     what: str
@@ -40,6 +40,7 @@ class Inference:
     accuracy: float
     clean: float
     error: float
+    chance_error: float
 
     @property
     def chance(self) -> float:
@@ -49,7 +50,7 @@ class Inference:
     @property
     def alarm(self) -> bool:
         """Whether the release tells something, beyond chance."""
-        return self.accuracy > self.chance + ALARM_Z * self.error
+        return self.accuracy > self.chance + ALARM_Z * self.chance_error
 
     def shown(self) -> str:
         """As in a table: 71.3% +- 6.0."""
@@ -83,16 +84,23 @@ def infer(
     flat, noisy = x0.reshape(len(x0), -1), z.reshape(len(z), -1)
     reading = _read(flat[known], answers[known], noisy[attacked], sigma, rng)
     clean = _read(flat[known], answers[known], flat[attacked], 0.0, rng)
-    sizes = np.bincount(answers[attacked])[classes]
-    chance = 1 / len(classes)
+    truth = answers[attacked]
+    accuracy, sizes = balanced_accuracy(truth, reading), np.bincount(truth)[classes]
     return Inference(
         what,
         len(classes),
         len(attacked),
-        balanced_accuracy(answers[attacked], reading),
-        balanced_accuracy(answers[attacked], clean),
-        chance * math.sqrt(float((chance * (1 - chance) / sizes).sum())),
+        accuracy,
+        balanced_accuracy(truth, clean),
+        _standard_error(accuracy, sizes),
+        _standard_error(1 / len(classes), sizes),
     )
+
+
+def _standard_error(accuracy: float, sizes: NDArray[np.int64]) -> float:
+    """Of a balanced accuracy over classes of these sizes [K]; never 0 (Agresti and Coull 1998)."""
+    shares = (accuracy * sizes + 2) / (sizes + 4)
+    return math.sqrt(float((shares * (1 - shares) / (sizes + 4)).sum())) / len(sizes)
 
 
 def balanced_accuracy(truth: NDArray[np.int64], reading: NDArray[np.int64]) -> float:

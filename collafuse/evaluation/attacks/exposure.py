@@ -152,12 +152,12 @@ def sent_again(exposure: Exposure, rng: np.random.Generator) -> Finding:
     spread = max(1.5 * float(np.std(expected, ddof=1)), math.sqrt(max(expected)), 1.0)
     excess = pairs - float(np.mean(expected))
     alarm = excess > ALARM_Z * spread
-    says = (
-        f"among {len(chosen)} releases about {excess:.0f} pairs more are of one image than there should be: images were "
-        "sent again with fresh noise."
-        if alarm
-        else f"no sign that any image was sent twice: {rows} releases of {images} different images."
-    )
+    says = f"no sign that any image was sent twice: {rows} releases of {images} different images."
+    if alarm:
+        says = (
+            f"among {len(chosen)} releases about {excess:.0f} pairs more are of one image than there should be: images "
+            "were sent again with fresh noise."
+        )
     return Finding("copies", exposure.name, alarm, says)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 SHOWN_Z = 1.96
 """Intervals that are shown hold 95 % of cases."""
 ALARM_P = 1e-5
-"""An alarm is something that chance does less often than this. An audit asks some tens of questions; with this bound one
-in thousands of harmless runs is accused of something."""
+"""An alarm is something that chance does less often than this. An audit asks some tens of questions; with this bound
+one in thousands of harmless runs is accused of something."""
 ALARM_Z = 4.26
 """The same for a normal deviate, one-sided."""
 

@@ -21,8 +21,8 @@ Floats = NDArray[np.floating]
 Denoise = Callable[[NDArray[np.float32], float, Conditions], Floats]
 """x [N, C, H, W] at sigma with conditions [N, K + 1] -> x0_hat."""
 
-LEVELS = 6
-DRAWS = 4
+LEVELS = 5
+DRAWS = 3
 BATCH = 256
 FALSE_ALARMS = 0.01
 

@@ -42,7 +42,7 @@ class Nearest:
 def nearest_images(generated: Floats, train: Floats, held_out: Floats) -> Nearest:
     """Compare generated images [G, ...] with training [M, ...] and held-out images [N, ...] in pixels."""
     both = np.concatenate([train, held_out])
-    rows, ratios = _nearest_two(generated, both)
+    rows, _ = _nearest_two(generated, both)
     of_training, other = rows < len(train), _nearest_two(generated, held_out)[1]
     # Under the null the two parts are a random division of all images, so the share is a sum without replacement.
     weights = np.bincount(rows, minlength=len(both)) / len(generated)

@@ -1,8 +1,8 @@
 """Reconstruction: what does the image behind a release look like?
 
-From x0_hat = E[x0 | z], the estimate with the least squared error, under two priors: a Gaussian with the data's own mean
-and covariance (the Wiener filter, per label where labels are shared), and the denoisers that the run trained, each of
-which is such an estimate by construction. A denoiser is asked once, at the release's level or the lowest it knows;
+From x0_hat = E[x0 | z], the estimate with the least squared error, under two priors: a Gaussian with the data's own
+mean and covariance (the Wiener filter, per label where labels are shared), and the denoisers that the run trained, each
+of which is such an estimate by construction. A denoiser is asked once, at the release's level or the lowest it knows;
 sampling instead gives sharper pictures that are further from the truth.
 """
 
@@ -62,8 +62,8 @@ def wiener(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Wiener estimates of releases z [M, ...], and the means that they fall back on, both [M, ...].
 
-    known: images [N, ...] that the attacker has of the same kind, with a group each [N], such as its label; groups: that
-    of each release [M].
+    known: images [N, ...] that the attacker has of the same kind, with a group each [N], such as its label; groups:
+    that of each release [M].
     """
     whole = GaussianPrior.fit(known)
     estimates, means = np.empty(z.shape, np.float32), np.empty(z.shape, np.float32)

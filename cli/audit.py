@@ -1,0 +1,41 @@
+"""collafuse audit"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import options
+from .console import emit, reporting, say
+
+
+def audit(
+    run: options.RunPath,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Makes the same attacks again.")] = 0,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Attack a run: what its server learns from the releases, and what its models give away.
+
+    Needs a run of train or demo, whose data lies where it lay. Writes RUN/evaluation/audit.json and a picture of
+    reconstructions; prints Markdown, the verdict first.
+    """
+    from collafuse.evaluation.audit import audit as attack
+    from collafuse.evaluation.tables import FOLDER, write_results
+    from collafuse.learning.training import choose_device
+    from collafuse.nodes.runfolder import RunFolder
+    from edge_client.pictures import write_png
+
+    with reporting() as reporter:
+        found = attack(RunFolder(run), choose_device(device), seed=seed, listener=reporter)
+    path, picture = run / FOLDER / "audit.json", run / FOLDER / "audit" / "reconstruction.png"
+    values = {"seed": seed, "alarms": found.alarms, "verdict": found.verdict, "pictures": [f"audit/{picture.name}"]}
+    write_png(picture, found.picture, overwrite=True)
+    write_results(path, found.tables, **values)
+    if as_json:
+        emit({"file": str(path), "tables": [table.to_json() for table in found.tables], **values})
+    else:
+        print("\n\n".join(["# Audit", *found.verdict, *(f"ALARM: {alarm}" for alarm in found.alarms)]))
+        print("\n" + "\n\n".join(table.to_markdown() for table in found.tables))
+    say(f"Written to {path}; look at {picture}")

@@ -1,0 +1,254 @@
+"""The audit of a run: what its server learned from what it received, and what its models give away.
+
+Every attack is made for every site; figures go into tables, what chance does not explain into alarms, and both into a
+verdict in plain language: what a given cut does not protect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from edge_client.finisher import Finisher
+from edge_client.pictures import labelled_table, to_image
+
+from ..core.errors import CollaFuseError
+from ..core.noise import Cut
+from ..core.pictures import contact_sheet, to_uint8
+from ..data.listening import UNHEARD, Listener
+from ..learning.training import keyed_seed
+from ..nodes.runfolder import RunFolder
+from . import audit_tables as shown
+from .attacks.attributes import Inference, infer, questions
+from .attacks.exposure import Exposure, broken_promises, expose
+from .attacks.finding import Finding, Share
+from .attacks.membership import Denoise, Membership, levels_between, scores, told_apart
+from .attacks.memorisation import Nearest, Repeated, nearest_images, repeated_noise
+from .attacks.reconstruction import Features, Reconstruction, compare, wiener
+from .attacks.reidentification import COPIES, GALLERY, reidentified, reidentified_at
+from .classifier import train_classifier
+from .pooling import pooled
+from .tables import Table
+from .whole_run import WholeRun, asked, conditions_of, one_label_each, some
+
+MOST_RECONSTRUCTED = 256
+MOST_KNOWN = 5_000
+"""Images that an attacker has of the same kind, at most."""
+MOST_MEMBERS = 500
+FEWEST_OTHERS = 20
+"""A site with fewer held-out images is not asked about membership."""
+GENERATED = 256
+SHOWN = 8
+"""Images of a site on the picture."""
+CLASSIFIER_STEPS = 400
+LOWEST_ASKED = 0.02
+"""The lowest level at which a client's denoiser is asked about members: 2.5 of 255 grey levels."""
+HIGHEST_ASKED = 5.0
+
+
+@dataclass(frozen=True)
+class SiteAudit:
+    """What was found about one site."""
+
+    exposure: Exposure
+    promises: tuple[Finding, ...]
+    gallery: int
+    from_stored: bool
+    reidentified: dict[int, Share]
+    reconstructions: tuple[Reconstruction, ...]
+    inferences: tuple[Inference, ...]
+    nearest: Nearest | None
+    repeated: Repeated | None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """sites: by client; membership: by model; picture: originals, releases and reconstructions."""
+
+    sites: tuple[SiteAudit, ...]
+    membership: dict[str, Membership]
+    picture: Image.Image
+    notes: tuple[str, ...]
+
+    @property
+    def tables(self) -> list[Table]:
+        """Every figure."""
+        return shown.tables(self)
+
+    @property
+    def alarms(self) -> list[str]:
+        """What nobody should have to read a table for: broken promises and models that remember."""
+        return shown.alarms(self)
+
+    @property
+    def verdict(self) -> list[str]:
+        """What each cut does not protect, a paragraph a site."""
+        return [shown.verdict(site) for site in self.sites]
+
+
+def audit(folder: RunFolder, device: torch.device, *, seed: int = 0, listener: Listener = UNHEARD) -> Audit:
+    """Attack a run of ``train`` or ``demo``. The same seed makes the same attacks. Raises what opening it raises."""
+    run = WholeRun.open(folder, device, listener)
+    features = _features(run)
+    sites, rows, notes = [], [], []
+    bar = listener.bar("audit", len(run.sites) + 1)
+    for name in run.sites:
+        rng = np.random.default_rng(keyed_seed(seed, "audit", name))
+        site, pictures = _audit_site(run, name, features, rng)
+        sites.append(site)
+        rows.append(pictures)
+        bar.advance(1)
+    membership = _memberships(run, seed, notes.append)
+    bar.advance(1)
+    return Audit(tuple(sites), membership, _picture(list(run.sites), rows), tuple(notes))
+
+
+def _audit_site(
+    run: WholeRun, name: str, features: Features | None, rng: np.random.Generator
+) -> tuple[SiteAudit, dict[str, NDArray[np.floating]]]:
+    exposure = expose(name, run.sites[name].train, run.sites[name].held_out, run.releases[name])
+    promises = tuple(broken_promises(exposure, rng))
+    stored = exposure.aligned
+    images, x0 = exposure.images, exposure.images.x0()
+    z = exposure.z if stored else x0 + exposure.sigma * rng.standard_normal(x0.shape, dtype=np.float32)
+    attacked = some(len(x0), GALLERY, rng)
+    gallery = _gallery(run, exposure, attacked)
+    shares = {1: reidentified(z[attacked], np.arange(len(attacked)), gallery)}
+    for copies in COPIES[1:]:
+        shares[copies] = reidentified_at(gallery, len(attacked), exposure.sigma, rng, copies)
+    reconstructions, pictures = _reconstruct(run, exposure, z, features, rng)
+    asked_about = [infer(x0, z, answers, exposure.sigma, what, rng) for what, answers in questions(images)]
+    nearest, repeated = _memorised(run, exposure, stored)
+    site = SiteAudit(
+        exposure,
+        promises,
+        len(gallery),
+        stored,
+        shares,
+        tuple(reconstructions),
+        tuple(one for one in asked_about if one is not None),
+        nearest,
+        repeated,
+    )
+    return site, pictures
+
+
+def _gallery(run: WholeRun, exposure: Exposure, attacked: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The attacked images, then as many others of the same size as make a gallery: the site's own first."""
+    others = [exposure.images.x0()[np.setdiff1d(np.arange(len(exposure.images)), attacked)], exposure.held_out.x0()]
+    others += [part.x0() for name, site in run.sites.items() if name != exposure.name for part in site.parts]
+    everything = np.concatenate([exposure.images.x0()[attacked], *others])
+    _, first = np.unique(everything.reshape(len(everything), -1), axis=0, return_index=True)
+    return everything[np.union1d(np.arange(len(attacked)), np.sort(first))][:GALLERY]
+
+
+def _reconstruct(
+    run: WholeRun, exposure: Exposure, z: NDArray[np.floating], features: Features | None, rng: np.random.Generator
+) -> tuple[list[Reconstruction], dict[str, NDArray[np.floating]]]:
+    """The estimates' figures, and the first images beside the release and each estimate."""
+    rows = some(len(exposure.images), min(MOST_RECONSTRUCTED, len(exposure.images) // 2), rng)
+    images, rest = exposure.images.take(rows), np.setdiff1d(np.arange(len(exposure.images)), rows)
+    known = pooled({"own": exposure.images.take(rest[:MOST_KNOWN]), "held out": exposure.held_out})
+    grouped = exposure.labels_shared and one_label_each(exposure.images)
+    groups, known_groups = (i.labels.argmax(axis=1) if grouped else np.zeros(len(i), np.int64) for i in (images, known))
+    noisy, sigma = z[rows].astype(np.float32), exposure.sigma
+    estimate, mean = wiener(noisy, sigma, known.x0(), known_groups, groups)
+    estimates = {"Wiener filter": estimate}
+    server, model = run.server.model, run.models.get(exposure.name)
+    level = max(sigma, Cut(server.sigma_low).lowest_trained)
+    labels = conditions_of(images, server.label_names)
+    estimates["server's denoiser"] = asked(server, run.device)(noisy, level, labels)
+    if model is not None:
+        labels = conditions_of(images, model.label_names)
+        estimates["client's denoiser"] = asked(model, run.device)(noisy, sigma, labels)
+    pictures = {"original": images.x0(), "release": noisy, **estimates}
+    step = np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)
+    return compare(images.x0(), estimates, mean, features), {k: v[step] for k, v in pictures.items()}
+
+
+def _memorised(run: WholeRun, exposure: Exposure, stored: bool) -> tuple[Nearest | None, Repeated | None]:
+    """What the client's finished images and the server's intermediates repeat."""
+    if exposure.name not in run.models:
+        return None, None
+    delivered, finished = run.generate(exposure.name, GENERATED, seed=0)
+    nearest = None
+    if len(exposure.held_out) >= FEWEST_OTHERS:
+        generated = finished.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+        nearest = nearest_images(generated, exposure.images.x0(), exposure.held_out.x0())
+    at_release = stored and run.server.handover_sigma(exposure.name) <= exposure.sigma * 1.0001
+    return nearest, repeated_noise(delivered, exposure.z, exposure.images.x0()) if at_release else None
+
+
+def _memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[str, Membership]:
+    """The server, each client's weights, and each bundle that lies in the run folder."""
+    asked_about = [name for name, site in run.sites.items() if len(site.held_out) >= FEWEST_OTHERS]
+    for name in run.sites.keys() - set(asked_about):
+        note(f"{name} holds out fewer than {FEWEST_OTHERS} images, too few to ask about membership.")
+    found: dict[str, Membership] = {}
+    if asked_about:
+        server, parts = run.server.model, []
+        for name in asked_about:
+            lowest = Cut(run.releases[name][0].sigma_cut).lowest_trained
+            levels = levels_between(lowest, max(HIGHEST_ASKED, 2 * lowest))
+            parts.append(_scored(run, name, asked(server, run.device), server.label_names, levels, seed))
+        found["server"] = told_apart(*(np.concatenate(scored) for scored in zip(*parts, strict=True)))
+    for name in (name for name in asked_about if name in run.models):
+        model = run.models[name]
+        levels = levels_between(LOWEST_ASKED, model.sigma_high)
+        scored = _scored(run, name, asked(model, run.device), model.label_names, levels, seed)
+        found[f"client {name}"] = told_apart(*scored)
+    for path in sorted(run.folder.path.glob("*.onnx")):
+        try:
+            finisher = Finisher.load(path)
+        except CollaFuseError as error:
+            note(f"{path.name} was not asked: {error}")
+            continue
+        info = finisher.bundle.info
+        if info.client in asked_about:
+            levels = levels_between(max(LOWEST_ASKED, info.sigma_min), info.sigma_max)
+            scored = _scored(run, info.client, finisher.model, info.label_names, levels, seed)
+            found[f"bundle {path.name}"] = told_apart(*scored)
+    return found
+
+
+def _scored(
+    run: WholeRun, name: str, denoise: Denoise, known: tuple[str, ...], levels: list[float], seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores of a site's training images and of its held-out ones, under the same noise whichever model is asked."""
+    rng = np.random.default_rng(keyed_seed(seed, "membership", name))
+    members, others = (part.take(some(len(part), MOST_MEMBERS, rng)) for part in run.sites[name].parts)
+    both = np.concatenate([members.x0(), others.x0()])
+    conditions = np.concatenate([conditions_of(part, known) for part in (members, others)])
+    found = scores(denoise, both, conditions, levels, rng)
+    return found[: len(members)], found[len(members) :]
+
+
+def _features(run: WholeRun) -> Features | None:
+    """Features of a classifier trained on all sites' images; None where they do not have one label each."""
+    train = pooled({name: site.train for name, site in run.sites.items()})
+    if not one_label_each(train) or train.labels.shape[1] < 2:
+        return None
+    classifier = train_classifier(train, steps=CLASSIFIER_STEPS)
+    return lambda x: classifier.features(to_uint8(x).transpose(0, 3, 1, 2).copy())
+
+
+def _picture(names: list[str], rows: list[dict[str, NDArray[np.floating]]]) -> Image.Image:
+    """Rows: original, release, each estimate. Columns: sites."""
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row))
+    sheets = [
+        [
+            to_image(contact_sheet(to_uint8(row.get(kind, row["original"] * 0 + 1)), columns=SHOWN, width=460))
+            for row in rows
+        ]
+        for kind in kinds
+    ]
+    return labelled_table(sheets, kinds, names)
+
+
+def _sheet(x: NDArray[np.floating]) -> Image.Image:
+    return to_image(contact_sheet(to_uint8(x), columns=SHOWN, width=460))

@@ -1,0 +1,112 @@
+"""A run from inside: server, clients and everybody's images at once. Only whoever played all the nodes has that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..config import Config
+from ..core.conditioning import Conditions, conditions_from_labels
+from ..core.errors import DataError
+from ..core.pairing import conditions_for
+from ..core.pictures import Pixels, to_uint8
+from ..core.release import Release
+from ..data.dealing import SiteData, load_sites
+from ..data.imageset import ImageSet
+from ..data.listening import UNHEARD, Listener
+from ..learning.weights import TrainedModel, load
+from ..nodes.client import finish
+from ..nodes.runfolder import CONFIG, RunFolder
+from ..nodes.server import Server
+from ..nodes.sites import read_releases
+from .attacks.membership import Denoise
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """A trained run. models: of the clients that were trained, by name; releases: what the server has of each site."""
+
+    folder: RunFolder
+    config: Config
+    sites: dict[str, SiteData]
+    releases: dict[str, list[Release]]
+    server: Server
+    models: dict[str, TrainedModel]
+    device: torch.device
+
+    @classmethod
+    def open(cls, folder: RunFolder, device: torch.device, listener: Listener = UNHEARD) -> WholeRun:
+        """Everything of a run of ``train`` or ``demo``, whose data lies where it lay.
+
+        Raises DataError for a folder that holds one node alone, FileFormatError for what is damaged or not trained.
+        """
+        if not (folder.path / CONFIG).is_file() and (folder.path / "server").is_dir():
+            raise DataError(
+                f"{folder.path} holds a server without its sites' images; what a server learns can only be measured "
+                "against these. Run this on a run of train or demo with the same settings, where all nodes are at "
+                "hand, or let each site simulate its own part there."
+            )
+        config = folder.read_config()
+        server = Server.load(folder.server, device)
+        sites = load_sites(config, listener)
+        found = read_releases(folder.server.releases, accept_simulated=True)
+        names = [name for name in sites if name in found]
+        models = {n: load(folder.client(n).weights, "client") for n in names if folder.client(n).weights.is_file()}
+        return cls(folder, config, {n: sites[n] for n in names}, found, server, models, device)
+
+    def generate(self, client: str, count: int, seed: int) -> tuple[NDArray[np.float32], Pixels]:
+        """What the server delivers to a client, x [N, C, H, W], and what the client makes of it, uint8 [N, H, W, C]."""
+        delivered = self.server.deliver(client, count, seed=seed)
+        model, settings = self.models[client], self.config.client(client)
+        conditions = conditions_for(delivered, model.label_names)
+        parts = [
+            finish(model.denoiser, torch.from_numpy(delivered.x[rows]), delivered.sigma, part, settings, self.device)
+            for rows, part in ((slice(i, i + BATCH), conditions[i : i + BATCH]) for i in range(0, count, BATCH))
+        ]
+        return delivered.x, to_uint8(torch.cat(parts).numpy())
+
+
+def asked(model: TrainedModel, device: torch.device) -> Denoise:
+    """A model as a function of arrays, a batch at a time."""
+    denoiser = model.denoiser.to(device)
+
+    @torch.inference_mode()
+    def denoise(x: NDArray[np.float32], sigma: float, conditions: Conditions) -> NDArray[np.float32]:
+        parts = [
+            denoiser(
+                torch.from_numpy(x[i : i + BATCH]).to(device),
+                sigma,
+                torch.from_numpy(conditions[i : i + BATCH]).to(device),
+            )
+            for i in range(0, len(x), BATCH)
+        ]
+        return torch.cat(parts).float().cpu().numpy()
+
+    return denoise
+
+
+def conditions_of(images: ImageSet, known: tuple[str, ...]) -> Conditions:
+    """Images' labels as a model that knows these names takes them; "no label" where it knows none of an image's."""
+    labels = np.zeros((len(images), len(known)), dtype=np.uint8)
+    for column, name in enumerate(images.label_names):
+        if name in known:
+            labels[:, known.index(name)] = images.labels[:, column]
+    conditions = conditions_from_labels(labels, len(images), len(known))
+    unknown = images.labels.any(axis=1) & ~labels.any(axis=1) if len(known) else np.ones(len(images), dtype=bool)
+    conditions[unknown] = conditions_from_labels(None, int(unknown.sum()), len(known))
+    return conditions
+
+
+def one_label_each(images: ImageSet) -> bool:
+    """Whether each image carries exactly one label."""
+    return images.labels.shape[1] > 0 and bool((images.labels.sum(axis=1) == 1).all())
+
+
+def some(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """At most so many rows of count, in their order."""
+    return np.sort(rng.choice(count, min(count, most), replace=False))
