@@ -15,13 +15,8 @@ def deliver(
     client: options.ClientOption,
     out: options.OutFile,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many images.")] = 16,
-    label: Annotated[
-        list[str] | None,
-        typer.Option("--label", metavar="L", help="What all images show (repeat for several at once)."),
-    ] = None,
-    attributes: Annotated[
-        str | None, typer.Option("--attributes", metavar="A,B", help="The same in one word: several at once.")
-    ] = None,
+    label: options.LabelOption = None,
+    attributes: options.Attributes = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Makes the same intermediates again.")
     ] = None,
@@ -41,13 +36,13 @@ def deliver(
     from collafuse.nodes.runfolder import RunFolder
     from collafuse.nodes.server import Server
 
+    shown = options.shown_labels(label, attributes)
     refuse_existing(out, overwrite)
     server = Server.load(RunFolder(run).server, choose_device(device))
-    shown = [*(label or ()), *(name.strip() for name in (attributes or "").split(",") if name.strip())]
     with reporting() as reporter:
         bar = reporter.bar("deliver", count)
         made = server.deliver(
-            client, count, labels=shown or None, seed=seed, batch_size=batch_size, half=half, advance=bar.advance
+            client, count, labels=shown, seed=seed, batch_size=batch_size, half=half, advance=bar.advance
         )
     data = intermediate.to_bytes(made)
     write_bytes(out, data, overwrite=overwrite)

@@ -26,9 +26,8 @@ def finish(
         int | None,
         typer.Option("-n", "--count", min=1, help=f"From a server: how many images; {DEFAULT_COUNT} by default."),
     ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option("--label", metavar="L", help="From a server: what all show. Repeatable.")
-    ] = None,
+    label: options.LabelOption = None,
+    attributes: options.Attributes = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="From a server: makes the same images again.")
     ] = None,
@@ -54,13 +53,17 @@ def finish(
     Writes one PNG file per image, with the settings inside, and a contact sheet. A job that was interrupted goes on
     when the same command is run again. However many images there are, they need no more memory than a few; from a
     server, than the 64 that come at a time.
+
+    --label and --attributes say what all images show: a server is asked for it. Where the site keeps its labels from
+    the server, they are chosen here, and so for a FILE that came without labels.
     """
     from edge_client.finisher import Finisher
     from edge_client.finishing import Order, finish_from
 
-    asked = {"-n": count, "--label": label, "--seed": seed}
+    asked = {"-n": count, "--seed": seed}
     reached = {"--token-file": token_file, "--ca": ca, "--cert": cert, "--key": key, "--patience": patience}
     _check_source(file, server, {**asked, **reached})
+    shown = options.shown_labels(label, attributes)
     finisher = Finisher.load(
         bundle, provider=provider, threads=threads, steps=steps, sampler=sampler, guidance=guidance, say=say
     )
@@ -72,13 +75,14 @@ def finish(
             source = file
         else:
             remote = stack.enter_context(open_remote(server, token_file, ca, cert, key, patience, reporter.say))
-            source = Order(remote, count or DEFAULT_COUNT, tuple(label) if label else None, seed)
+            source = Order(remote, count or DEFAULT_COUNT, seed)
         try:
             report = finish_from(
                 finisher,
                 source,
                 out,
                 progress=lambda name, total: reporter.bar(name, total).advance,
+                labels=shown,
                 batch_size=batch_size,
                 overwrite=overwrite,
             )

@@ -33,6 +33,13 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads per evaluation; by default the physical cores, at most 4."),
 ]
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="L", help="What all images show; repeat it for several at once."),
+]
+Attributes = Annotated[
+    str | None, typer.Option("--attributes", metavar="A,B", help="The same in one word: several at once.")
+]
 ServerUrl = Annotated[
     str | None, typer.Option("--server", metavar="URL", help="A server that runs `collafuse serve`: https://NAME:PORT.")
 ]
@@ -57,6 +64,16 @@ Trackers = Annotated[
     list[str] | None,
     typer.Option("--track", metavar="NAME", help="Also log to tensorboard or wandb (extra: tracking). Repeatable."),
 ]
+
+
+def shown_labels(label: list[str] | None, attributes: str | None) -> tuple[str, ...] | None:
+    """What --label and --attributes name together; None without both. Raises UsageError where they name nothing."""
+    if label is None and attributes is None:
+        return None
+    names = [*(label or ()), *(name.strip() for name in (attributes or "").split(","))]
+    if not any(names):
+        raise UsageError("--attributes names nothing; write names with commas between them, or leave it out.")
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def refuse_both(resume: bool, overwrite: bool) -> None:

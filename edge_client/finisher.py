@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collafuse.core import bundle as bundles
-from collafuse.core.conditioning import MAX_GUIDANCE, guided
+from collafuse.core.conditioning import MAX_GUIDANCE, Conditions, conditions_from_labels, guided, indices_of
 from collafuse.core.errors import MismatchError, UsageError
 from collafuse.core.intermediate import Intermediate, Source
 from collafuse.core.noise import client_sigmas
@@ -27,15 +27,17 @@ from .session import Say, open_session
 
 @dataclass(frozen=True)
 class Settings:
-    """How to finish; what is not given comes from the bundle."""
+    """How to finish; what is not given comes from the bundle. labels: what all images show, where it is chosen here."""
 
     steps: int
     sampler: str
     guidance: float
+    labels: tuple[str, ...] | None = None
 
     def describe(self) -> dict[str, str]:
         """Name and value of each setting, for a picture's metadata."""
-        return {name: str(value) for name, value in vars(self).items()}
+        text = {"steps": str(self.steps), "sampler": self.sampler, "guidance": str(self.guidance)}
+        return text if self.labels is None else {**text, "labels": ", ".join(self.labels)}
 
 
 class Finisher:
@@ -99,6 +101,13 @@ class Finisher:
             return cls(bundle, open_fastest(path, bundle, threads, say), settings)
         return cls(bundle, open_session(bundle, provider, threads, say), settings)
 
+    def showing(self, labels: Sequence[str]) -> Finisher:
+        """The same for images that all show these labels, chosen here: for intermediates that come without, as those of
+        a site do that keeps its labels from the server. Raises MismatchError for a name that the bundle does not know.
+        """
+        indices_of(labels, self.bundle.info.label_names)
+        return Finisher(self.bundle, self.model, replace(self.settings, labels=tuple(dict.fromkeys(labels))))
+
     def finish(self, intermediate: Intermediate, batch_size: int | None = None) -> NDArray[np.uint8]:
         """Finished images, uint8 [N, H, W, C]. Raises MismatchError when the intermediate does not fit.
 
@@ -120,6 +129,12 @@ class Finisher:
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch size {batch_size}; expected at least 1.")
         check_pair(intermediate, self.bundle.info)
+        if self.settings.labels is not None and intermediate.labelled:
+            made_for = ", ".join(intermediate.used_labels) or "none of the labels"
+            raise MismatchError(
+                f"the intermediates were made for {made_for} and are finished as that; leave "
+                f"{', '.join(self.settings.labels)} out, or let the server deliver for it."
+            )
         return batch_size or default_batch_size(self.provider, self.bundle.info.image_shape)
 
     def finish_block(self, intermediate: Source, start: int, count: int) -> tuple[Intermediate, NDArray[np.uint8]]:
@@ -139,7 +154,7 @@ class Finisher:
 
     def _trajectory(self, block: Intermediate) -> NDArray[np.float32]:
         model = Counted(self.model)
-        denoise = guided(model, conditions_for(block, self.bundle.info.label_names), self.settings.guidance)
+        denoise = guided(model, self._conditions(block), self.settings.guidance)
         sigmas = client_sigmas(block.sigma, self.settings.steps, self.bundle.info.sigma_low)
         history = block.history(slice(None)) if self.settings.sampler == "dpmpp_2m" else None
         x: NDArray[Any] = block.x.astype(np.float32)
@@ -147,3 +162,11 @@ class Finisher:
             x, _ = run(STEPS[self.settings.sampler], denoise, x, sigmas, history)
         self.nfe = model.nfe
         return x
+
+    def _conditions(self, block: Intermediate) -> Conditions:
+        known = self.bundle.info.label_names
+        if self.settings.labels is None:
+            return conditions_for(block, known)
+        labels = np.zeros((len(block), len(known)), dtype=np.uint8)
+        labels[:, indices_of(self.settings.labels, known)] = 1
+        return conditions_from_labels(labels, len(block), len(known))

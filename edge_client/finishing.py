@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collafuse.core.atomic import refuse_existing
+from collafuse.core.conditioning import indices_of
 from collafuse.core.intermediate import IntermediateFile, Source
 
 from .fetching import Wanted, fetched, is_interrupted
@@ -25,11 +26,10 @@ Progress = Callable[[str, int], Callable[[int], None]]
 
 @dataclass(frozen=True)
 class Order:
-    """What to ask a server for: so many images that show these labels, the same again for the same seed."""
+    """What to ask a server for: so many images, the same again for the same seed."""
 
     remote: Remote
     count: int
-    labels: tuple[str, ...] | None = None
     seed: int | None = None
 
 
@@ -39,15 +39,22 @@ def finish_from(
     folder: Path,
     *,
     progress: Progress,
+    labels: Sequence[str] | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
 ) -> Report:
     """Finish what a file holds, or what a server makes, as :func:`finish_to_folder` does.
 
-    Run again after an interruption it goes on with what came and what was finished. Raises also what
-    :class:`IntermediateFile` and :func:`fetched` raise.
+    labels: what all images show. A server is asked for them, unless the site keeps its labels from it: then, as with a
+    file, they are chosen here and do not leave the device. Run again after an interruption it goes on with what came
+    and what was finished. Raises MismatchError for a label that the bundle does not know, before anything is asked or
+    read, and what :class:`IntermediateFile` and :func:`fetched` raise.
     """
-    with _opened(finisher, source, folder, progress, overwrite) as intermediates:
+    if labels is not None:
+        indices_of(labels, finisher.bundle.info.label_names)
+        if isinstance(source, Path) or finisher.bundle.info.labels_kept:
+            finisher, labels = finisher.showing(labels), None
+    with _opened(finisher, source, labels, folder, progress, overwrite) as intermediates:
         advance = progress("finish", len(intermediates))
         return finish_to_folder(
             finisher, intermediates, folder, batch_size=batch_size, overwrite=overwrite, advance=advance
@@ -56,7 +63,12 @@ def finish_from(
 
 @contextmanager
 def _opened(
-    finisher: Finisher, source: Path | Order, folder: Path, progress: Progress, overwrite: bool
+    finisher: Finisher,
+    source: Path | Order,
+    labels: Sequence[str] | None,
+    folder: Path,
+    progress: Progress,
+    overwrite: bool,
 ) -> Iterator[Source]:
     if isinstance(source, Path):
         with IntermediateFile(source) as file:
@@ -65,7 +77,7 @@ def _opened(
     if not is_interrupted(folder):
         refuse_existing(folder / SHEET, overwrite)  # before anything is fetched
     info = finisher.bundle.info
-    wanted = Wanted(info.client, source.count, source.labels, source.seed)
+    wanted = Wanted(info.client, source.count, None if labels is None else tuple(labels), source.seed)
     advance = progress("fetch", source.count)
     with fetched(source.remote, wanted, info.image_shape, folder, advance=advance) as delivered:
         yield delivered

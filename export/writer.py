@@ -135,6 +135,7 @@ def _describe(model: TrainedModel, settings: ClientSettings, client: str, steps:
             "exported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         },
         known_answer=exact_answer(model),
+        labels_kept=not settings.share_labels,
     )
 
 

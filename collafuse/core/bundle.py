@@ -108,7 +108,8 @@ class BundleInfo:
 
     sigma_max: the highest level it was trained for, where it takes over from the server. sampler, steps,
     sigma_low and guidance are defaults that a device may override where the graph is one step. loss: None where
-    the precision is fp32.
+    the precision is fp32. labels_kept: whether the site keeps its labels from the server; they are then chosen at the
+    device and never sent.
     """
 
     client: str
@@ -126,6 +127,7 @@ class BundleInfo:
     known_answer: KnownAnswer
     loss: Loss | None = None
     graph: str = "step"
+    labels_kept: bool = False
 
     def to_json(self) -> str:
         """The metadata text that goes into the file."""
@@ -244,6 +246,8 @@ def _info(values: dict[str, Any], source: str) -> BundleInfo:
         known_answer=_known_answer(fields.nested("known_answer"), GRAPHS[graph], source),
         loss=_loss(fields, precision, source),
         graph=graph,
+        # Bundles of before this was recorded do not say.
+        labels_kept=fields.boolean("labels_kept") if "labels_kept" in values else False,
     )
     fields.done()
     return info

@@ -111,6 +111,7 @@ def _bundle(value: bundle.Bundle) -> dict[str, Any]:
         "client": info.client,
         "image_shape": list(info.image_shape),
         "labels": list(info.label_names),
+        "labels_kept": info.labels_kept,
         "sigma_range": [info.sigma_min, info.sigma_max],
         **_level(info.sigma_max),
         "sampler": info.sampler,

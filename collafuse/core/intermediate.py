@@ -78,6 +78,11 @@ class Intermediate:
         )
 
     @property
+    def labelled(self) -> bool:
+        """Whether it was made for labels, be they all absent."""
+        return self.labels is not None
+
+    @property
     def used_labels(self) -> tuple[str, ...]:
         """Names of the labels that at least one image carries."""
         if self.labels is None:
@@ -112,6 +117,8 @@ class Source(Protocol):
     def guidance(self) -> float: ...
     @property
     def image_shape(self) -> tuple[int, int, int]: ...
+    @property
+    def labelled(self) -> bool: ...
     @property
     def used_labels(self) -> tuple[str, ...]: ...
     @property
@@ -273,6 +280,11 @@ class Described:
         """(C, H, W)."""
         _, channels, height, width = self.header.shape
         return channels, height, width
+
+    @property
+    def labelled(self) -> bool:
+        """Whether they were made for labels, be they all absent."""
+        return self.label_counts is not None
 
     @property
     def used_labels(self) -> tuple[str, ...]:

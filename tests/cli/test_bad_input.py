@@ -139,6 +139,20 @@ def test_an_unknown_attribute_is_refused_with_the_closest(call_trained, tmp_path
     call_trained(*command, "--attributes", "1,2")
 
 
+@pytest.mark.parametrize("names", ["", " , "])
+def test_attributes_that_name_nothing_are_not_taken_for_none_given(call_trained, tmp_path, names):
+    for command in (("deliver", "run", "--client", "north"), ("finish", "north.onnx", "north.safetensors")):
+        refused = call_trained(*command, "--attributes", names, "-o", tmp_path / "out", code=2)
+        assert "--attributes names nothing" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_made_for_a_label_is_not_finished_as_another(call_trained, tmp_path):
+    command = ("finish", "north.onnx", "north.safetensors", "--label", "2", "-o", tmp_path / "out")
+    assert "were made for 0, 1, 2 and are finished as that" in call_trained(*command, code=6).stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_release_that_is_completed_is_said_to_stand_where_it_was_drawn(call_cli, monkeypatch):
     command = ("release", "digits.yaml", "--client", "north", "-o", "a.safetensors", "--set")
     at = "clients.north.cut={{sigma: {}}}".format

@@ -19,8 +19,8 @@ def test_a_device_finishes_what_it_fetches_and_it_is_what_a_file_would_be(call_t
     with serving(call_trained.folder, "--accept-simulated", "--slots", "3") as (_, url):
         done = call_trained("finish", "north.onnx", "--server", url, *token, *ask, "-o", tmp_path / "web", "--json")
         call_trained("finish", "north.onnx", "--server", url, *token, *ask, "-o", tmp_path / "web", code=8)
-        wrong = call_trained("finish", "north.onnx", "--server", url, *token, "--label", "9", "-o", tmp_path, code=7)
-        assert "label '9'" in wrong.stderr
+        wrong = call_trained("finish", "north.onnx", "--server", url, *token, "--label", "9", "-o", tmp_path, code=6)
+        assert "label '9' is not known; known are 0, 1, 2" in wrong.stderr
         (tmp_path / "token").write_text("collafuse_nonsense")
         denied = call_trained("finish", "north.onnx", "--server", url, *token, "-o", tmp_path / "no", code=13)
     assert "not known here; ask the server's operator" in denied.stderr
@@ -38,6 +38,27 @@ def test_a_device_finishes_what_it_fetches_and_it_is_what_a_file_would_be(call_t
         "finish", "north.onnx", "--server", url, *token, "--patience", 0, "-o", tmp_path / "no", code=14
     )
     assert "does not answer" in gone.stderr
+
+
+def test_labels_that_a_site_keeps_are_chosen_at_the_device_and_not_sent(call_cli, tmp_path):
+    """The server refuses a request that names a label of such a site, so that it is answered proves the silence."""
+    call_cli("train", "digits.yaml", "-o", "run", "--set", "clients.north.share_labels=false")
+    call_cli("export-client", "run", "--client", "north", "-o", "north.onnx")
+    (tmp_path / "token").write_text(token_of(call_cli, "sample"))
+    asked = ("deliver", "run", "--client", "north", "-n", 3, "--seed", 4, "-o", "file.safetensors")
+    call_cli(*asked, "--label", "1", code=6)
+    call_cli(*asked, "--batch-size", 3)
+    with serving(call_cli.folder, "--accept-simulated", "--slots", "3") as (_, url):
+        server = ("--server", url, "--token-file", "token", "-n", 3, "--seed", 4)
+        call_cli("finish", "north.onnx", *server, "--attributes", "2, 1", "-o", "web")
+    for name, options in (("file", ("--label", 2, "--label", 1)), ("plain", ())):
+        call_cli("finish", "north.onnx", "file.safetensors", *options, "-o", name)
+    web, file, plain = (Image.open(tmp_path / name / "000002.png") for name in ("web", "file", "plain"))
+    assert web.text == file.text and web.text["collafuse:labels"] == "2, 1"
+    assert web.tobytes() == file.tobytes() != plain.tobytes()
+    refused = call_cli("finish", "north.onnx", "file.safetensors", "--attributes", "2,11", "-o", "no", code=6)
+    assert "label '11' is not known; known are 0, 1, 2. Did you mean '1'?" in refused.stderr
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_site_releases_to_a_server_that_learns_from_it(call_cli):
@@ -67,7 +88,7 @@ def test_a_file_and_a_server_at_once_or_neither_are_refused(call_trained, tmp_pa
     call_trained("finish", "north.onnx", "--server", "https://server.example", "-o", tmp_path / "out", code=2)
 
 
-OF_A_SERVER = {"-n": 2, "--label": 9, "--seed": 3, "--token-file": "t", "--ca": "a", "--cert": "c", "--key": "k"}
+OF_A_SERVER = {"-n": 2, "--seed": 3, "--token-file": "t", "--ca": "a", "--cert": "c", "--key": "k"}
 
 
 @pytest.mark.parametrize(("option", "value"), [*OF_A_SERVER.items(), ("--patience", 1)])

@@ -40,10 +40,17 @@ def test_the_metadata_hold_the_allowed_fields_and_nothing_else(tiny_bundle):
     values = json.loads(props["collafuse"])
     assert set(values) == {
         "kind", "version", "client", "image_shape", "label_names", "sigma_min", "sigma_max", "sampler", "steps",
-        "sigma_low", "guidance", "precision", "opset", "provenance", "known_answer", "loss", "graph",
+        "sigma_low", "guidance", "precision", "opset", "provenance", "known_answer", "loss", "graph", "labels_kept",
     }  # fmt: skip
     assert set(values["known_answer"]) == {"sigmas", "values", "tolerance"}
     assert set(values["provenance"]) == {"weights", "training_steps", "collafuse", "torch", "onnx", "exported"}
+
+
+def test_a_bundle_of_before_kept_labels_were_recorded_keeps_none():
+    values = json.loads(halving_info(labels_kept=True).to_json())
+    assert read(sealed(halving_model(), json.dumps(values))).info.labels_kept is True
+    del values["labels_kept"]
+    assert read(sealed(halving_model(), json.dumps(values))).info.labels_kept is False
 
 
 def test_a_bundle_says_nothing_of_the_machine_that_made_it(tiny_bundle):
@@ -327,6 +334,8 @@ BAD_FIELDS = [
     ("provenance", {"weights": "\x1b]0;evil"}),
     ("known_answer", None),
     ("known_answer", {}),
+    ("labels_kept", 1),
+    ("labels_kept", None),
     ("exif", "taken at home"),
 ]
 

@@ -202,7 +202,7 @@ def test_a_file_in_blocks_says_and_gives_the_same(tmp_path, one):
     with IntermediateFile(tmp_path / "a") as opened:
         assert same(opened.block(slice(0, 2)), one)
         assert same(opened.block(slice(1, 9)), one.block(slice(1, 9)))
-        names = ("sigma", "server_model", "sampler", "nfe", "guidance", "image_shape", "used_labels", "digest")
+        names = "sigma server_model sampler nfe guidance image_shape labelled used_labels digest".split()
         assert [getattr(opened, name) for name in names] == [getattr(one, name) for name in names]
         assert len(opened) == len(one)
 

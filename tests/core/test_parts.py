@@ -44,7 +44,7 @@ def test_parts_say_and_give_what_a_single_file_would(opened, one, dtype):
     previous = None if one.previous_x0_hat is None else one.previous_x0_hat.astype(dtype)
     one = dataclasses.replace(one, x=one.x.astype(dtype), previous_x0_hat=previous)
     parts = Parts(opened(*(one.block(slice(*rows)) for rows in ((0, 3), (3, 6), (6, 7)))))
-    names = ("sigma", "server_model", "sampler", "nfe", "guidance", "image_shape", "used_labels", "digest")
+    names = ("sigma", "server_model", "sampler", "nfe", "guidance", "image_shape", "labelled", "used_labels", "digest")
     assert [getattr(parts, name) for name in names] == [getattr(one, name) for name in names]
     assert len(parts) == 7
     for rows in (slice(0, 7), slice(2, 4), slice(3, 6), slice(5, 99)):

@@ -126,7 +126,8 @@ def test_labels_reach_the_network_by_name(finisher, tiny_intermediate):
 
 def test_settings_come_from_the_bundle(finisher):
     info = finisher.bundle.info
-    assert vars(finisher.settings) == {"steps": info.steps, "sampler": info.sampler, "guidance": info.guidance}
+    own = {"steps": info.steps, "sampler": info.sampler, "guidance": info.guidance, "labels": None}
+    assert vars(finisher.settings) == own
     assert finisher.settings.describe() == {"steps": "4", "sampler": "dpmpp_2m", "guidance": "1.0"}
 
 
@@ -140,6 +141,26 @@ def test_settings_can_be_overridden(tiny_bundle, finisher, tiny_intermediate, ov
 def test_labels_change_an_image(finisher, tiny_intermediate):
     unlabelled = dataclasses.replace(tiny_intermediate, labels=None, label_names=())
     assert grey_levels_apart(finisher.finish(unlabelled), finisher.finish(tiny_intermediate)) > 1
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_labels_chosen_here_do_what_labels_that_came_with_the_images_do(tiny_bundle, tiny_intermediate, guidance):
+    finisher = Finisher.load(tiny_bundle, guidance=guidance)
+    both = np.tile(np.uint8([1, 1, 0, 0]), (5, 1))  # the intermediate's own order: 1, 2, 3, 0
+    asked = finisher.finish(dataclasses.replace(tiny_intermediate, labels=both))
+    kept = dataclasses.replace(tiny_intermediate, labels=None, label_names=())
+    assert (finisher.showing(["2", "1", "2"]).finish(kept) == asked).all()
+    assert grey_levels_apart(finisher.finish(kept), asked) > 1  # and showing changed nothing there
+
+
+def test_a_label_is_not_put_on_what_was_made_for_labels_or_for_none_of_them(finisher, tiny_intermediate):
+    none = dataclasses.replace(tiny_intermediate, labels=np.zeros_like(tiny_intermediate.labels))
+    with pytest.raises(MismatchError, match=r"were made for 1, 2, 0 and are finished as that; leave 2 out"):
+        finisher.showing(["2"]).finish(tiny_intermediate)
+    with pytest.raises(MismatchError, match="were made for none of the labels"):
+        finisher.showing(["2"]).finish(none)
+    with pytest.raises(MismatchError, match="label '20' is not known.*Did you mean '2'"):
+        finisher.showing(["20"])
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,15 @@ def test_pictures_without_labels_say_nothing_of_labels(finisher, tmp_path):
     assert "collafuse:labels" not in opened(tmp_path / "out" / "000000.png").text
 
 
+def test_pictures_of_labels_chosen_here_say_so_and_other_labels_are_another_job(finisher, tmp_path):
+    unlabelled = batch(labels=None, label_names=())
+    finish_to_folder(finisher.showing(["dog", "cat"]), unlabelled, tmp_path / "out")
+    assert opened(tmp_path / "out" / "000000.png").text["collafuse:labels"] == "dog, cat"
+    for other in (finisher, finisher.showing(["dog"])):
+        with pytest.raises(OutputExistsError, match=r"pictures of another job .*labels dog, cat"):
+            finish_to_folder(other, unlabelled, tmp_path / "out")
+
+
 @pytest.mark.parametrize("existing", ["000002.png", "sheet.png"])
 def test_an_existing_picture_is_refused_before_any_work(finisher, tmp_path, existing):
     folder = tmp_path / "out"
