@@ -26,6 +26,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from ..core import rows
 from ..core.atomic import PARTIAL_PREFIX, storage_error, sync_folder
 from ..core.errors import FileFormatError
 from ..core.metadata import parse_json
@@ -40,9 +41,10 @@ PIXELS, DIGESTS, ABOUT = "pixels.u8", "digests.u8", "about.json"
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What the cache holds of a set of files; pixels are mapped, not read. problems: place and reason."""
+    """What the cache holds of a set of files. pixels are mapped, and of a large set left in their file, not read.
+    problems: place and reason."""
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | rows.FileRows
     digests: NDArray[np.uint8]
     problems: tuple[tuple[int, str], ...]
 
@@ -84,10 +86,17 @@ def _open(folder: Path, count: int, transform: Transform) -> Entry:
     if sizes != [int(np.prod(shape)), kept * 32] or kept < 1:
         raise ValueError(f"{folder} holds {sizes} bytes for {kept} images")
     return Entry(
-        np.memmap(folder / PIXELS, dtype=np.uint8, mode="r", shape=shape),
+        _pixels(folder / PIXELS, shape),
         np.fromfile(folder / DIGESTS, dtype=np.uint8).reshape(kept, 32),
         problems,
     )
+
+
+def _pixels(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | rows.FileRows:
+    if int(np.prod(shape)) <= rows.IN_MEMORY_BYTES:
+        return np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
+    with path.open("rb") as file:
+        return rows.FileRows(file, np.dtype(np.uint8), shape, source=str(path))
 
 
 def keep(cache: Path, key: str, chunks: Iterable[Decoded]) -> tuple[tuple[int, str], ...]:

@@ -1,4 +1,4 @@
-"""Images in memory with what is known of each."""
+"""Images with what is known of each, in memory or, where they would not fit, in a file."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from numpy.typing import NDArray
 from ..core.conditioning import Labels
 from ..core.errors import DataError
 from ..core.metadata import MAX_NAME, MAX_NAMES, is_name, shown
+from ..core.rows import FileRows
 from .images import pixel_digest
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images in memory. pixels: uint8 [N, C, H, W]; labels: uint8 [N, K] in the order of label_names;
-    digests: uint8 [N, 32], each of one image's pixels as they were decoded.
+    """Images. pixels: uint8 [N, C, H, W], as rows of a file where memory would not hold them; labels: uint8 [N, K] in
+    the order of label_names; digests: uint8 [N, 32], each of one image's pixels as they were decoded.
 
     sources: what a person knows each image by, [N], such as its file below the folder. groups: what each image
     belongs to, [N], such as a patient. test_part: which images the set's makers keep for testing, [N].
     problems: a sentence for each file that was left out.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | FileRows
     labels: Labels
     label_names: tuple[str, ...]
     digests: NDArray[np.uint8]
@@ -39,7 +40,7 @@ class ImageSet:
         """The images of these rows."""
         return replace(
             self,
-            pixels=self.pixels[rows],
+            pixels=self.pixels.take(rows) if isinstance(self.pixels, FileRows) else self.pixels[rows],
             labels=self.labels[rows],
             digests=self.digests[rows],
             sources=None if self.sources is None else self.sources[rows],
@@ -54,7 +55,7 @@ class ImageSet:
 
     def x0(self) -> NDArray[np.float32]:
         """float32 [N, C, H, W] in [-1, 1]."""
-        return self.pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+        return np.asarray(self.pixels).astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def digests_of(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -46,10 +46,11 @@ def read_listing(listing: Listing, settings: DataSettings, listener: Listener) -
     """
     channels, side, _ = settings.image_shape
     transform, count = Transform(channels, side, settings.fit), len(listing.files)
-    if count * channels * side * side > MAX_IMAGE_BYTES:
+    if settings.cache is None and count * channels * side * side > MAX_IMAGE_BYTES:
         raise DataError(
-            f"{listing.root} holds {count} images, over {MAX_IMAGE_BYTES >> 30} GiB as {side}x{side}x{channels}; "
-            "use a smaller image_size or fewer images."
+            f"{listing.root} holds {count} images, over {MAX_IMAGE_BYTES >> 30} GiB as {side}x{side}x{channels}, which "
+            "is not held in memory; set data.cache to a folder, from which they are read as they are trained on, or "
+            "use a smaller image_size."
         )
     if settings.cache is None:
         entry = _in_memory(_decoded(listing, transform, listener), count, transform)

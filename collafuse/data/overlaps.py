@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.rows import Rows
 from .imageset import ImageSet
 
 SMALLEST_SIDE = 16
@@ -119,7 +120,7 @@ def _near_pairs(parts: list[ImageSet], site: NDArray[np.int64]) -> list[tuple[in
     return sorted(found)
 
 
-def shrunk(pixels: NDArray[np.uint8], chunk: int = 4096) -> NDArray[np.float32]:
+def shrunk(pixels: Rows, chunk: int = 4096) -> NDArray[np.float32]:
     """Images [N, C, H, W] as mean grey levels [N, 8, 9] of equal parts."""
     height, width = pixels.shape[2:]
     tops, lefts = (np.arange(8) * height // 8, np.arange(9) * width // 9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -90,7 +91,7 @@ def _release(images: ImageSet, settings: ClientSettings) -> ReleasePlan:
         copies_left_out=len(images) - count,
         sigma_cut=settings.cut.resolve().sigma,
         labels=names,
-        size_bytes=count * (2 * images.pixels[0].size + 16 + len(names or ())),
+        size_bytes=count * (2 * math.prod(images.pixels.shape[1:]) + 16 + len(names or ())),
     )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..core import tensorfile
 from ..core.errors import FileFormatError, MismatchError
+from ..core.rows import Rows, blocks_of
 
 KIND = "checkpoint"
 VERSION = 1
@@ -40,13 +41,14 @@ def digest_of_settings(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def digest_of_tensors(*tensors: Tensor) -> str:
-    """A digest of the values of tensors."""
+def digest_of_tensors(*tensors: Tensor | Rows) -> str:
+    """A digest of the values of tensors; the same for rows of a file, which are read a few megabytes at a time."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        array = tensor.detach().cpu().contiguous().numpy()
+        array = tensor.detach().cpu().contiguous().numpy() if isinstance(tensor, Tensor) else tensor
         digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(array.reshape(-1).view("uint8").data if array.size else b"")
+        for block in blocks_of(array):
+            digest.update(array[block].reshape(-1).view("uint8").data)
     return digest.hexdigest()
 
 

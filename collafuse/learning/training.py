@@ -21,8 +21,10 @@ from torch import Tensor
 
 from ..config import NetworkSettings, TrainingSettings
 from ..core.errors import CollaFuseError, first_line
+from ..core.rows import Rows
 from . import checkpoint
 from .denoiser import Denoiser
+from .feeding import feed
 from .objective import denoising_loss, draw_levels, lowest_level
 
 BUCKET_EDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -36,13 +38,13 @@ DEVICE_TYPES = ("cuda", "mps", "cpu")
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a node learns from, in memory.
+    """What a node learns from, in memory; images larger than that as rows of their file.
 
     images: [N, C, H, W], uint8 for clean ones (grey levels) or float16 for releases. conditions: [N, K + 1].
     sigma_floor: [N], the level each image already has. sigma_high: the highest level to train at.
     """
 
-    images: Tensor
+    images: Tensor | Rows
     conditions: Tensor
     sigma_floor: Tensor
     sigma_high: float
@@ -52,9 +54,14 @@ class TrainingData:
         return len(self.images)
 
     def to(self, device: torch.device) -> TrainingData:
-        """The same data on a device."""
-        moved = (t.to(device) for t in (self.images, self.conditions, self.sigma_floor))
-        return TrainingData(*moved, self.sigma_high, self.horizontal_flip)
+        """The same data on a device; what lies in a file stays there."""
+        images = self.images.to(device) if isinstance(self.images, Tensor) else self.images
+        moved = (t.to(device) for t in (self.conditions, self.sigma_floor))
+        return TrainingData(images, *moved, self.sigma_high, self.horizontal_flip)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The images of these rows."""
+        return self.images[rows] if isinstance(self.images, Tensor) else torch.from_numpy(self.images[rows.numpy()])
 
     def digest(self) -> str:
         """Identifies the data, for resuming."""
@@ -77,10 +84,12 @@ def estimate_sigma_data(data: TrainingData) -> float:
     Images with the least noise say the most, so only those at the lowest floor are used. Where noise hides it,
     which shows in a value that images in [-1, 1] cannot have, it is EDM's 0.5.
     """
-    quietest = data.images[data.sigma_floor == data.sigma_floor.min()]
+    quietest = torch.nonzero(data.sigma_floor == data.sigma_floor.min())[:, 0]
     # In parts: in float64 all at once, a set of grey levels would take eight times its memory.
-    sums = [(part.sum().item(), part.square().sum().item()) for part in map(_to_double, quietest.split(1024))]
-    mean, square = (math.fsum(column) / quietest.numel() for column in zip(*sums, strict=True))
+    parts = map(_to_double, map(data.take, quietest.split(1024)))
+    sums = [(part.sum().item(), part.square().sum().item()) for part in parts]
+    numbers = len(quietest) * math.prod(data.images.shape[1:])
+    mean, square = (math.fsum(column) / numbers for column in zip(*sums, strict=True))
     variance = square - mean**2 - float(data.sigma_floor.min()) ** 2
     return math.sqrt(variance) if 0.01 < variance <= 1 else 0.5
 
@@ -190,6 +199,7 @@ class Trainer:
         self.model.mixed_precision = settings.mixed_precision
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.data = data.to(device)
+        self._feed = feed(self.data.images, self._rows, device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=settings.learning_rate,
@@ -220,6 +230,12 @@ class Trainer:
         self.observer.started(start, self.settings.steps)
         self.model.train()
         window = _LossWindow(self.device)
+        with self._feed:
+            self._train(start, window)
+        return self.ema
+
+    def _train(self, start: int, window: _LossWindow) -> None:
+        """Every step from ``start`` on."""
         # Dropout draws from torch's global generator; it is seeded per step and put back afterwards.
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -227,7 +243,10 @@ class Trainer:
                 torch.manual_seed(keyed_seed(self.settings.seed, "dropout", step))
                 window.add(*self._step(step))
                 self._after(step + 1, window)
-        return self.ema
+
+    def _rows(self, step: int) -> Tensor:
+        """The rows [B] of a step's batch."""
+        return batch_rows(len(self.data), self.settings.batch_size, step, self.settings.seed)
 
     def _step(self, step: int) -> tuple[Tensor, Tensor]:
         """One optimiser step; returns levels [B] and losses [B]."""
@@ -254,8 +273,8 @@ class Trainer:
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         settings, data = self.settings, self.data
         generator = torch.Generator(self.device).manual_seed(keyed_seed(settings.seed, "step", step))
-        rows = batch_rows(len(data), settings.batch_size, step, settings.seed).to(self.device)
-        z, floor = to_float(data.images[rows]), data.sigma_floor[rows]
+        rows = self._rows(step).to(self.device)
+        z, floor = to_float(self._feed.batch(step)), data.sigma_floor[rows]
         uniform = torch.rand(3, len(rows), generator=generator, device=self.device)
         if data.horizontal_flip:
             z = torch.where((uniform[0] < 0.5).reshape(-1, 1, 1, 1), z.flip(-1), z)

@@ -17,6 +17,7 @@ from ..core.conditioning import conditions_from_labels, guided
 from ..core.errors import DataError, FileFormatError
 from ..core.noise import SIGMA_MIN, client_sigmas, system_noise
 from ..core.pictures import Pixels, contact_sheet, side_by_side, to_uint8
+from ..core.rows import FileRows
 from ..core.samplers import STEPS, run
 from ..data.datasets import ImageSet
 from ..data.dealing import SiteData
@@ -64,7 +65,8 @@ class Client:
         images = self._to_release(ledger, new_only=new_only, spend_again=spend_again)
 
         def blocks() -> Iterator[NDArray[np.float32]]:
-            for rows in np.array_split(np.arange(len(images)), math.ceil(images.pixels.size / BLOCK_VALUES)):
+            values = math.prod(images.pixels.shape)
+            for rows in np.array_split(np.arange(len(images)), math.ceil(values / BLOCK_VALUES)):
                 yield images.take(rows).x0()
                 advance(len(rows))
 
@@ -102,7 +104,7 @@ class Client:
         images = self.site.train
         conditions = conditions_from_labels(images.labels, len(images), len(images.label_names))
         return TrainingData(
-            images=torch.from_numpy(images.pixels),
+            images=images.pixels if isinstance(images.pixels, FileRows) else torch.from_numpy(images.pixels),
             conditions=torch.from_numpy(conditions),
             sigma_floor=torch.zeros(len(images)),
             sigma_high=self.settings.handover_sigma,
@@ -151,9 +153,8 @@ class Client:
         x = torch.from_numpy(images.x0()) + self.settings.handover_sigma * noise
         conditions = conditions_from_labels(images.labels, len(images), len(images.label_names))
         finished = finish(denoiser, x, self.settings.handover_sigma, conditions, self.settings, device)
-        return contact_sheet(
-            side_by_side(images.pixels.transpose(0, 2, 3, 1), to_uint8(x.numpy()), to_uint8(finished.numpy()))
-        )
+        clean = np.asarray(images.pixels).transpose(0, 2, 3, 1)
+        return contact_sheet(side_by_side(clean, to_uint8(x.numpy()), to_uint8(finished.numpy())))
 
 
 @torch.inference_mode()

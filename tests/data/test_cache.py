@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from collafuse.config import DataSettings
+from collafuse.core import rows
 from collafuse.core.errors import DataError, StorageError
 from collafuse.data import cache as caches
-from collafuse.data import decoding
+from collafuse.data import decoding, listing
 from collafuse.data.datasets import load
 from collafuse.data.decoding import Decoded
 from collafuse.data.images import Transform
@@ -125,6 +126,25 @@ def test_a_damaged_entry_is_made_again(tmp_path, damage):
     heard = Heard()
     assert np.array_equal(read(root, cache, heard).pixels, whole) and heard.bars
     assert entries(cache) == [folder.name]
+
+
+def test_a_set_larger_than_memory_stays_in_the_cache_and_is_the_same(tmp_path, monkeypatch):
+    root, cache = images(tmp_path / "in"), tmp_path / "cache"
+    whole = read(root, cache)
+    monkeypatch.setattr(rows, "IN_MEMORY_BYTES", whole.pixels.size - 1)
+    large = read(root, cache)
+    assert isinstance(large.pixels, rows.FileRows) and isinstance(large.take(np.arange(2)).pixels, rows.FileRows)
+    order = np.array([5, 0, 0, 3])
+    assert np.array_equal(large.take(order).pixels, whole.take(order).pixels)
+    assert np.array_equal(large.take(order).x0(), whole.take(order).x0())
+
+
+def test_a_set_larger_than_memory_is_refused_where_nothing_keeps_it(tmp_path, monkeypatch):
+    root = images(tmp_path / "in")
+    monkeypatch.setattr(listing, "MAX_IMAGE_BYTES", 100)
+    with pytest.raises(DataError, match=r"7 images, .*not held in memory; set data\.cache to a folder"):
+        read(root, None)
+    assert len(read(root, tmp_path / "cache")) == 6
 
 
 def test_where_nothing_can_be_read_nothing_is_kept(tmp_path):
@@ -236,7 +256,7 @@ UNGUARDED = """
 import sys
 from pathlib import Path
 from collafuse.config import DataSettings
-from collafuse.data import decoding
+from collafuse.data import decoding, listing
 from collafuse.data.datasets import load
 
 print("once")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
+import os
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from collafuse.core.errors import CollaFuseError, MismatchError
+from collafuse.core.errors import CollaFuseError, FileFormatError, MismatchError
+from collafuse.core.rows import FileRows
 from collafuse.learning.training import (
     BUCKET_NAMES,
     FINAL_LEARNING_RATE,
@@ -89,6 +93,48 @@ def uninterrupted(tmp_path_factory):
     whole = trainer(tmp_path_factory.mktemp("whole"))
     whole.run()
     return whole
+
+
+def on_disk(folder: Path, data: TrainingData) -> TrainingData:
+    """The same data with its images left in a file."""
+    array = data.images.numpy()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "images").write_bytes(array.tobytes())
+    with (folder / "images").open("rb") as file:
+        rows = FileRows(file, array.dtype, array.shape, source="images")
+    return dataclasses.replace(data, images=rows)
+
+
+@pytest.mark.parametrize("data", [clean_data(), released_data()], ids=["grey levels", "released"])
+def test_images_read_from_a_file_teach_the_same_bit_for_bit(tmp_path, data):
+    in_memory, from_file = Recorder(), Recorder()
+    one, other = (
+        trainer(tmp_path / "one", in_memory, data),
+        trainer(tmp_path / "other", from_file, on_disk(tmp_path, data)),
+    )
+    one.run()
+    other.run()
+    losses = [[(r["loss"], r["loss_per_sigma"]) for r in seen.records] for seen in (in_memory, from_file)]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    assert equal(one, other) and one.identity == other.identity
+    assert estimate_sigma_data(data) == estimate_sigma_data(on_disk(tmp_path, data))
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("reading")]
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_a_training_from_a_file_resumes_one_from_memory(tmp_path, uninterrupted, stop):
+    interrupted(tmp_path, at=stop)
+    resumed = trainer(tmp_path, data=on_disk(tmp_path, clean_data()))
+    resumed.run(resume=True)
+    assert equal(resumed, uninterrupted)
+
+
+def test_images_that_cannot_be_read_any_more_end_the_training_with_a_sentence(tmp_path):
+    short = trainer(tmp_path, data=on_disk(tmp_path, clean_data()))
+    os.truncate(tmp_path / "images", 40)
+    with pytest.raises(FileFormatError, match="images became shorter while it was read"):
+        short.run()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("reading")]
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 5])
