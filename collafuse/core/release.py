@@ -16,20 +16,21 @@ derived from x0. Limits: N >= 1, C in 1..4, H and W in 1..1024, K <= 4096. ``sim
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import tensorfile
+from . import rows, tensorfile
 from .conditioning import Labels
 from .errors import FileFormatError
 from .metadata import Fields
 from .noise import SIGMA_MAX, SIGMA_MIN, Cut, Noise
 from .pictures import MAX_CHANNELS, MAX_SIDE
+from .tensorstream import open_stream
 
 KIND = "release"
 VERSION = 1
@@ -40,11 +41,11 @@ ID_BYTES = 16
 class Release:
     """Images of one site, noised once up to its cut.
 
-    z: [N, C, H, W] float16 at level sigma_cut. labels: [N, K] in the order of label_names, or None when the
-    site does not share them. ids: [N, 16] random bytes.
+    z: [N, C, H, W] float16 at level sigma_cut, as rows of a file where memory would not hold them. labels: [N, K] in
+    the order of label_names, or None when the site does not share them. ids: [N, 16] random bytes.
     """
 
-    z: NDArray[np.float16]
+    z: NDArray[np.float16] | rows.FileRows
     sigma_cut: float
     ids: NDArray[np.uint8]
     labels: Labels | None
@@ -66,14 +67,17 @@ def make(
     labels: Labels | None,
     label_names: tuple[str, ...],
     simulated: bool,
+    scratch: IO[bytes] | None = None,
 ) -> Release:
     """The release of clean images at this cut: blocks of x0 [n, C, H, W] in [-1, 1], N images in all.
 
     A block at a time, because noise takes ten times the memory of grey levels. ``noise`` draws it; only the
     ``release`` command and the client node decide what it is, and they pass
-    :func:`collafuse.core.noise.system_noise`. labels None means that they are not shared.
+    :func:`collafuse.core.noise.system_noise`. labels None means that they are not shared. scratch: an empty file that
+    takes z where memory would not.
     """
-    z = np.concatenate([(x0 + cut.sigma * noise(x0.shape)).astype(np.float16) for x0 in blocks])
+    drawn = ((x0 + cut.sigma * noise(x0.shape)).astype(np.float16) for x0 in blocks)
+    z = np.concatenate(list(drawn)) if scratch is None else _spilled(drawn, scratch)
     ids = np.frombuffer(secrets.token_bytes(ID_BYTES * len(z)), dtype=np.uint8).reshape(len(z), ID_BYTES)
     return Release(
         z=z,
@@ -85,9 +89,23 @@ def make(
     )
 
 
+def _spilled(blocks: Iterable[NDArray[np.float16]], scratch: IO[bytes]) -> rows.FileRows:
+    count, row_shape = 0, tuple[int, ...]()
+    for block in blocks:
+        scratch.write(block.tobytes())
+        count, row_shape = count + len(block), block.shape[1:]
+    scratch.flush()
+    return rows.FileRows(scratch, np.dtype(np.float16), (count, *row_shape), source="the scratch file")
+
+
 def to_bytes(release: Release) -> bytes:
     """The file's bytes."""
-    tensors: dict[str, NDArray[np.generic]] = {"z": release.z, "ids": release.ids}
+    return b"".join(pieces(release))
+
+
+def pieces(release: Release) -> Iterator[bytes | memoryview]:
+    """The file's bytes, piece by piece."""
+    tensors: dict[str, rows.Rows] = {"z": release.z, "ids": release.ids}
     if release.labels is not None:
         tensors["labels"] = release.labels
     fields = {
@@ -95,12 +113,37 @@ def to_bytes(release: Release) -> bytes:
         "label_names": list(release.label_names) if release.labels is not None else None,
         "simulated": release.simulated,
     }
-    return tensorfile.to_bytes(KIND, VERSION, fields, tensors)
+    return tensorfile.pieces(KIND, VERSION, fields, tensors)
 
 
-def read(path: Path) -> Release:
-    """Read and check a release file. Raises FileFormatError."""
-    return from_tensorfile(tensorfile.read(path, KIND, VERSION), str(path))
+def read(path: Path, *, in_memory: bool | None = None) -> Release:
+    """Read and check a release file. Raises FileFormatError.
+
+    in_memory: whether z is held or stays in the file; by default that depends on the file's size.
+    """
+    if in_memory is None:
+        in_memory = not path.is_file() or path.stat().st_size <= rows.IN_MEMORY_BYTES
+    return from_tensorfile(tensorfile.read(path, KIND, VERSION), str(path)) if in_memory else _left_in_file(path)
+
+
+def _left_in_file(path: Path) -> Release:
+    """A release that was checked block by block and of which labels and ids alone are held."""
+    with open_stream(path, KIND, VERSION) as stream:
+        source = stream.source
+        header = read_header(stream.fields, stream.layouts, source)
+
+        def check(name: str, block: NDArray[Any]) -> None:
+            if name == "z":
+                tensorfile.check_finite(block, name, source)
+            elif name == "labels":
+                check_labels(block, source)
+
+        stream.verify(check)
+        z = stream.left("z")
+        ids = stream.left("ids")[:]
+        check_ids(ids, source)
+        labels = stream.left("labels")[:] if "labels" in stream.layouts else None
+        return Release(z, header.sigma_cut, ids, labels, header.label_names, header.simulated)
 
 
 def from_bytes(data: bytes, source: str) -> Release:

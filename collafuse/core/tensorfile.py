@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,11 +24,15 @@ from numpy.typing import NDArray
 from .atomic import atomic_file
 from .errors import FileFormatError, first_line
 from .metadata import Fields, parse_json, shown, shown_names
+from .rows import Rows, blocks_of
 
 MAX_HEADER_BYTES = 1 << 20
 """The largest safetensors header that is read (the format itself allows 100 MB)."""
 MAX_FILE_BYTES = 64 << 30
 """The largest file that is opened: 64 GiB is 20 million images of 32x32x3 in half precision."""
+
+WRITTEN_TYPES = "bool uint8 int8 int16 uint16 float16 int32 uint32 float32 float64 int64 uint64".split()
+"""NumPy's types in the order in which safetensors writes them, from the last to the first."""
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -50,24 +55,60 @@ def digest_tensor_name(digest: hashlib._Hash, name: str, dtype: np.dtype[Any], s
     digest.update(f"\0{name}\0{dtype.str}\0{shape or (1,)}\0".encode())
 
 
-def content_digest(metadata: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
+def content_digest(metadata: Mapping[str, Any], tensors: Mapping[str, Rows]) -> str:
     """SHA-256 over the metadata (without the digest) and every tensor's name, type, shape and bytes."""
     digest = begin_digest(metadata)
     for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
-        digest_tensor_name(digest, name, array.dtype, array.shape)
-        digest.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
+        digest_tensor_name(digest, name, tensors[name].dtype, tensors[name].shape)
+        for block in _bytes_of(tensors[name]):
+            digest.update(block)
     return digest.hexdigest()
 
 
-def to_bytes(kind: str, version: int, fields: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
+def to_bytes(kind: str, version: int, fields: Mapping[str, Any], tensors: Mapping[str, Rows]) -> bytes:
     """The bytes of a tensor file; equal input gives equal bytes."""
-    # asarray with order C keeps zero-dimensional arrays as they are; ascontiguousarray would not.
-    arrays = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
+    return b"".join(pieces(kind, version, fields, tensors))
+
+
+def pieces(
+    kind: str, version: int, fields: Mapping[str, Any], tensors: Mapping[str, Rows]
+) -> Iterator[bytes | memoryview]:
+    """The bytes of a tensor file piece by piece, so that tensors that lie in a file need not fit in memory.
+
+    The header and the order of the tensors are those that safetensors itself writes.
+    """
     metadata = {"kind": kind, "version": version, **fields}
-    metadata["sha256"] = content_digest(metadata, arrays)
-    text = json.dumps(metadata, sort_keys=True, ensure_ascii=True)
-    return safetensors.numpy.save(arrays, metadata={"collafuse": text})
+    metadata["sha256"] = content_digest(metadata, tensors)
+    header: dict[str, Any] = {
+        "__metadata__": {"collafuse": json.dumps(metadata, sort_keys=True, ensure_ascii=True)},
+    }
+    ordered = sorted(tensors, key=lambda name: (-WRITTEN_TYPES.index(tensors[name].dtype.name), name))
+    end = 0
+    for name in ordered:
+        tensor = tensors[name]
+        begin, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
+        kind_of_number = safetensors_name(tensor.dtype)
+        header[name] = {"dtype": kind_of_number, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in ordered:
+        yield from _bytes_of(tensors[name])
+
+
+def safetensors_name(dtype: np.dtype[Any]) -> str:
+    """What safetensors calls a type of numbers: F16 for float16."""
+    return "BOOL" if dtype.kind == "b" else f"{dtype.kind.upper()}{8 * dtype.itemsize}"
+
+
+def _bytes_of(tensor: Rows) -> Iterator[memoryview]:
+    """A tensor's bytes, row after row; all at once when they are in memory."""
+    if isinstance(tensor, np.ndarray | np.generic):
+        if tensor.size:
+            yield np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+        return
+    for block in blocks_of(tensor):
+        yield tensor[block].reshape(-1).view(np.uint8).data
 
 
 def write(
@@ -80,9 +121,8 @@ def write(
     overwrite: bool = False,
 ) -> None:
     """Write a tensor file in one act. Raises OutputExistsError or StorageError; see ``atomic``."""
-    data = to_bytes(kind, version, fields, tensors)
     with atomic_file(path, overwrite=overwrite) as file:
-        file.write(data)
+        file.writelines(pieces(kind, version, fields, tensors))
 
 
 def read(path: Path, kind: str, version: int) -> TensorFile:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from .errors import FileFormatError
 from .metadata import Fields, parse_json, shown
+from .rows import FileRows
 from .tensorfile import begin_digest, digest_tensor_name, open_file, read_head, read_metadata, reading
 
 BLOCK_BYTES = 1 << 20
@@ -120,6 +121,12 @@ class TensorStream:
             block = self._block(name, first)
             parts.append(block[max(start - first, 0) : stop - first])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def left(self, name: str) -> FileRows:
+        """The rows of a tensor of a verified file, left there. What is read of them is not compared once more: single
+        rows in any order would cost a digest of their whole block each."""
+        layout = self.layouts[name]
+        return FileRows(self._file, layout.dtype, layout.shape, offset=layout.offset, source=self.source)
 
     def _block(self, name: str, first: int) -> NDArray[Any]:
         """The block that begins at this row; the last one of each tensor is held, for whoever reads in order."""

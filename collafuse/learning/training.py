@@ -33,6 +33,8 @@ BUCKET_NAMES = tuple(f"{low:g}-{high:g}" for low, high in zip((0, *BUCKET_EDGES)
 EMA_RAMP = 0.1
 """Early on the average forgets faster: its half-life is at most this share of the images seen so far."""
 FINAL_LEARNING_RATE = 0.01
+SUMMED_VALUES = 1 << 20
+"""Pixel values summed at a time in float64: some 20 MB of memory."""
 DEVICE_TYPES = ("cuda", "mps", "cpu")
 
 
@@ -86,10 +88,10 @@ def estimate_sigma_data(data: TrainingData) -> float:
     """
     quietest = torch.nonzero(data.sigma_floor == data.sigma_floor.min())[:, 0]
     # In parts: in float64 all at once, a set of grey levels would take eight times its memory.
-    parts = map(_to_double, map(data.take, quietest.split(1024)))
+    values = math.prod(data.images.shape[1:])
+    parts = map(_to_double, map(data.take, quietest.split(min(1024, max(1, SUMMED_VALUES // values)))))
     sums = [(part.sum().item(), part.square().sum().item()) for part in parts]
-    numbers = len(quietest) * math.prod(data.images.shape[1:])
-    mean, square = (math.fsum(column) / numbers for column in zip(*sums, strict=True))
+    mean, square = (math.fsum(column) / (len(quietest) * values) for column in zip(*sums, strict=True))
     variance = square - mean**2 - float(data.sigma_floor.min()) ** 2
     return math.sqrt(variance) if 0.01 < variance <= 1 else 0.5
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -13,11 +16,12 @@ from torch import Tensor
 
 from ..config import ClientSettings, Config
 from ..core import release as releases
+from ..core import rows
+from ..core.atomic import storage_error
 from ..core.conditioning import conditions_from_labels, guided
 from ..core.errors import DataError, FileFormatError
 from ..core.noise import SIGMA_MIN, client_sigmas, system_noise
 from ..core.pictures import Pixels, contact_sheet, side_by_side, to_uint8
-from ..core.rows import FileRows
 from ..core.samplers import STEPS, run
 from ..data.datasets import ImageSet
 from ..data.dealing import SiteData
@@ -66,24 +70,31 @@ class Client:
 
         def blocks() -> Iterator[NDArray[np.float32]]:
             values = math.prod(images.pixels.shape)
-            for rows in np.array_split(np.arange(len(images)), math.ceil(values / BLOCK_VALUES)):
-                yield images.take(rows).x0()
-                advance(len(rows))
+            for block in np.array_split(np.arange(len(images)), math.ceil(values / BLOCK_VALUES)):
+                yield images.take(block).x0()
+                advance(len(block))
 
-        made = releases.make(
-            blocks(),
-            self.settings.cut.resolve(),
-            system_noise,
-            labels=images.labels if self.settings.share_labels else None,
-            label_names=images.label_names,
-            simulated=simulated,
-        )
-        data = releases.to_bytes(made)
-        try:
-            releases.from_bytes(data, str(path))
-        except FileFormatError as error:  # nothing is spent on a file that no server would read
-            raise DataError(f"no release was made, since a server would refuse it: {error}") from error
-        ledger.commit(images.digests, made.sigma_cut, path, data, spend_again=spend_again, overwrite=overwrite)
+        with _scratch(path, images) as scratch:
+            made = releases.make(
+                blocks(),
+                self.settings.cut.resolve(),
+                system_noise,
+                labels=images.labels if self.settings.share_labels else None,
+                label_names=images.label_names,
+                simulated=simulated,
+                scratch=scratch,
+            )
+
+        def write(file: IO[bytes]) -> None:
+            file.writelines(releases.pieces(made))
+            file.flush()
+            try:
+                releases.read(Path(file.name))
+            except FileFormatError as error:  # nothing is spent on a file that no server would read
+                reason = str(error).replace(file.name, str(path))
+                raise DataError(f"no release was made, since a server would refuse it: {reason}") from error
+
+        ledger.commit(images.digests, made.sigma_cut, path, write, spend_again=spend_again, overwrite=overwrite)
         return made
 
     def _to_release(self, ledger: Ledger, *, new_only: bool, spend_again: bool) -> ImageSet:
@@ -104,7 +115,7 @@ class Client:
         images = self.site.train
         conditions = conditions_from_labels(images.labels, len(images), len(images.label_names))
         return TrainingData(
-            images=images.pixels if isinstance(images.pixels, FileRows) else torch.from_numpy(images.pixels),
+            images=images.pixels if isinstance(images.pixels, rows.FileRows) else torch.from_numpy(images.pixels),
             conditions=torch.from_numpy(conditions),
             sigma_floor=torch.zeros(len(images)),
             sigma_high=self.settings.handover_sigma,
@@ -155,6 +166,23 @@ class Client:
         finished = finish(denoiser, x, self.settings.handover_sigma, conditions, self.settings, device)
         clean = np.asarray(images.pixels).transpose(0, 2, 3, 1)
         return contact_sheet(side_by_side(clean, to_uint8(x.numpy()), to_uint8(finished.numpy())))
+
+
+@contextmanager
+def _scratch(path: Path, images: ImageSet) -> Iterator[IO[bytes] | None]:
+    """A file without a name beside ``path``, where a release larger than memory is drawn; None for one that is not.
+
+    It vanishes with the process, however that ends: nothing else may hold a second copy of the noise.
+    """
+    if 2 * math.prod(images.pixels.shape) <= rows.IN_MEMORY_BYTES:
+        yield None
+        return
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.absolute().parent) as file:
+            yield file
+    except OSError as error:
+        raise storage_error(path, error) from error
 
 
 @torch.inference_mode()

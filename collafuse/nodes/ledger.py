@@ -11,10 +11,11 @@ import hashlib
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,10 @@ CREATE TABLE IF NOT EXISTS spent (
     image BLOB NOT NULL, release TEXT NOT NULL REFERENCES releases (id), PRIMARY KEY (image, release)
 ) WITHOUT ROWID;
 """
+
+
+Write = Callable[[IO[bytes]], object]
+"""Writes a release into an open file that has its path as ``name``; what it raises spends nothing."""
 
 
 class Ledger:
@@ -67,12 +72,12 @@ class Ledger:
         digests: NDArray[np.uint8],
         sigma_cut: float,
         path: Path,
-        data: bytes,
+        write: Write,
         *,
         spend_again: bool,
         overwrite: bool,
     ) -> None:
-        """Record these images as released and give the release file its name, as one act.
+        """Record these images as released and give the release file, which ``write`` writes, its name, as one act.
 
         Raises RefusedError when one was released before and ``spend_again`` is not set, OutputExistsError, or
         StorageError; nothing is spent and nothing is written then.
@@ -87,7 +92,7 @@ class Ledger:
                 connection.execute("BEGIN IMMEDIATE")
                 if not spend_again and (again := _spent(connection, digests)).any():
                     raise _already_released(int(again.sum()), len(digests), _pending(connection))
-                _write_partial(connection, partial, path, data)
+                _write_partial(connection, partial, path, write)
                 values = (release, sigma_cut, datetime.now(timezone.utc).isoformat(), partial.name, str(path))
                 connection.execute("INSERT INTO releases VALUES (?, ?, ?, ?, ?, 0)", values)
                 connection.executemany(
@@ -171,7 +176,7 @@ def _partial_prefix(path: Path) -> str:
     return f".release-{hashlib.sha256(path.name.encode()).hexdigest()[:16]}-"
 
 
-def _write_partial(connection: sqlite3.Connection, partial: Path, path: Path, data: bytes) -> None:
+def _write_partial(connection: sqlite3.Connection, partial: Path, path: Path, write: Write) -> None:
     """Write a release durably under its temporary name.
 
     What an interrupted call left, which spent nothing, is removed: beside this one it would be a second noisy copy.
@@ -182,7 +187,7 @@ def _write_partial(connection: sqlite3.Connection, partial: Path, path: Path, da
             if connection.execute("SELECT 1 FROM releases WHERE partial = ?", (left.name,)).fetchone() is None:
                 left.unlink()
         with partial.open("xb") as file:
-            file.write(data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         sync_folder(path.parent)

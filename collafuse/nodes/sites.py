@@ -14,6 +14,7 @@ import torch
 
 from ..config import Config
 from ..core import release as releases
+from ..core import rows
 from ..core.atomic import write_bytes
 from ..core.conditioning import conditions_from_labels, translate_labels
 from ..core.errors import FileFormatError, MismatchError, RefusedError, UsageError
@@ -41,8 +42,10 @@ def read_releases(folder: Path, *, accept_simulated: bool) -> dict[str, list[rel
     unless accepted, MismatchError when shapes differ or one client's cuts do.
     """
     found: dict[str, list[releases.Release]] = {}
-    for path in sorted(folder.glob(f"[!.]*{SUFFIX}")):  # a hidden file is one that was never finished
-        release = releases.read(path)
+    paths = sorted(folder.glob(f"[!.]*{SUFFIX}"))  # a hidden file is one that was never finished
+    in_memory = sum(path.stat().st_size for path in paths) <= rows.IN_MEMORY_BYTES
+    for path in paths:
+        release = releases.read(path, in_memory=in_memory)
         if release.simulated and not accept_simulated:
             raise RefusedError(
                 f"{path} is a simulated release, made by a process that also held the images; a server does not learn "
@@ -126,11 +129,18 @@ def training_data(found: Mapping[str, Sequence[releases.Release]], label_names: 
         conditions.append(conditions_from_labels(labels, len(release.z), len(label_names)))
     floors = [np.full(len(release.z), release.sigma_cut, dtype=np.float32) for _, release in each]
     return TrainingData(
-        images=torch.from_numpy(np.concatenate([release.z for _, release in each])),
+        images=_images([release.z for _, release in each]),
         conditions=torch.from_numpy(np.concatenate(conditions)),
         sigma_floor=torch.from_numpy(np.concatenate(floors)),
         sigma_high=SIGMA_MAX,
     )
+
+
+def _images(parts: Sequence[rows.Rows]) -> torch.Tensor | rows.Rows:
+    """The releases' images after one another: in memory where all of them are."""
+    if all(isinstance(part, np.ndarray) for part in parts):
+        return torch.from_numpy(np.concatenate([np.asarray(part) for part in parts]))
+    return rows.JoinedRows(parts)
 
 
 def write_sites(path: Path, sites: Mapping[str, Site]) -> None:

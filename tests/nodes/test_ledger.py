@@ -34,7 +34,7 @@ def die(*args, **kwargs):
 {setup}
 try:
     site = ledger.Ledger(folder / "ledger.sqlite")
-    site.commit(images, 0.5, folder / sys.argv[2], data, spend_again=False, overwrite=False)
+    site.commit(images, 0.5, folder / sys.argv[2], lambda file: file.write(data), spend_again=False, overwrite=False)
     print("won")
 except RefusedError:
     print("refused")
@@ -56,7 +56,8 @@ def killed(folder: Path, setup: str) -> bool:
 
 
 def commit(ledger: Ledger, path: Path, images: np.ndarray = IMAGES, data: bytes = b"first", **options: bool) -> None:
-    ledger.commit(images, 0.5, path, data, **({"spend_again": False, "overwrite": False} | options))
+    allowed = {"spend_again": False, "overwrite": False} | options
+    ledger.commit(images, 0.5, path, lambda file: file.write(data), **allowed)
 
 
 @pytest.fixture
