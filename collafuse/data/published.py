@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-NO_LICENCE = "no licence is stated; published for research, with a request to cite"
+CIFAR_TERMS = "no licence is stated; its makers ask to cite the technical report; see the site"
 
 
 @dataclass(frozen=True)
@@ -52,35 +52,35 @@ PUBLISHED = {
         "CelebA (Liu et al. 2015)",
         ("celeba/img_align_celeba", *(f"celeba/{name}.txt" for name in _CELEBA)),
         "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
-        "for non-commercial research only; the images are not to be passed on",
+        "for non-commercial research only, not to be passed on; see the agreement on the site",
         torchvision="CelebA",
     ),
     "cifar10": Published(
         "CIFAR-10 (Krizhevsky 2009), python version",
         tuple(f"cifar-10-batches-py/{name}" for name in _CIFAR10),
         "https://www.cs.toronto.edu/~kriz/cifar.html",
-        NO_LICENCE,
+        CIFAR_TERMS,
         torchvision="CIFAR10",
     ),
     "cifar100": Published(
         "CIFAR-100 (Krizhevsky 2009), python version",
         tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta")),
         "https://www.cs.toronto.edu/~kriz/cifar.html",
-        NO_LICENCE,
+        CIFAR_TERMS,
         torchvision="CIFAR100",
     ),
     "stl10": Published(
         "STL-10 (Coates et al. 2011), binary version",
         tuple(f"stl10_binary/{name}" for name in _STL10),
         "https://cs.stanford.edu/~acoates/stl10/",
-        "the images come from ImageNet, whose terms allow non-commercial research and education",
+        "no licence is stated; the images come from ImageNet, whose terms allow non-commercial research and education",
         torchvision="STL10",
     ),
     "mnist": Published(
         "MNIST (LeCun et al. 1998)",
         tuple(f"MNIST/{name}" for name in _MNIST),
         "http://yann.lecun.com/exdb/mnist/",
-        NO_LICENCE,
+        "copyright Y. LeCun and C. Cortes; Keras's documentation names CC BY-SA 3.0; see the site",
         torchvision="MNIST",
     ),
     "fashion-mnist": Published(
@@ -94,18 +94,18 @@ PUBLISHED = {
         "CUB-200-2011 (Wah et al. 2011)",
         ("CUB_200_2011/images", *(f"CUB_200_2011/{name}" for name in _CUB)),
         "https://www.vision.caltech.edu/datasets/cub_200_2011/",
-        "for non-commercial research and education; the photographs belong to their makers",
+        "its makers ask to be cited; for what it may be used see the site",
     ),
     "awa2": Published(
         "Animals with Attributes 2 (Xian et al. 2018)",
         ("Animals_with_Attributes2/JPEGImages", *(f"Animals_with_Attributes2/{name}" for name in _AWA2)),
         "https://cvml.ista.ac.at/AwA2/",
-        "each photograph under the licence that lies beside it",
+        "a licence for each photograph comes with it; see the site",
     ),
     "brats2020": Published(
         "BraTS 2020 (Menze et al. 2015; Bakas et al. 2017)",
         ("MICCAI_BraTS2020_TrainingData/name_mapping.csv",),
         "https://www.med.upenn.edu/cbica/brats2020/data.html",
-        "after registration, for research, with the citations it asks for",
+        "after registration; for what it may be used and what to cite see the site",
     ),
 }
