@@ -266,7 +266,7 @@ def _guarantees(audit: Audit) -> Table:
     )
     notes = (
         "The Gaussian mechanism on pixels in [-1, 1], one image replaced by another. At useful cuts in pixel space "
-        "these figures are large: they do not promise privacy. What protects in practice is what the attacks above fail "
-        "at, and only against attackers as strong as these.",
+        "these figures are large: they do not promise privacy. What protects in practice is what the attacks above "
+        "fail at, and only against attackers as strong as these.",
     )
     return Table("Formal guarantee of a release", columns, tuple(rows), notes)
