@@ -22,6 +22,9 @@ from ..core.errors import FileFormatError
 FOLDER = "evaluation"
 """Inside a run: what the commands that measure it have found."""
 
+LONG = 10_000
+"""Counts from here on are written with commas."""
+
 Cell = str | int | float | None
 """A cell; None is shown as a dash."""
 
@@ -94,10 +97,12 @@ def read_results(path: Path) -> tuple[list[Table], dict[str, Any]]:
 
 
 def shown(cell: Cell) -> str:
-    """A cell as people read it: four significant digits, a dash for nothing."""
+    """A cell as people read it: four significant digits, long counts in groups, a dash for nothing."""
     if isinstance(cell, float):
         return "-" if not math.isfinite(cell) else f"{cell:.4g}"
-    return "-" if cell is None else str(cell)
+    if isinstance(cell, int):
+        return f"{cell:,}" if abs(cell) >= LONG else str(cell)
+    return "-" if cell is None else cell
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -31,3 +31,12 @@ def test_an_evaluated_run_can_still_be_replaced(run, call_cli):
     (run / "evaluation").mkdir()
     call_cli("train", "digits.yaml", "-o", "run", "--overwrite")
     assert not (run / "evaluation").exists()
+
+
+def test_a_run_becomes_one_page_that_is_made_anew(run, call_cli, tmp_path):
+    call_cli("report", "run")
+    first = (run / "report.html").read_text()
+    assert first.startswith("<!doctype html>")
+    call_cli("report", "run")
+    (tmp_path / "mine.html").write_text("mine")
+    assert "exists already" in call_cli("report", "run", "-o", "mine.html", code=8).stderr

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from collafuse.core.errors import FileFormatError
-from collafuse.evaluation.tables import Table, read_results, write_results
+from collafuse.evaluation.tables import Table, read_results, shown, write_results
 
 TABLE = Table("Quality", ("arm", "distance", "images"), (("server | client", 1.23456, 10), ("alone", None, 2)), ("n.",))
 
@@ -33,6 +33,12 @@ def test_a_table_survives_its_file(tmp_path):
 
 def test_what_is_not_finite_is_written_as_nothing():
     assert Table("t", ("a",), ((math.nan,), (math.inf,))).to_json()["rows"] == [[None], [None]]
+
+
+def test_long_counts_are_grouped_and_figures_rounded():
+    assert [shown(cell) for cell in (1234567, 9999, 0.000123456, -3.5, None, "x")] == [
+        "1,234,567", "9999", "0.0001235", "-3.5", "-", "x",
+    ]  # fmt: skip
 
 
 def test_a_row_of_another_length_is_refused():

@@ -1,0 +1,187 @@
+"""A run on one page: pictures, curves, tables, configuration and versions, in one HTML file that needs no network.
+
+What `evaluate`, `audit` and `plan` found is shown as their files in ``RUN/evaluation/`` hold it: the tables of
+``NAME.json`` and the pictures of ``NAME/*.png``.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import collafuse
+
+from ..config import Config
+from ..core.noise import Cut
+from ..core.pictures import Pixels, side_by_side, to_uint8
+from ..data.dealing import SiteData, load_sites
+from ..data.imageset import ImageSet
+from ..data.listening import UNHEARD, Listener
+from ..nodes.runfolder import CONFIG, RunFolder
+from .arms import DEFAULT_METHOD, SplitRun, arms_of, method_of
+from .curves import line_chart, read_losses
+from .page import figure_table, page, paragraph, png_image, results_table, sheet
+from .quality import nearest
+from .tables import FOLDER, read_results
+
+RESULTS = {"evaluation": "Quality and work", "audit": "What the server can learn", "plan": "Which cut fits"}
+"""Files of results by name, and the heading of each."""
+COMMANDS = {"evaluation": "evaluate"}
+SHOWN = 24
+"""Images of a client in the figure."""
+NEIGHBOURS = 8
+COMPARED = 200
+"""Images of a client whose nearest training image is looked for."""
+PACKAGES = ("torch", "numpy", "onnxruntime")
+
+
+def write_page(run: RunFolder, *, seed: int = 0, device: torch.device, listener: Listener = UNHEARD) -> str:
+    """The page of a run of ``train`` or ``demo``, as HTML.
+
+    Raises FileFormatError where the run is not trained or a file of results is damaged, and what reading its data
+    raises.
+    """
+    config = run.read_config()
+    sites = load_sites(config, listener)
+    names = sorted(config.clients, key=lambda name: config.clients[name].handover_sigma)
+    bar = listener.bar("pictures", len(names))
+    made: dict[str, dict[str, Pixels]] = {}
+    for name in names:
+        made[name] = _pictures(run, name, sites, seed, device)
+        bar.advance(1)
+    body = [
+        f"<h1>{escape(config.name)}</h1>",
+        paragraph(f"A run of CollaFuse {collafuse.__version__}, method {method_of(run)}."),
+        paragraph(
+            "This page holds images of the sites, under Nearest training images and among the held-out ones. It may go "
+            "only where those images may go.",
+            "warning",
+        ),
+        *_figure(config, names, made, sites),
+        *_neighbours(names, made, sites),
+        *_results(run.path / FOLDER),
+        *_curves(run, names),
+        "<h2>Configuration</h2>",
+        f"<pre>{escape((run.path / CONFIG).read_text(encoding='utf-8'))}</pre>",
+        "<h2>Versions</h2>",
+        paragraph(_versions()),
+    ]
+    return page(f"{config.name}: a run of CollaFuse", body)
+
+
+def _pictures(
+    run: RunFolder, client: str, sites: Mapping[str, SiteData], seed: int, device: torch.device
+) -> dict[str, Pixels]:
+    """A client's pictures by what made them, the run's own images last."""
+    held_out = {name: site.held_out for name, site in sites.items()}
+    if method_of(run) != DEFAULT_METHOD:
+        return {arm.name: arm.generate(client, COMPARED, seed).pixels for arm in arms_of(run, held_out, device)}
+    split = SplitRun(run, {client: held_out[client]}, device)
+    return {
+        "client alone, from noise": split.client_alone(client, COMPARED, seed).pixels,
+        "server, at the cut": to_uint8(split.at_the_cut(client, COMPARED, seed).x),
+        "server, then client": split.composite(client, COMPARED, seed).pixels,
+    }
+
+
+def _spread(count: int, shown: int) -> np.ndarray:
+    """Rows that are spread over all, since labels come in blocks."""
+    return np.linspace(0, count - 1, min(shown, count)).astype(int)
+
+
+def _figure(
+    config: Config, names: Sequence[str], made: Mapping[str, Mapping[str, Pixels]], sites: Mapping[str, SiteData]
+) -> list[str]:
+    rows = []
+    for what in made[names[0]]:
+        cells = [made[name][what][_spread(len(made[name][what]), SHOWN)] for name in names]
+        rows.append((what, [sheet(one, 6, 300, f"{name}: {what}") for name, one in zip(names, cells, strict=True)]))
+    real = [_channels_last(sites[name].held_out) for name in names]
+    if all(map(len, real)):
+        shown = [one[_spread(len(one), SHOWN)] for one in real]
+        rows.append(
+            ("held-out images", [sheet(o, 6, 300, f"{n}: held out") for n, o in zip(names, shown, strict=True)])
+        )
+    heads = [f"{name}: {Cut(config.clients[name].handover_sigma).describe()}" for name in names]
+    return [
+        "<h2>Pictures, by cut</h2>",
+        paragraph(
+            "Columns are clients, from the lowest cut to the highest: the further right, the less the server sees."
+        ),
+        figure_table(heads, rows),
+    ]
+
+
+def _neighbours(
+    names: Sequence[str], made: Mapping[str, Mapping[str, Pixels]], sites: Mapping[str, SiteData]
+) -> list[str]:
+    """Generated images beside the nearest training image of their site: a copy would show here."""
+    rows, sentences = [], []
+    for name in names:
+        pixels = list(made[name].values())[-1]
+        train = sites[name].train
+        which, apart = nearest(pixels.transpose(0, 3, 1, 2), train.pixels)
+        closest = np.argsort(apart)[:NEIGHBOURS]
+        pairs = side_by_side(pixels[closest], _channels_last(train)[which[closest]])
+        rows.append((name, [sheet(pairs, NEIGHBOURS, 700, f"{name}: generated beside nearest training image")]))
+        sentence = f"{name}: {apart.mean():.0f} grey levels from a generated image to its nearest on average"
+        if len(sites[name].held_out):
+            usual = nearest(sites[name].held_out.pixels, train.pixels)[1].mean()
+            sentence += f", {usual:.0f} from a held-out one; ratio {apart.mean() / usual:.2f}"
+        sentences.append(f"{sentence}.")
+    return [
+        "<h2>Nearest training images</h2>",
+        paragraph(
+            f"Of {COMPARED} generated images of each client the {NEIGHBOURS} that come nearest to a training image of "
+            "its site, left, with that image, right. A ratio well below 1 would say that training images are repeated."
+        ),
+        figure_table([""], rows),
+        *(paragraph(sentence, "note") for sentence in sentences),
+    ]
+
+
+def _results(folder: Path) -> list[str]:
+    parts = []
+    for name, title in RESULTS.items():
+        parts.append(f"<h2>{escape(title)}</h2>")
+        path = folder / f"{name}.json"
+        if not path.exists():
+            parts.append(paragraph(f"Not measured yet: `collafuse {COMMANDS.get(name, name)} RUN` does.", "note"))
+            continue
+        tables, _ = read_results(path)
+        parts += [results_table(table) for table in tables]
+        parts += [
+            f"<figure>{png_image(one.read_bytes(), one.stem)}<figcaption>{escape(one.stem)}</figcaption></figure>"
+            for one in sorted((folder / name).glob("*.png"))
+        ]
+    return parts
+
+
+def _curves(run: RunFolder, names: Sequence[str]) -> list[str]:
+    folders = {"server": run.server, **{name: run.client(name) for name in names}}
+    charts = []
+    for node, folder in folders.items():
+        losses = read_losses(folder.path / "metrics.jsonl")
+        charts.append(line_chart(f"{node}: loss by noise level", losses, "step"))
+    charts = [f"<div>{chart}</div>" for chart in charts if chart]
+    return ["<h2>Training</h2>", f'<div class="row">{"".join(charts)}</div>'] if charts else []
+
+
+def _channels_last(images: ImageSet) -> Pixels:
+    return np.ascontiguousarray(images.pixels.transpose(0, 2, 3, 1))
+
+
+def _versions() -> str:
+    found = [f"collafuse {collafuse.__version__}", f"Python {platform.python_version()}"]
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return f"{', '.join(found)}; {platform.system()} {platform.machine()}."

@@ -1,0 +1,111 @@
+"""collafuse.evaluation.report: one page, whole, with everything inside and nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from collafuse.core.errors import FileFormatError
+from collafuse.evaluation.page import results_table
+from collafuse.evaluation.report import write_page
+from collafuse.evaluation.tables import Table, write_results
+from collafuse.nodes.runfolder import RunFolder
+from tests.tiny import CPU
+
+VOID = {"meta", "img", "line", "rect", "polyline", "br"}
+
+
+class Structure(HTMLParser):
+    """Refuses tags that do not nest, and collects what is there."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def run(digits_run, tmp_path_factory) -> RunFolder:
+    folder = RunFolder(shutil.copytree(digits_run.path, tmp_path_factory.mktemp("reported") / "run"))
+    write_results(
+        folder.path / "evaluation" / "audit.json", [Table("Who <is> it?", ("of", "rate"), (("a & b", 0.5),), ("n",))]
+    )
+    picture = folder.path / "evaluation" / "audit" / "reconstruction.png"
+    picture.parent.mkdir()
+    Image.new("L", (3, 2)).save(picture)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(run) -> str:
+    return write_page(run, device=CPU)
+
+
+def test_the_page_nests_and_loads_nothing_from_elsewhere(html):
+    tags = Structure(html).tags
+    assert not [tag for tag, _ in tags if tag in ("script", "link", "iframe", "object")]
+    sources = [value for _, attributes in tags for name, value in attributes.items() if name in ("src", "href")]
+    assert sources and all(value.startswith("data:image/png;base64,") for value in sources)
+    assert not re.search(r"url\(|@import", html)
+
+
+def test_every_picture_opens_and_says_what_it_shows(html):
+    images = [attributes for tag, attributes in Structure(html).tags if tag == "img"]
+    assert len(images) == 4 * 3 + 3 + 1  # rows by clients, neighbours, the audit's
+    for one in images:
+        assert one["alt"]
+        Image.open(io.BytesIO(base64.b64decode(one["src"].split(",")[1]))).verify()
+
+
+def test_clients_stand_in_the_order_of_their_cuts(html):
+    heads = re.findall(r"<th>(\w+): sigma ([\d.]+)", html)
+    assert [float(sigma) for _, sigma in heads] == sorted(float(sigma) for _, sigma in heads) == [0.5, 0.5, 1.5]
+
+
+def test_results_are_shown_and_what_is_missing_is_said(html):
+    assert "Who &lt;is&gt; it?" in html
+    assert "a &amp; b" in html
+    assert "collafuse evaluate RUN" in html
+    assert "collafuse plan RUN" in html
+    assert "collafuse audit RUN" not in html
+
+
+def test_curves_configuration_and_versions_are_there(html, run):
+    assert html.count("<svg") == 4
+    assert "dataset: digits" in html
+    assert re.search(r"torch \d", html)
+
+
+def test_the_same_seed_gives_the_same_page(html, run):
+    assert write_page(run, device=CPU) == html
+
+
+def test_a_damaged_file_of_results_is_named(run, tmp_path):
+    copy = RunFolder(Path(shutil.copytree(run.path, tmp_path / "run")))
+    (copy.path / "evaluation" / "audit.json").write_text("{")
+    with pytest.raises(FileFormatError, match=r"audit\.json"):
+        write_page(copy, device=CPU)
+
+
+def test_figures_stand_right_and_words_left():
+    html = results_table(Table("t", ("arm", "value"), (("server", "1.2 ± 0.1"), ("client", "-3 ± 1"))))
+    assert '<td class="text">server</td><td>1.2 ± 0.1</td>' in html
+    assert html.count('class="group"') == 1
