@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import decoding, device, digits_quality, few_steps, serving
+from . import decoding, device, digits_quality, feeding, few_steps, serving
 
 BENCHMARKS = {
     "digits-quality": digits_quality.main,
@@ -13,6 +13,7 @@ BENCHMARKS = {
     "device": device.main,
     "serving": serving.main,
     "decoding": decoding.main,
+    "feeding": feeding.main,
 }
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -210,6 +213,34 @@ def test_bad_files_among_a_thousand_good_ones_are_each_listed_with_a_reason(tmp_
         assert any(name in problem and reason in problem for problem in found.problems), name
     level = dict(zip(found.sources.tolist(), found.pixels[:, 0, 0, 0].tolist(), strict=True))
     assert level["good/really-a-png.jpg"] == 7 and level["good/scan16.png"] == 9 and level["good/print.jpg"] <= 2
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from collafuse.config import DataSettings
+from collafuse.data.datasets import load
+
+def peak(folder):
+    load(DataSettings(dataset="folder", path=Path(sys.argv[1]) / folder, image_size=32, channels=3))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+good, mixed = peak("good"), peak("mixed")
+print((mixed - good) / 1024)
+"""
+
+
+def test_memory_stays_flat_whatever_is_mixed_into_a_thousand_good_files(tmp_path):
+    """A decoder that believed the bomb's header would ask for ten gigabytes."""
+    for part in ("good", "mixed"):
+        for level in range(1000):
+            paint(tmp_path / part / "good" / f"{level:04d}.png", level % 256)
+    spoil(tmp_path / "mixed")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", PEAK, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 16
 
 
 def test_a_photograph_with_a_preview_inside_is_no_animation(tmp_path):
