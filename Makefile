@@ -20,7 +20,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 	--disable-pip-version-check) $(INSTALL_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-edge docs node clean
+.PHONY: help setup demo test check bench bench-edge bench-serve docs node clean
 
 help: ## list the chores
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=@ read -r verb what; do \
@@ -56,6 +56,10 @@ bench: $(STAMP) ## measure against peers, side by side
 bench-edge: $(STAMP) ## measure the device side against diffusers and the reference (RUN=a run, or DATA=images)
 	$(INSTALL) -e '.[$(EXTRAS),bench]'
 	$(BIN)/python -m benchmarks.edge $(if $(RUN),--run "$(RUN)") $(if $(DATA),--data "$(DATA)") $(BENCH_ARGS)
+
+# One thread for a step: the clients of the measurement need the other core.
+bench-serve: $(STAMP) ## measure the service under load, overload and slow clients (RUN=a run); six minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.serving $(if $(RUN),--run "$(RUN)") $(BENCH_ARGS)
 
 docs: $(STAMP) ## check that the documentation says what the code does
 	$(BIN)/python -m pytest tests/test_docs.py -q

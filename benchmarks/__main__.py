@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import decoding, device, digits_quality, feeding, few_steps, serving
+from . import decoding, device, digits_quality, feeding, few_steps
 
 BENCHMARKS = {
     "digits-quality": digits_quality.main,
     "few-steps": few_steps.main,
     "device": device.main,
-    "serving": serving.main,
     "decoding": decoding.main,
     "feeding": feeding.main,
 }
