@@ -20,7 +20,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 	--disable-pip-version-check) $(INSTALL_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-edge bench-serve docs node clean
+.PHONY: help setup demo test check bench bench-edge bench-serve torture docs node clean
 
 help: ## list the chores
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=@ read -r verb what; do \
@@ -43,6 +43,9 @@ demo: $(STAMP) ## train, export, deliver and finish on real digits, on a CPU; pi
 # A process per core with a thread each: the networks of the tests are too small for more.
 test: $(STAMP) ## run the tests (PYTEST_ARGS="-k cut" for some of them)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+torture: $(STAMP) ## the tests that try to break everything, at length, one after another; half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture $(PYTEST_ARGS)
 
 check: $(STAMP) ## lint, formatting, types and import direction
 	$(BIN)/ruff check .

@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=60, derandomize=True, database=None)
 hypothesis.settings.load_profile("tests")
 
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures that tests recorded, which docs/reliability.md keeps."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    if figures := [value for report in reports for name, value in report.user_properties if name == "figure"]:
+        terminalreporter.section("figures")
+        for text in figures:
+            terminalreporter.write_line(str(text))
+
+
 TINY_NETWORK = {"channels": 8, "multipliers": [1, 2], "blocks": 1}
 TINY_TRAINING = {"steps": 6, "batch_size": 16, "warmup_steps": 2, "log_every": 2, "checkpoint_every": 3}
 

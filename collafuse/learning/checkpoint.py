@@ -3,7 +3,7 @@
 ``checkpoints/step-00001000.safetensors`` (``kind`` "checkpoint", version 1) holds the weights ("model."), the
 averaged weights ("ema.") and the optimiser's state ("optimizer."). Random numbers are keyed by (seed, step),
 so no generator's state needs saving. The file carries its own SHA-256; resuming takes the newest one that
-verifies and says which were skipped. The last two are kept.
+verifies and says which were skipped. The last two are kept, and what a killed training had half written goes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import tensorfile
+from ..core.atomic import PARTIAL_PREFIX
 from ..core.errors import FileFormatError, MismatchError
 from ..core.rows import Rows, blocks_of
 
@@ -63,7 +64,7 @@ def save(
     arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
     path = folder / f"{PREFIX}{step:08d}.safetensors"
     tensorfile.write(path, KIND, VERSION, {"step": step, **vars(identity)}, arrays, overwrite=True)
-    for old in _all(folder)[KEEP:]:
+    for old in (*_all(folder)[KEEP:], *folder.glob(f"{PARTIAL_PREFIX}*")):  # the folder is this training's alone
         old.unlink(missing_ok=True)
     return path
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config import Config, load, unknown_client
 from ..core import release
-from ..core.atomic import write_bytes
+from ..core.atomic import PARTIAL_PREFIX, write_bytes
 from ..core.errors import FileFormatError, OutputExistsError, StorageError
 from ..data.dealing import SiteData
 from ..data.record import split_csv
@@ -130,6 +130,7 @@ class RunFolder:
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
             raise OutputExistsError(f"{self.path} is no plain folder; choose another run folder.")
         held = sorted(self.path.iterdir()) if self.path.is_dir() else []
+        held = [p for p in held if not p.name.startswith(PARTIAL_PREFIX)]  # what a killed run was writing
         if not held:
             return
         if not overwrite and not resume:

@@ -1,0 +1,30 @@
+"""What the tortures share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.torture.nursery import CONFIG, Nursery
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """``figure(text)``: what came out, printed at the end of the session; docs/reliability.md records it."""
+    return lambda text: record_property("figure", text)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny.yaml, a run of it, and north's bundle and intermediates; made by the commands, to read."""
+    folder = tmp_path_factory.mktemp("tiny-run")
+    (folder / "tiny.yaml").write_text(CONFIG)
+    with Nursery(folder) as nursery:
+        nursery.run("train", "tiny.yaml", "-o", "run", "--device", "cpu")
+        nursery.run("export-client", "run", "--client", "north", "-o", "north.onnx")
+        nursery.run("deliver", "run", "--client", "north", "-n", 12, "--seed", 1, "-o", "north.safetensors")
+        ledger = ("--new-ledger", "-o", "north-release.safetensors")
+        nursery.run("release", "tiny.yaml", "--client", "north", *ledger)
+    return folder
