@@ -7,6 +7,8 @@ EXTRAS ?= train,serve,tables,medical,dev
 INSTALL_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# An interpreter with another onnxruntime and onnx (numpy, safetensors), for make torture to try as well.
+OTHER_PYTHON ?=
 # The version that docs/examples/finish.js is tested with.
 ONNXRUNTIME_NODE ?= 1.30.0
 
@@ -45,7 +47,7 @@ test: $(STAMP) ## run the tests (PYTEST_ARGS="-k cut" for some of them)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 torture: $(STAMP) ## the tests that try to break everything, at length, one after another; half an hour
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 OTHER_PYTHON="$(OTHER_PYTHON)" $(BIN)/python -m pytest -m torture $(PYTEST_ARGS)
 
 check: $(STAMP) ## lint, formatting, types and import direction
 	$(BIN)/ruff check .

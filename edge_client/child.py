@@ -32,18 +32,17 @@ class ChildError(CollaFuseError):
     """A child process ended without an answer; the message says how."""
 
 
-def run_child(module: str, arguments: Sequence[str], timeout: float) -> dict[str, Any]:
+def run_child(module: str, arguments: Sequence[str], timeout: float, stdin: bytes = b"") -> dict[str, Any]:
     """The JSON object that ``edge_client.MODULE.main(arguments)`` prints in a fresh interpreter.
 
-    timeout in seconds. Raises ChildError when it crashes, takes longer or answers anything else.
+    timeout in seconds. Raises ChildError when it cannot be started, crashes, takes longer or answers anything else.
     """
     command = [sys.executable, "-c", PROGRAM.format(module=module), *arguments]
     try:
         done = subprocess.run(
             command,
+            input=stdin,
             capture_output=True,
-            text=True,
-            errors="replace",
             check=False,
             timeout=timeout,
             cwd=HOME,  # not the user's folder, whose modules would come before ours
@@ -51,6 +50,8 @@ def run_child(module: str, arguments: Sequence[str], timeout: float) -> dict[str
         )
     except subprocess.TimeoutExpired as error:
         raise ChildError(f"it did not finish within {timeout:.0f} s") from error
+    except OSError as error:
+        raise ChildError(f"it could not be started ({error.strerror})") from error
     if done.returncode < 0:
         raise ChildError(f"it crashed ({signal.Signals(-done.returncode).name})")
     try:
@@ -58,6 +59,6 @@ def run_child(module: str, arguments: Sequence[str], timeout: float) -> dict[str
     except ValueError:
         answer = None
     if done.returncode or not isinstance(answer, dict):
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
         raise ChildError(f"it failed with exit code {done.returncode} ({last[:200]})")
     return answer

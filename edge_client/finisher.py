@@ -19,6 +19,7 @@ from collafuse.core.pairing import check_pair, conditions_for
 from collafuse.core.pictures import to_uint8
 from collafuse.core.samplers import STEPS, Counted, run
 
+from . import proof
 from .choice import open_fastest
 from .denoiser import OnnxDenoiser
 from .providers import AUTO, CPU, default_batch_size
@@ -70,6 +71,8 @@ class Finisher:
     ) -> Finisher:
         """Check a bundle, load it into onnxruntime and run its known-answer test.
 
+        The first time on a machine this happens in a process of its own before it happens here; see ``proof``.
+
         provider: a name of :data:`providers.PROVIDERS`, or "auto" for the fastest that works. threads: per evaluation,
         by default the physical cores, at most 4. ``say`` hears which provider was chosen and what takes long. Raises
         FileFormatError for a damaged or foreign bundle, MismatchError for one that holds a whole graph, UsageError for
@@ -97,6 +100,7 @@ class Finisher:
             )
         if not 1 <= settings.steps <= bundles.MAX_STEPS:
             raise UsageError(f"steps={settings.steps}; expected a whole number from 1 to {bundles.MAX_STEPS}.")
+        proof.require(bundle)
         if provider == AUTO:
             return cls(bundle, open_fastest(path, bundle, threads, say), settings)
         return cls(bundle, open_session(bundle, provider, threads, say), settings)

@@ -23,6 +23,8 @@ MAX_TENSOR_ELEMENTS = 1 << 30
 MAX_AXES = 16
 MAX_METADATA_ENTRIES = 64
 DEFAULT_DOMAINS = ("", "ai.onnx")
+COUNTED = "num_outputs"
+"""The attribute that says how many outputs an operator has: where it has others, onnxruntime ends the whole process."""
 DIVISORS = frozenset({"strides", "dilations", "kernel_shape", "group", "block_size"})
 """Attributes that a runtime divides by: onnxruntime 1.23 ends the whole process where a stride is 0."""
 SHAPED = frozenset({"Cast", "Conv", "DequantizeLinear", "QuantizeLinear"})
@@ -197,7 +199,7 @@ class _Reader:
         if self.summary.num_nodes > MAX_NODES:
             raise self.refuse(f"has more than {MAX_NODES} operators")
         names: dict[int, list[bytes]] = {1: [], 2: []}
-        operator, axis = "", None
+        operator, axis, counted = "", None, None
         for number, value in self.nested(data):
             if number in names:
                 names[number].append(bytes(value))
@@ -207,9 +209,13 @@ class _Reader:
                 name, numbers = self.attribute(value)
                 if name == "axis" and numbers:
                     axis = numbers[0]
+                elif name == COUNTED:
+                    counted = numbers
             elif number == 7 and self.text(value) not in DEFAULT_DOMAINS:
                 raise self.refuse(f"uses the custom operator domain {self.text(value)!r}")
         self.summary.operators.add(operator)
+        if counted not in (None, [len(names[2])]):
+            raise self.refuse(f"has an operator with {COUNTED} other than its outputs")
         if operator in SHAPED:
             self._shaped.append(_Node(operator, names[1], names[2], axis))
 
@@ -229,7 +235,7 @@ class _Reader:
                 raise self.refuse("holds sparse tensors")
             elif number in (5, 10):
                 self.tensor(value)
-        if name not in DIVISORS | TYPES | {"axis"}:
+        if name not in DIVISORS | TYPES | {"axis", COUNTED}:
             return name, []
         numbers = self._few(integers, f"has an operator with more than {MAX_AXES} numbers as its {name}")
         if name in DIVISORS and not all(0 < i < 1 << 31 for i in numbers):

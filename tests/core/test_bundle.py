@@ -235,6 +235,10 @@ HOSTILE = {
     ),
     "no dilation": (convolution(dilations=[1, 0]), "an operator with dilations below 1"),
     "an empty kernel": (convolution(kernel_shape=[0, 0]), "an operator with kernel_shape below 1"),
+    "fewer outputs than it says": (
+        lambda m: nodes(m, helper.make_node("Split", ["x"], ["one", "two"], axis=2, num_outputs=1)),
+        "num_outputs other than its outputs",
+    ),
     "no operators": (lambda m: m.graph.ClearField("node"), "no ONNX model"),
 }
 

@@ -1,0 +1,89 @@
+"""A bundle's first load on this machine, in a process of its own: what it breaks there, it does not break here.
+
+The checks of ``collafuse.core.bundle`` keep out what a bundle never holds. What is left is plain arithmetic, but a
+graph can still ask for more memory than there is, compute for minutes, or meet a fault of onnxruntime that ends the
+process (docs/reliability.md has figures). So the first load and the known-answer test run under limits, and that they
+went well is remembered for this bundle and this onnxruntime.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+
+import onnxruntime
+
+from collafuse.core import bundle as bundles
+from collafuse.core.bundle import Bundle
+from collafuse.core.errors import CollaFuseError, FileFormatError
+
+from . import caches
+from .child import ChildError, run_child
+from .providers import CPU, default_batch_size
+
+KIND = "proof"
+PASSED = {"verdict": "gives its known answer"}
+SECONDS = 300.0
+"""How long the first load may take; a slow board with a large bundle needs a minute."""
+PROCESSOR_SECONDS = 120
+"""The same in processor time, which does not pass while the machine does something else."""
+BASE_BYTES = 1 << 30
+COPIES = 4
+"""How often onnxruntime may hold a bundle's weights while it loads."""
+BYTES_PER_PIXEL = 16 << 10
+"""For what a network holds of each pixel in between: 200 channels in float32 at 20 places of its graph."""
+
+
+def require(bundle: Bundle) -> None:
+    """Return once a bundle has given its known answer on this onnxruntime, now or before.
+
+    Raises FileFormatError, with the sentence of the process that tried it or with what became of that process.
+    """
+    key = {"bundle": bundle.digest, "onnxruntime": onnxruntime.__version__}
+    if caches.read_entry(KIND, key) == PASSED:
+        return
+    try:
+        refused = run_child("proof", (), SECONDS, bundle.data)["refused"]
+    except ChildError as error:
+        raise FileFormatError(
+            f"onnxruntime {onnxruntime.__version__} was given the bundle in a process of its own first, where {error}; "
+            "it is not loaded. Export it again, or use another onnxruntime."
+        ) from error
+    if refused:
+        raise FileFormatError(str(refused))
+    caches.write_entry(KIND, key, PASSED)
+
+
+def memory_limit(bundle: Bundle) -> int:
+    """Bytes that a bundle's first load may hold."""
+    shape = bundle.info.image_shape
+    pixels = math.prod(shape[1:]) * max(len(bundle.info.known_answer.sigmas), default_batch_size(CPU, shape))
+    return BASE_BYTES + COPIES * len(bundle.data) + BYTES_PER_PIXEL * pixels
+
+
+def _limit(bundle: Bundle) -> None:
+    """Limit this process, where the system can do that."""
+    try:
+        import resource
+    except ImportError:
+        return
+    for kind, most in ((resource.RLIMIT_DATA, memory_limit(bundle)), (resource.RLIMIT_CPU, PROCESSOR_SECONDS)):
+        hardest = resource.getrlimit(kind)[1]
+        most = most if hardest == resource.RLIM_INFINITY else min(most, hardest)
+        resource.setrlimit(kind, (most, hardest))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Load the bundle on stdin and run its known answer; print as JSON why not, or an empty text."""
+    from .session import open_session
+
+    bundle = bundles.from_bytes(sys.stdin.buffer.read(), "the bundle")
+    _limit(bundle)
+    refused = ""
+    try:
+        open_session(bundle, CPU)
+    except CollaFuseError as error:
+        refused = str(error)
+    print(json.dumps({"refused": refused}))  # noqa: T201

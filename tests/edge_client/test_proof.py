@@ -1,0 +1,103 @@
+"""edge_client.proof: a bundle is loaded in a process of its own first, once."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+
+from collafuse.core.errors import FileFormatError
+from edge_client import Finisher, child, proof
+from tests.bundles import halving_bundle
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def halving(tmp_path):
+    (tmp_path / "halving.onnx").write_bytes(halving_bundle())
+    return tmp_path / "halving.onnx"
+
+
+def programs(monkeypatch, code: str) -> None:
+    """What a child runs from now on."""
+    monkeypatch.setattr(child, "PROGRAM", code.replace("{", "{{").replace("}", "}}"))
+
+
+def test_a_bundle_is_tried_once_for_this_onnxruntime(halving, monkeypatch):
+    Finisher.load(halving)
+    programs(monkeypatch, "raise SystemExit(7)")
+    Finisher.load(halving)
+    monkeypatch.setattr(proof.onnxruntime, "__version__", "0.0")
+    with pytest.raises(FileFormatError, match="onnxruntime 0.0 was given the bundle .*failed with exit code 7"):
+        Finisher.load(halving)
+
+
+def test_another_bundle_is_tried_anew(halving, monkeypatch):
+    Finisher.load(halving)
+    programs(monkeypatch, "raise SystemExit(7)")
+    halving.write_bytes(halving_bundle(lambda model: setattr(model, "producer_name", "another")))
+    with pytest.raises(FileFormatError, match="exit code 7"):
+        Finisher.load(halving)
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("import os; os.abort()", r"it crashed \(SIGABRT\); it is not loaded"),
+        ("import time; time.sleep(60)", "it did not finish within 1 s"),
+        ("print('no answer')", "it failed with exit code 0"),
+    ],
+)
+def test_what_breaks_a_process_breaks_that_one_alone_and_is_tried_again(halving, monkeypatch, code, what):
+    with monkeypatch.context() as patch:
+        programs(patch, code)
+        patch.setattr(proof, "SECONDS", 1.0)
+        with pytest.raises(FileFormatError, match=what):
+            Finisher.load(halving)
+    Finisher.load(halving)
+
+
+def test_a_machine_that_starts_no_process_says_so(halving, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(FileFormatError, match="it could not be started"):
+        Finisher.load(halving)
+
+
+def giant(model) -> None:
+    """As many numbers as two to the power of 33, of which one is used."""
+    for name, value in (("from", 0), ("to", 1 << 33), ("by", 1)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    made = [
+        helper.make_node("Range", ["from", "to", "by"], ["many"]),
+        helper.make_node("ReduceMax", ["many"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["most_float"], to=1),
+        helper.make_node("Mul", ["x", "most_float"], ["x_most"]),
+    ]
+    for node in reversed(made):
+        model.graph.node.insert(0, node)
+    model.graph.node[-1].input[0] = "x_most"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as Linux counts it")
+def test_a_graph_that_asks_for_all_memory_gets_no_more_than_its_limit(halving):
+    halving.write_bytes(halving_bundle(giant))
+    with pytest.raises(FileFormatError, match="onnxruntime .*(alloc|memory)"):
+        Finisher.load(halving)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2 << 20  # KiB
+
+
+def test_the_limit_leaves_room_for_a_large_bundle_and_large_images():
+    from collafuse.core import bundle as bundles
+
+    small = bundles.from_bytes(halving_bundle(), "a.onnx")
+    limit = proof.memory_limit(small)
+    assert 1 << 30 <= limit < 1.1 * (1 << 30)
+    large = bundles.Bundle(bytes(1 << 20), small.info, small.summary, small.digest)
+    assert proof.memory_limit(large) - limit >= 3 << 20
