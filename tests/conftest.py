@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # No deadline: a first call that loads a library is not a failure. The same examples each time, so that a red
 # test is red for everyone.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=60, derandomize=True, database=None)
+hypothesis.settings.register_profile("torture", parent=hypothesis.settings.get_profile("tests"), max_examples=10_000)
 hypothesis.settings.load_profile("tests")
 
 

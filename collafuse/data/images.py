@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 MAX_PIXELS = 50_000_000
 """Far above any training image, far below what would fill a machine's memory."""
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Numbers per pixel by a PNG's colour type."""
+MOST_DEFLATED = 1032
+"""How many bytes one byte of a PNG can hold; the most that its compression is able to."""
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError, struct.error)
 """What Pillow raises on damaged files (found by damaging some)."""
 UPRIGHT = {
@@ -69,6 +74,8 @@ def read_image(
         with Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise DataError(f"{path} has {file.width} x {file.height} pixels; at most {MAX_PIXELS} are read.")
+            if file.format == "PNG" and _holds_too_little(file):
+                raise DataError(f"{path} is too short for its {file.width} x {file.height} pixels; get the image anew.")
             if getattr(file, "is_animated", False) and file.format != "MPO":  # a photograph with its own preview
                 raise DataError(f"{path} holds {file.n_frames} pictures; save the one that you mean by itself.")
             upright = _as_rgb(_upright(file), path)
@@ -96,6 +103,20 @@ def shaped(image: Image.Image, channels: int, side: int, fit: str = "crop") -> N
         image = change(image, (side, side), method=Image.Resampling.LANCZOS)
     pixels = np.asarray(image).reshape(side, side, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _holds_too_little(file: Image.Image) -> bool:
+    """Whether a PNG claims more rows than its length can hold: Pillow would make the missing ones black in silence."""
+    handle = file.fp
+    if handle is None:
+        return False
+    here = handle.tell()
+    handle.seek(24)
+    depth, colour = handle.read(2)
+    size = handle.seek(0, os.SEEK_END)
+    handle.seek(here)
+    bits = file.height * file.width * depth * PNG_SAMPLES.get(colour, 1)
+    return bits // 8 > MOST_DEFLATED * size
 
 
 def _upright(file: Image.Image) -> Image.Image:
