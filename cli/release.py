@@ -12,6 +12,7 @@ from .console import emit, reporting, say
 from .remote import open_remote
 
 if TYPE_CHECKING:
+    from collafuse.core.statistics import Statistics
     from edge_client.remote import Remote
 
 
@@ -42,7 +43,8 @@ def release(
     overrides: options.Overrides = None,
     as_json: options.Json = False,
 ) -> None:
-    """At a site: noise each image once, up to the cut, into a release file for the server.
+    """At a site: noise each image once, up to the cut, into a release file for the server; or, where the server's kind
+    is statistics, write counts, means and covariances in place of the images.
 
     The noise comes from the operating system and cannot be seeded. The site's ledger (clients.NAME.ledger in the
     configuration) refuses a second release of an image; sending the same file again is no second release: with
@@ -75,24 +77,33 @@ def release(
     record = Ledger(ledger)
     if not new_ledger:
         record.require()
+    statistics = settings.server.kind == "statistics"
+    values: dict[str, Any] = {"release": str(out), "ledger": str(ledger)}
     with reporting() as reporter:
-        made = site.release(
-            out,
-            record,
-            simulated=False,
-            new_only=new_only,
-            spend_again=spend_again,
-            overwrite=overwrite,
-            advance=reporter.bar("noising", len(site.site.train)).advance,
-        )
-    say(f"Released {len(made.z)} images of {client} at {Cut(made.sigma_cut).describe()}.")
+        how = {"simulated": False, "new_only": new_only, "spend_again": spend_again, "overwrite": overwrite}
+        advance = reporter.bar("counting" if statistics else "noising", len(site.site.train)).advance
+        if statistics:
+            counted = site.release_statistics(out, record, advance=advance, **how)
+            say(_said(client, counted))
+            values["epsilon"] = None if counted.about.budget is None else counted.about.budget.epsilon
+        else:
+            made = site.release(out, record, advance=advance, **how)
+            say(f"Released {len(made.z)} images of {client} at {Cut(made.sigma_cut).describe()}.")
+            values |= {"images": len(made.z), "sigma_cut": made.sigma_cut}
     say(f"The ledger is {ledger}; keep it.")
     if remote is None:
         say(f"Send {out} to the server, as {client}.safetensors (a later one as {client}.2.safetensors).")
     sent = None if remote is None else _send(remote, out)
     if as_json:
-        values = {"release": str(out), "images": len(made.z), "sigma_cut": made.sigma_cut, "ledger": str(ledger)}
         emit(values | ({} if sent is None else {"sent": sent}))
+
+
+def _said(client: str, counted: Statistics) -> str:
+    """What a release of statistics holds, and what it promises."""
+    names = "all images together" if counted.label_names is None else ", ".join(counted.label_names)
+    budget = counted.about.budget
+    promise = "without noise: nothing is promised" if budget is None else f"for {budget.describe()} an image"
+    return f"Released statistics of {client} ({names}), no image, {promise}."
 
 
 def _send(remote: Remote, path: Path) -> dict[str, Any]:

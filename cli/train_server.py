@@ -27,29 +27,31 @@ def train_server(
     track: options.Trackers = None,
     as_json: options.Json = False,
 ) -> None:
-    """At the server: train the high-noise half from releases alone. Writes RUN/server."""
+    """At the server: train the high-noise half from releases alone, or add up statistics. Writes RUN/server."""
     from collafuse.config import load
     from collafuse.learning.training import choose_device
     from collafuse.nodes.runfolder import RunFolder
     from collafuse.nodes.server import train_server as learn
     from collafuse.nodes.sites import read_releases
+    from collafuse.nodes.statistics import add_up, read_statistics
 
     options.refuse_both(resume, overwrite)
     settings = load(config, overrides or ())
-    found = read_releases(releases, accept_simulated=accept_simulated)
-    folder = RunFolder(out).server
-    folder.prepare(resume=resume, overwrite=overwrite)
-    with reporting() as reporter:
-        server = learn(
-            settings,
-            found,
-            folder,
-            choose_device(device),
-            reporter.observer("server"),
-            resume=resume,
-            trackers=track or (),
-        )
-    say(f"Trained the server on {sum(len(r.z) for rs in found.values() for r in rs)} images in {folder.path}. Next:")
-    say(f"  collafuse deliver {out} --client {next(iter(found))} -n 64 -o intermediates.safetensors")
+    folder, on = RunFolder(out).server, choose_device(device)
+    if settings.server.kind == "statistics":
+        given = read_statistics(releases, accept_simulated=accept_simulated)
+        folder.prepare(resume=resume, overwrite=overwrite)
+        with reporting() as reporter:
+            server = add_up(settings, given, folder, on, reporter.observer("server"))
+        say(f"Added up the statistics of {', '.join(given)} in {folder.path}. Next:")
+    else:
+        found = read_releases(releases, accept_simulated=accept_simulated)
+        folder.prepare(resume=resume, overwrite=overwrite)
+        with reporting() as reporter:
+            observer = reporter.observer("server")
+            server = learn(settings, found, folder, on, observer, resume=resume, trackers=track or ())
+        images = sum(len(r.z) for rs in found.values() for r in rs)
+        say(f"Trained the server on {images} images in {folder.path}. Next:")
+    say(f"  collafuse deliver {out} --client {next(iter(server.sites))} -n 64 -o intermediates.safetensors")
     if as_json:
-        emit({"run": str(out), "server_model": server.model.id, "clients": sorted(found)})
+        emit({"run": str(out), "server_model": server.model.id, "clients": sorted(server.sites)})

@@ -56,7 +56,7 @@ def test_an_unknown_key_is_refused_with_the_closest_match(changes, key, closest)
 
 
 def test_an_unknown_key_unlike_any_other_is_answered_with_those_there_are():
-    with pytest.raises(ConfigError, match="unknown key server.zzz. Known are network, training, sampler"):
+    with pytest.raises(ConfigError, match="unknown key server.zzz. Known are kind, network, training, sampler"):
         from_mapping(values(server={"zzz": 1}))
 
 

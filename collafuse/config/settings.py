@@ -12,8 +12,10 @@ from pydantic import Field, model_validator
 
 from ..core.conditioning import MAX_GUIDANCE
 from ..core.errors import ConfigError, RuntimeMissingError
+from ..core.mechanism import Budget
 from ..core.noise import SIGMA_MAX, SIGMA_MIN, Cut
 from ..core.samplers import EVALUATES_AT_END, STEPS
+from ..core.statistics import most_coefficients
 from .data import DataSettings, Selection
 from .section import Count, Positive, Section, Seed, Share
 
@@ -126,9 +128,38 @@ class ClientSamplerSettings(SamplerSettings):
     """Lowest level evaluated before the last step to 0; 0.02 is 2.5 of 255 grey levels. At most half the cut."""
 
 
+class StatisticsSettings(Section):
+    """What a site releases where ``server.kind`` is statistics: moments of its images in place of the images."""
+
+    coefficients: Count | None = None
+    """Lowest frequencies of each channel that describe an image; all of them up to 768 values when not given, else as
+    many as make 768. All sites need the same. With a budget, fewer carry less noise."""
+    epsilon: Positive | None = None
+    """Budget of the release; noise for it is added at the site. None: exact, and a label needs 50 images."""
+    delta: Positive = 1e-5
+    """Of the budget; well below one over the number of images."""
+    clip: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """With a budget: an image whose values in [-1, 1] have a larger root mean square is scaled down to it, so that less
+    noise is needed; 1 scales none."""
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the release may tell of one image; None: nothing is promised. Raises ConfigError."""
+        return None if self.epsilon is None else Budget(self.epsilon, self.delta)
+
+    @model_validator(mode="after")
+    def _valid(self) -> StatisticsSettings:
+        if self.epsilon is not None:
+            Budget(self.epsilon, self.delta)
+        return self
+
+
 class ServerSettings(Section):
     """The high-noise half. ``data`` never appears here: a server has none."""
 
+    kind: Literal["images", "statistics"] = "images"
+    """What it learns from: images that were noised once, with a network; or per-label statistics, of which it draws
+    intermediates in one step. ``network``, ``training`` and ``sampler`` are of the first."""
     network: NetworkSettings = NetworkSettings()
     training: TrainingSettings = TrainingSettings()
     sampler: SamplerSettings = SamplerSettings()
@@ -148,6 +179,7 @@ class ClientSettings(Section):
     "Eyeglasses and not Smiling"; all of its data when not given. A list also says which labels describe them."""
     share_labels: bool = True
     """Whether labels go into the release."""
+    statistics: StatisticsSettings = StatisticsSettings()
     path: Path | None = None
     """This site's own image folder, in place of ``data.path``."""
     ledger: Path | None = None
@@ -173,7 +205,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        networks = {"server": self.server.network} | {f"clients.{n}": c.network for n, c in self.clients.items()}
+        statistics = self.server.kind == "statistics"
+        networks = {f"clients.{n}": c.network for n, c in self.clients.items()}
+        if not statistics:
+            networks["server"] = self.server.network
         for where, network in networks.items():
             try:
                 network.check_side(self.data.image_shape[1])
@@ -181,7 +216,8 @@ class Config(Section):
                 raise ConfigError(f"{where}.network: {error}") from error
         for name, client in self.clients.items():
             if (
-                self.server.sampler.name in EVALUATES_AT_END
+                not statistics
+                and self.server.sampler.name in EVALUATES_AT_END
                 and client.handover_sigma < client.cut.resolve().lowest_trained
             ):
                 raise ValueError(
@@ -200,12 +236,28 @@ class Config(Section):
                     f"{where}.sampler.guidance={node.sampler.guidance:g} compares with images without a label, which "
                     f"{where}.training.label_dropout=0 never trains; set label_dropout above 0, such as 0.1"
                 )
+        if statistics:
+            self._check_statistics()
         if self.server.send_previous and self.server.sampler.name != "dpmpp_2m":
             raise ValueError(
                 f"server.send_previous is for dpmpp_2m, which remembers a step; server.sampler.name="
                 f"{self.server.sampler.name} does not. Leave it out, or sample with dpmpp_2m"
             )
         return self
+
+    def _check_statistics(self) -> None:
+        if self.server.sampler.guidance != 1.0 or self.server.send_previous:
+            raise ValueError(
+                "server.kind=statistics draws an intermediate in one step, without guidance and without a last "
+                "estimate to send; leave out server.sampler.guidance and server.send_previous"
+            )
+        for name, client in self.clients.items():
+            most = most_coefficients(self.data.image_shape)
+            if (client.statistics.coefficients or 0) > most:
+                raise ValueError(
+                    f"clients.{name}.statistics.coefficients={client.statistics.coefficients}; images of shape "
+                    f"{list(self.data.image_shape)} are described by at most {most} of each channel"
+                )
 
     def client(self, name: str) -> ClientSettings:
         """The settings of one client. Raises ConfigError for an unknown name, with the closest match."""

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import bundle, intermediate, release, tensorfile
+from . import bundle, intermediate, release, statistics, tensorfile
 from .errors import FileFormatError
 from .noise import SCHEDULES, Cut, log_snr_from_sigma, t_from_sigma
 from .tensorstream import open_stream
 
-OTHER_KINDS = ("weights", "checkpoint")
+OTHER_KINDS = ("weights", "checkpoint", "gaussians")
 """Kinds that the torch side writes; their tensors are counted, not interpreted."""
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Kind, size, digest and contents of a release, intermediate, bundle, weights or checkpoint file.
+    """Kind, size, digest and contents of a release, statistics, intermediate, bundle, weights or checkpoint file.
 
     The file is checked as if it were used; nothing is run. Of a tensor file only a block is held at a time, and of a
     release the ids besides. Raises FileFormatError.
@@ -32,6 +32,8 @@ def describe(path: Path) -> dict[str, Any]:
         values = _release(path)
     elif kind == intermediate.KIND:
         values = _intermediate(path)
+    elif kind == statistics.KIND:
+        values = _statistics(statistics.read(path))
     elif kind in OTHER_KINDS:
         values = _tensors(path, kind)
     else:
@@ -95,6 +97,21 @@ def _intermediate(path: Path) -> dict[str, Any]:
             "guidance": header.guidance,
             "warm_start": header.previous_sigma is not None,
         }
+
+
+def _statistics(value: statistics.Statistics) -> dict[str, Any]:
+    counts = [round(float(count), 1) for count in value.counts]
+    budget = value.about.budget
+    return {
+        "image_shape": list(value.image_shape),
+        "coefficients": value.about.coefficients,
+        "labels": None if value.label_names is None else dict(zip(value.label_names, counts, strict=True)),
+        "counted": sum(counts),
+        "epsilon": None if budget is None else budget.epsilon,
+        "delta": None if budget is None else budget.delta,
+        "clip": value.about.clip,
+        "simulated": value.simulated,
+    }
 
 
 def _tensors(path: Path, kind: str) -> dict[str, Any]:

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
 from ..config import NetworkSettings
 from ..core import tensorfile
+from ..core.conditioning import Conditions
 from ..core.errors import ConfigError, FileFormatError, MismatchError
-from ..core.noise import SIGMA_MAX
+from ..core.noise import SIGMA_MAX, server_sigmas
 from ..core.pictures import MAX_SIDE
 from .denoiser import Denoiser
 
@@ -39,6 +42,16 @@ class TrainedModel:
     sigma_high: float
     steps: int
     id: str = ""
+    mixes_labels = True
+    """An image may be asked for with several labels."""
+
+    def levels(self, handover: float, num_steps: int) -> list[float]:
+        """A server's noise levels, from pure noise down to where a client takes over."""
+        return server_sigmas(handover, num_steps)
+
+    def begin(self, noise: NDArray[np.float32], sigma: float, conditions: Conditions) -> NDArray[np.float32]:
+        """Images at the first level, of standard normal noise [N, C, H, W]: at SIGMA_MAX nothing else is seen."""
+        return noise * np.float32(sigma)
 
 
 def save(path: Path, model: TrainedModel) -> str:

@@ -20,9 +20,12 @@ from ..core import rows
 from ..core.atomic import storage_error
 from ..core.conditioning import conditions_from_labels, guided
 from ..core.errors import DataError, FileFormatError
+from ..core.moments import default_coefficients
 from ..core.noise import SIGMA_MIN, client_sigmas, system_noise
 from ..core.pictures import Pixels, contact_sheet, side_by_side, to_uint8
 from ..core.samplers import STEPS, run
+from ..core.statistics import Statement, Statistics, to_bytes
+from ..core.statistics import read as read_statistics
 from ..data.datasets import ImageSet
 from ..data.dealing import SiteData
 from ..learning import weights
@@ -30,6 +33,7 @@ from ..learning.denoiser import Denoiser
 from ..learning.training import Observer, Trainer, TrainingData, fresh_denoiser, keyed_seed
 from .ledger import Ledger
 from .runfolder import NodeFolder
+from .summary import summarise
 from .watching import NodeObserver
 
 SHEET_IMAGES = 16
@@ -95,6 +99,49 @@ class Client:
                 raise DataError(f"no release was made, since a server would refuse it: {reason}") from error
 
         ledger.commit(images.digests, made.sigma_cut, path, write, spend_again=spend_again, overwrite=overwrite)
+        return made
+
+    def release_statistics(
+        self,
+        path: Path,
+        ledger: Ledger,
+        *,
+        simulated: bool,
+        new_only: bool = False,
+        spend_again: bool = False,
+        overwrite: bool = False,
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> Statistics:
+        """Write the moments of the training images in place of the images; noised for the site's budget, if it has one.
+
+        The ledger counts each image in it as released, with the rules of :meth:`release`. Labels that the site keeps
+        make one Gaussian of all images. Raises RefusedError for a label with fewer than MIN_IMAGES images where no
+        noise hides them, and for images with several labels or none: statistics are of one label each. With a budget a
+        label whose noised count lies below MIN_IMAGES is left out.
+        """
+        if ledger.recover(path, overwrite=overwrite):
+            return read_statistics(path)
+        images = self._to_release(ledger, new_only=new_only, spend_again=spend_again)
+        settings = self.settings.statistics
+        shape = self.config.data.image_shape
+        about = Statement(
+            shape,
+            settings.coefficients or default_coefficients(shape),
+            settings.budget,
+            settings.clip if settings.budget is not None else None,
+        )
+        made = summarise(images, about, share_labels=self.settings.share_labels, simulated=simulated, advance=advance)
+        data = to_bytes(made)
+        ledger.commit(
+            images.digests,
+            0.0,
+            path,
+            lambda file: file.write(data),
+            statistics=True,
+            budget=about.budget,
+            spend_again=spend_again,
+            overwrite=overwrite,
+        )
         return made
 
     def _to_release(self, ledger: Ledger, *, new_only: bool, spend_again: bool) -> ImageSet:

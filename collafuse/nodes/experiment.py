@@ -12,7 +12,7 @@ import torch
 from ..config import Config
 from ..core import intermediate as intermediates
 from ..core.atomic import write_bytes
-from ..core.errors import ConfigError, MismatchError, RefusedError
+from ..core.errors import ConfigError, MismatchError, RefusedError, UsageError
 from ..data.dealing import load_sites
 from ..data.listening import UNHEARD, Listener
 from ..learning import weights
@@ -22,6 +22,7 @@ from .ledger import Ledger
 from .runfolder import CONFIG, RunFolder
 from .server import Server, train_server
 from .sites import SUFFIX, read_releases
+from .statistics import add_up, read_statistics
 
 CALIBRATION = "calibration.safetensors"
 """In a client's folder: intermediates that the trained server delivered, for an export in reduced precision."""
@@ -62,6 +63,8 @@ def run_experiment(
 
     ``warm_start`` begins each client at the server's weights; it needs clients of the server's size.
     """
+    if warm_start and config.server.kind == "statistics":
+        raise UsageError("a statistics server has no network for a client to start from; leave out --warm-start.")
     run.check(resume=resume, overwrite=overwrite)
     if resume:
         refuse_another(run, config)
@@ -71,11 +74,18 @@ def run_experiment(
     for name, client in clients.items():
         path = run.server.releases / f"{name}{SUFFIX}"
         if not (resume and path.exists()):
-            client.release(path, Ledger(run.client(name).ledger), simulated=True)
+            release = client.release_statistics if config.server.kind == "statistics" else client.release
+            release(path, Ledger(run.client(name).ledger), simulated=True)
     run.write_config(config)
-    found = read_releases(run.server.releases, accept_simulated=True)
-    server = train_server(config, found, run.server, device, observer_of("server"), resume=resume, trackers=trackers)
-    init = server.model if warm_start else None
+    if config.server.kind == "statistics":
+        given = read_statistics(run.server.releases, accept_simulated=True)
+        server = add_up(config, given, run.server, device, observer_of("server"))
+    else:
+        found = read_releases(run.server.releases, accept_simulated=True)
+        server = train_server(
+            config, found, run.server, device, observer_of("server"), resume=resume, trackers=trackers
+        )
+    init = weights.load(run.server.weights, "server") if warm_start else None
     models = {
         name: client.train(run.client(name), device, observer_of(name), resume=resume, init=init, trackers=trackers)
         for name, client in clients.items()

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..core.atomic import give_name, refuse_existing, storage_error, sync_folder
 from ..core.errors import CollaFuseError, OutputExistsError, RefusedError, StorageError
+from ..core.mechanism import Budget
 from .database import open_database
 
 SCHEMA = """
@@ -32,7 +33,11 @@ CREATE TABLE IF NOT EXISTS releases (
 CREATE TABLE IF NOT EXISTS spent (
     image BLOB NOT NULL, release TEXT NOT NULL REFERENCES releases (id), PRIMARY KEY (image, release)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS budgets (
+    release TEXT PRIMARY KEY REFERENCES releases (id), epsilon REAL, delta REAL
+);
 """
+"""A release of statistics has a row in ``budgets``, null for exact ones, and a sigma_cut of 0: it has no level."""
 
 
 Write = Callable[[IO[bytes]], object]
@@ -74,10 +79,14 @@ class Ledger:
         path: Path,
         write: Write,
         *,
+        statistics: bool = False,
+        budget: Budget | None = None,
         spend_again: bool,
         overwrite: bool,
     ) -> None:
         """Record these images as released and give the release file, which ``write`` writes, its name, as one act.
+
+        ``statistics``: it is a release of statistics, for this budget; then sigma_cut is 0.
 
         Raises RefusedError when one was released before and ``spend_again`` is not set, OutputExistsError, or
         StorageError; nothing is spent and nothing is written then.
@@ -91,10 +100,13 @@ class Ledger:
             with self._open() as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 if not spend_again and (again := _spent(connection, digests)).any():
-                    raise _already_released(int(again.sum()), len(digests), _pending(connection))
+                    raise _already_released(int(again.sum()), len(digests), connection)
                 _write_partial(connection, partial, path, write)
                 values = (release, sigma_cut, datetime.now(timezone.utc).isoformat(), partial.name, str(path))
                 connection.execute("INSERT INTO releases VALUES (?, ?, ?, ?, ?, 0)", values)
+                if statistics:
+                    spent = (None, None) if budget is None else (budget.epsilon, budget.delta)
+                    connection.execute("INSERT INTO budgets VALUES (?, ?, ?)", (release, *spent))
                 connection.executemany(
                     "INSERT INTO spent VALUES (?, ?)", ((digest.tobytes(), release) for digest in digests)
                 )
@@ -111,7 +123,7 @@ class Ledger:
     def refusal(self, again: int, total: int) -> RefusedError:
         """The refusal to release ``again`` of ``total`` images a second time; names what still waits for its name."""
         with self._open() as connection:
-            return _already_released(again, total, _pending(connection))
+            return _already_released(again, total, connection)
 
     def recover(self, path: Path, *, overwrite: bool = False) -> bool:
         """Give a release its name that was finished but not named when the machine stopped.
@@ -201,15 +213,18 @@ def _pending(connection: sqlite3.Connection) -> list[tuple[str, Path, Path]]:
     return [(release, Path(path).with_name(partial), Path(path)) for release, partial, path in rows]
 
 
-def _already_released(again: int, total: int, pending: list[tuple[str, Path, Path]]) -> RefusedError:
+def _already_released(again: int, total: int, connection: sqlite3.Connection) -> RefusedError:
     waiting = "".join(
         f" One was interrupted after it was recorded: run the command again with -o {path} to complete it."
-        for _, partial, path in pending
+        for _, partial, path in _pending(connection)
         if partial.exists()
     )
+    rows = connection.execute("SELECT epsilon, delta FROM budgets").fetchall()
+    budgets = ["none" if e is None else f"epsilon {e:g}, delta {d:g}" for e, d in rows]
+    statistics = f" This site released statistics for the budgets {'; '.join(budgets)}; budgets add up." if rows else ""
     others = "pass --new-only to release the others alone, " if again < total else ""
     return RefusedError(
         f"{again} of {total} images were released before. A second noisy copy lets the server average the noise away. "
         f"Send the first release's file again instead, {others}or pass --spend-again if you accept the loss of "
-        f"privacy.{waiting}"
+        f"privacy.{statistics}{waiting}"
     )

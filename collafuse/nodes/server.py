@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,14 +13,14 @@ from numpy.typing import NDArray
 
 from ..config import Config, unknown_client
 from ..core import release as releases
-from ..core.conditioning import Labels, conditions_from_labels, guided, indices_of
+from ..core.conditioning import Conditions, Labels, conditions_from_labels, guided, indices_of
 from ..core.errors import ConfigError, MismatchError, RefusedError, UsageError
 from ..core.intermediate import Intermediate
-from ..core.noise import SIGMA_MAX, Cut, server_sigmas
+from ..core.noise import SIGMA_MAX, Cut
 from ..core.pairing import SIGMA_SLACK
 from ..core.pictures import Pixels, contact_sheet, to_uint8
 from ..core.samplers import EVALUATES_AT_END, STEPS, Counted, History, run
-from ..learning import weights
+from ..learning import gaussian, weights
 from ..learning.denoiser import Denoiser
 from ..learning.training import Observer, Trainer, fresh_denoiser
 from .runfolder import NodeFolder
@@ -31,12 +32,25 @@ SHEET_IMAGES = 8
 MAX_DELIVERY = 1_000_000
 
 
+class ServerModel(Protocol):
+    """What a server learned: a network (``weights.TrainedModel``) or Gaussians (``gaussian.TrainedGaussians``)."""
+
+    @property
+    def denoiser(self) -> Denoiser | gaussian.GaussianDenoiser: ...
+    @property
+    def label_names(self) -> tuple[str, ...]: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def mixes_labels(self) -> bool: ...
+    def levels(self, handover: float, num_steps: int) -> list[float]: ...
+    def begin(self, noise: NDArray[np.float32], sigma: float, conditions: Conditions) -> NDArray[np.float32]: ...
+
+
 class Server:
     """A trained server: its model and what it may deliver to whom."""
 
-    def __init__(
-        self, config: Config, model: weights.TrainedModel, sites: Mapping[str, Site], device: torch.device
-    ) -> None:
+    def __init__(self, config: Config, model: ServerModel, sites: Mapping[str, Site], device: torch.device) -> None:
         self.config = config
         self.model = model
         self.sites = dict(sites)
@@ -47,6 +61,8 @@ class Server:
     def load(cls, folder: NodeFolder, device: torch.device) -> Server:
         """A server from its folder. Raises FileFormatError when it is not trained or damaged."""
         config = folder.read_config()
+        if config.server.kind == "statistics":
+            return cls(config, gaussian.load(folder.weights), read_sites(folder.sites), device)
         return cls(config, weights.load(folder.weights, "server"), read_sites(folder.sites), device)
 
     def deliver(
@@ -140,7 +156,8 @@ class Server:
         """Multi-hot labels [count, K] in the model's order, or None for images without labels.
 
         A label is delivered to a client only where it was released at or below that client's cut: above a cut the
-        server has learned only the sites whose cuts lie below. Raises RefusedError otherwise.
+        server has learned only the sites whose cuts lie below. Raises RefusedError otherwise, and for several labels
+        at once where statistics of them were not released.
         """
         site = self.site(client)
         if labels is None and not site.label_names:
@@ -148,6 +165,11 @@ class Server:
         allowed = self.deliverable(client)
         if labels is not None:
             indices_of(labels, self.model.label_names)
+            if len(set(labels)) != 1 and not self.model.mixes_labels:
+                raise RefusedError(
+                    f"labels {', '.join(labels) or 'of no kind'}: sites released statistics of one label at a time, so "
+                    "an image is asked for with exactly one, or without labels by a client that keeps them."
+                )
             for label in labels:
                 if label not in allowed:
                     raise RefusedError(
@@ -166,26 +188,38 @@ class Server:
     def deliverable(self, client: str) -> tuple[str, ...]:
         """The labels that may be delivered to a client."""
         cut = self.site(client).sigma_cut
-        known = {n for s in self.sites.values() if s.sigma_cut <= cut * (1 + SIGMA_SLACK) for n in s.label_names or ()}
+        known = {
+            n for s in self.sites.values() if s.taught_from <= cut * (1 + SIGMA_SLACK) for n in s.label_names or ()
+        }
         return tuple(name for name in self.model.label_names if name in known)
 
     def levels(self, client: str, sampler: str | None = None) -> list[float]:
-        """The server's noise levels for a client, from SIGMA_MAX down to where it takes over.
+        """The server's noise levels for a client, down to where it takes over: from SIGMA_MAX, or that level alone.
 
         ``sampler`` stands in for the configured one. Raises ConfigError for a schedule that would ask the denoiser
         about levels where nothing was learned.
         """
-        sigmas = server_sigmas(self.handover_sigma(client), self.config.server.sampler.steps)
+        sigmas = self.model.levels(self.handover_sigma(client), self.config.server.sampler.steps)
+        if len(sigmas) == 1:  # nothing is evaluated
+            return sigmas
         name = sampler or self.config.server.sampler.name
         evaluated = sigmas if name in EVALUATES_AT_END else sigmas[:-1]
         lowest = Cut(self.site(client).sigma_cut).lowest_trained
-        if evaluated and min(evaluated) < lowest * (1 - SIGMA_SLACK):
+        if min(evaluated) < lowest * (1 - SIGMA_SLACK):
             raise ConfigError(
                 f"server.sampler ({name}, {self.config.server.sampler.steps} steps) would evaluate at sigma "
                 f"{min(evaluated):.4g}, below {lowest:.4g} where the release of {client!r} teaches nothing; "
                 f"use fewer steps, or give clients.{client}.handover at least 1.05."
             )
         return sigmas
+
+    def begin(self, indices: range, labels: Labels | None, sigma: float, seed: int) -> NDArray[np.float32]:
+        """Images [N, C, H, W] at the first level of their way; each has its own noise, keyed by (seed, index).
+
+        labels: [N, K] as :meth:`plan_labels` made them.
+        """
+        noise = start_noise(indices, self.model.denoiser.image_shape, seed)
+        return self.model.begin(noise, sigma, conditions_from_labels(labels, len(noise), len(self.model.label_names)))
 
     @torch.inference_mode()
     def _sample(
@@ -196,8 +230,8 @@ class Server:
         conditions = conditions_from_labels(
             None if labels is None else labels[rows], count, len(self.model.label_names)
         )
-        start = start_noise(range(rows.start, rows.stop), self.model.denoiser.image_shape, seed)
-        x = torch.from_numpy(start).to(self.device) * SIGMA_MAX
+        start = self.begin(range(rows.start, rows.stop), None if labels is None else labels[rows], sigmas[0], seed)
+        x = torch.from_numpy(start).to(self.device)
         model = Counted(self.model.denoiser)
         guidance = self.config.server.sampler.guidance if labels is not None else 1.0
         denoise = guided(model, torch.from_numpy(conditions).to(self.device), guidance)

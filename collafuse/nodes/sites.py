@@ -28,11 +28,18 @@ SUFFIX = ".safetensors"
 @dataclass(frozen=True)
 class Site:
     """What the server knows of a client: the cut of its release, which labels it shared (None: it kept them),
-    and whether a simulation made the release."""
+    whether a simulation made the release, and whether it released statistics, which stand at no level themselves
+    (sigma_cut is then the one that the configuration gives the client)."""
 
     sigma_cut: float
     label_names: tuple[str, ...] | None
     simulated: bool = False
+    statistics: bool = False
+
+    @property
+    def taught_from(self) -> float:
+        """The level from which on its release teaches something."""
+        return 0.0 if self.statistics else self.sigma_cut
 
 
 def read_releases(folder: Path, *, accept_simulated: bool) -> dict[str, list[releases.Release]]:
@@ -42,18 +49,12 @@ def read_releases(folder: Path, *, accept_simulated: bool) -> dict[str, list[rel
     unless accepted, MismatchError when shapes differ or one client's cuts do.
     """
     found: dict[str, list[releases.Release]] = {}
-    paths = sorted(folder.glob(f"[!.]*{SUFFIX}"))  # a hidden file is one that was never finished
-    in_memory = sum(path.stat().st_size for path in paths) <= rows.IN_MEMORY_BYTES
-    for path in paths:
+    paths = by_client(folder)
+    in_memory = sum(path.stat().st_size for _, path in paths) <= rows.IN_MEMORY_BYTES
+    for name, path in paths:
         release = releases.read(path, in_memory=in_memory)
-        if release.simulated and not accept_simulated:
-            raise RefusedError(
-                f"{path} is a simulated release, made by a process that also held the images; a server does not learn "
-                "from it by mistake. Pass --accept-simulated if that is what you want."
-            )
-        found.setdefault(path.name.split(".")[0], []).append(release)
-    if not found:
-        raise UsageError(f"{folder} holds no releases (*{SUFFIX}); put each client's release file there.")
+        refuse_simulated(path, release.simulated, accept_simulated)
+        found.setdefault(name, []).append(release)
     shapes = {name: r.image_shape for name, rs in found.items() for r in rs}
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
@@ -63,6 +64,23 @@ def read_releases(folder: Path, *, accept_simulated: bool) -> dict[str, list[rel
             cuts = ", ".join(f"{r.sigma_cut:g}" for r in of_client)
             raise MismatchError(f"client {name!r} sent releases at different cuts (sigma {cuts}); keep those of one.")
     return found
+
+
+def by_client(folder: Path) -> list[tuple[str, Path]]:
+    """The release files of a folder with the client of each. Raises UsageError when there is none."""
+    paths = sorted(folder.glob(f"[!.]*{SUFFIX}"))  # a hidden file is one that was never finished
+    if not paths:
+        raise UsageError(f"{folder} holds no releases (*{SUFFIX}); put each client's release file there.")
+    return [(path.name.split(".")[0], path) for path in paths]
+
+
+def refuse_simulated(path: Path, simulated: bool, accept_simulated: bool) -> None:
+    """Raise RefusedError for a release of a simulation that was not accepted."""
+    if simulated and not accept_simulated:
+        raise RefusedError(
+            f"{path} is a simulated release, made by a process that also held the images; a server does not learn "
+            "from it by mistake. Pass --accept-simulated if that is what you want."
+        )
 
 
 def sites_of(found: Mapping[str, Sequence[releases.Release]]) -> dict[str, Site]:
@@ -161,5 +179,6 @@ def read_sites(path: Path) -> dict[str, Site]:
         names = None if kept is None else Fields({"label_names": kept}, str(path)).names("label_names")
         # Servers of before this was recorded do not say, which is not a no.
         simulated = fields.boolean("simulated") if "simulated" in values[name] else True
-        sites[name] = Site(sigma_cut, names, simulated)
+        statistics = fields.boolean("statistics") if "statistics" in values[name] else False
+        sites[name] = Site(sigma_cut, names, simulated, statistics)
     return sites

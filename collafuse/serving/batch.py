@@ -22,6 +22,7 @@ from ..core.conditioning import guided
 from ..core.noise import SIGMA_MAX
 from ..core.samplers import EVALUATES_AT_END, STEPS, History
 from ..learning.denoiser import Denoiser
+from ..learning.gaussian import GaussianDenoiser
 
 IDLE_SIGMA = 1.0
 """The level of a row that nobody uses; it stays there."""
@@ -53,7 +54,13 @@ class Batch:
     """
 
     def __init__(
-        self, denoiser: Denoiser, slots: int, guidance: float, device: torch.device, *, fit: bool = False
+        self,
+        denoiser: Denoiser | GaussianDenoiser,
+        slots: int,
+        guidance: float,
+        device: torch.device,
+        *,
+        fit: bool = False,
     ) -> None:
         self.slots, self.guidance, self.fit = slots, guidance, fit
         self.rows: dict[int, Row] = {}

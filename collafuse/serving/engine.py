@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from ..core.conditioning import conditions_from_labels
 from ..core.errors import BusyError
 from ..core.intermediate import Intermediate
-from ..core.noise import SIGMA_MAX
 from ..core.samplers import evaluations
 from ..nodes.server import Server, start_noise
 from .admission import DrainRate
@@ -97,13 +96,14 @@ class Engine:
         job = Job(order, time.monotonic() + seconds, *self._space(order.count))
         with self._wake:
             self._admit(order.count, seconds)
-            if len(order.sigmas) == 1:  # a cut at SIGMA_MAX: the client does everything
-                job.x[:] = start_noise(order.indices, job.x.shape[1:], order.seed) * SIGMA_MAX
-                job.future.set_result((job.x, job.x0_hat))
+            if len(order.sigmas) > 1:
+                self._jobs.append(job)
+                self._turns.append(job)
+                self._wake.notify()
                 return job
-            self._jobs.append(job)
-            self._turns.append(job)
-            self._wake.notify()
+        # No step is to be made: a cut at SIGMA_MAX, where the client does everything, or a draw from statistics.
+        job.x[:] = self.server.begin(order.indices, order.labels, order.sigmas[0], order.seed)
+        job.future.set_result((job.x, job.x0_hat))
         return job
 
     def cancel(self, job: Job) -> None:
