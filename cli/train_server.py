@@ -27,9 +27,13 @@ def train_server(
     track: options.Trackers = None,
     as_json: options.Json = False,
 ) -> None:
-    """At the server: train the high-noise half from releases alone, or add up statistics. Writes RUN/server."""
+    """At the server: train the high-noise half from releases alone, or add up statistics. Writes RUN/server.
+
+    On several GPUs: torchrun --nproc-per-node N -m cli train-server CONFIG --releases DIR -o RUN.
+    """
     from collafuse.config import load
-    from collafuse.learning.training import choose_device
+    from collafuse.learning.distributed import meeting
+    from collafuse.learning.training import UNWATCHED, choose_device
     from collafuse.nodes.runfolder import RunFolder
     from collafuse.nodes.server import train_server as learn
     from collafuse.nodes.sites import read_releases
@@ -37,19 +41,25 @@ def train_server(
 
     options.refuse_both(resume, overwrite)
     settings = load(config, overrides or ())
-    folder, on = RunFolder(out).server, choose_device(device)
+    folder = RunFolder(out).server
     if settings.server.kind == "statistics":
         given = read_statistics(releases, accept_simulated=accept_simulated)
         folder.prepare(resume=resume, overwrite=overwrite)
         with reporting() as reporter:
-            server = add_up(settings, given, folder, on, reporter.observer("server"))
+            server = add_up(settings, given, folder, choose_device(device), reporter.observer("server"))
         say(f"Added up the statistics of {', '.join(given)} in {folder.path}. Next:")
     else:
         found = read_releases(releases, accept_simulated=accept_simulated)
-        folder.prepare(resume=resume, overwrite=overwrite)
-        with reporting() as reporter:
-            observer = reporter.observer("server")
-            server = learn(settings, found, folder, on, observer, resume=resume, trackers=track or ())
+        with meeting(choose_device(device)) as (ranks, device_here):
+            if ranks.leads:
+                folder.prepare(resume=resume, overwrite=overwrite)
+            with reporting() as reporter:
+                observer = reporter.observer("server") if ranks.leads else UNWATCHED
+                server = learn(
+                    settings, found, folder, device_here, observer, resume=resume, trackers=track or (), ranks=ranks
+                )
+        if not ranks.leads:
+            return
         images = sum(len(r.z) for rs in found.values() for r in rs)
         say(f"Trained the server on {images} images in {folder.path}. Next:")
     say(f"  collafuse deliver {out} --client {next(iter(server.sites))} -n 64 -o intermediates.safetensors")

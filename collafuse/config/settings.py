@@ -101,6 +101,12 @@ class TrainingSettings(Section):
     seed: Seed = 0
     mixed_precision: bool = True
     """bfloat16 autocast on CUDA; without effect elsewhere."""
+    accumulate: Count = 1
+    """Parts in which a step's images pass through the network, one after the other: memory for one part is enough."""
+    recompute: bool = False
+    """Keep only what goes into each residual block and compute it again on the way back: less memory, more work."""
+    compile: bool = False
+    """Train through torch.compile, and without where it does not work; minutes at the start, see docs/training.md."""
 
 
 class SamplerSettings(Section):

@@ -13,7 +13,8 @@
     |-- RuntimeMissingError       11   a package or execution provider that is needed is not there
     |-- BusyError                 12   the server has no room for this now
     |-- AccessError               13   a token is missing, wrong, expired or does not allow this
-    `-- UnreachableError          14   the server does not answer, or is not the one that was pinned
+    |-- UnreachableError          14   the server does not answer, or is not the one that was pinned
+    `-- RankLostError             15   another process of a training in several ended
 
 Every message names the offending value, what was expected and what to do next. ``docs/exit-codes.md``
 lists the codes; Ctrl-C exits with 130.
@@ -106,6 +107,12 @@ class UnreachableError(CollaFuseError):
     """A server does not answer, or is not the one whose certificate was pinned."""
 
     exit_code = 14
+
+
+class RankLostError(CollaFuseError):
+    """Another process of a training in several ended, or was not heard of for too long."""
+
+    exit_code = 15
 
 
 def first_line(error: Exception) -> str:

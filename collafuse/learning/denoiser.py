@@ -20,10 +20,10 @@ from .networks import UNet
 
 
 class Denoiser(nn.Module):
-    """D(x [B, C, H, W], sigma [B] or a float, conditions [B, K + 1]) -> x0_hat [B, C, H, W], float32.
+    """D(x [B, C, H, W], sigma [B] or a float, conditions [B, K + 1]) -> x0_hat [B, C, H, W], in the weights' precision.
 
-    Preconditioning is computed in float32 always; with ``mixed_precision`` the network runs in bfloat16 on
-    CUDA.
+    That is float32 everywhere but in tests that compare in float64. Preconditioning is computed in it always; with
+    ``mixed_precision`` the network runs in bfloat16 on CUDA.
     """
 
     def __init__(
@@ -37,15 +37,20 @@ class Denoiser(nn.Module):
         self.mixed_precision = False
         self.network = UNet(network, image_shape, num_labels)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' precision."""
+        return self.network.first.weight.dtype
+
     def forward(self, x: Tensor, sigma: Any, conditions: Tensor) -> Tensor:
-        levels = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
+        levels = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
         sigma_B111 = levels.reshape(-1, 1, 1, 1)
         total = (sigma_B111.square() + self.sigma_data**2).sqrt()
         c_skip = (self.sigma_data / total).square()
         c_out = sigma_B111 * self.sigma_data / total
         with self._autocast(x):
             raw = self.network(x / total, levels.log() / 4, conditions)
-        return c_skip * x + c_out * raw.float()
+        return c_skip * x + c_out * raw.to(x.dtype)
 
     def _autocast(self, x: Tensor) -> Any:
         if self.mixed_precision and x.device.type == "cuda":

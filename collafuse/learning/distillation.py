@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import TrainingSettings
 from ..core.conditioning import guided
 from ..core.samplers import STEPS, Denoise
 from .denoiser import Denoiser, loss_weight
-from .training import Observer, Trainer, TrainingData
+from .training import Batch, Observer, Trainer, TrainingData
 
 RHO = 7.0
 """Spacing of the teacher's levels, as of a client's own (Karras et al. 2022, eq. 5)."""
@@ -77,12 +77,15 @@ class Distiller(Trainer):
         self.teacher = teacher
         teacher.denoiser.to(device)
 
-    def _losses(
-        self, z: Tensor, conditions: Tensor, sigma_floor: Tensor, sigma: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        sigma = sigma.clone()
+    def _batch(self, step: int) -> Batch:
+        batch = super()._batch(step)
+        sigma = batch.sigma.clone()
         sigma[::2] = self.data.sigma_high
-        x = z + sigma.reshape(-1, 1, 1, 1) * noise
-        target = self.teacher.finish(x, sigma, conditions)
-        squares = (self.model(x, sigma, conditions) - target).square().flatten(1).mean(dim=1)
-        return sigma, loss_weight(sigma, self.model.sigma_data) * squares
+        return batch._replace(sigma=sigma)
+
+    def _losses(self, denoise: nn.Module, part: Batch) -> Tensor:
+        """The distance from where the teacher arrives, for each image of a part."""
+        x = part.z + part.sigma.reshape(-1, 1, 1, 1) * part.noise
+        target = self.teacher.finish(x, part.sigma, part.conditions)
+        squares = (denoise(x, part.sigma, part.conditions) - target).square().flatten(1).mean(dim=1)
+        return loss_weight(part.sigma, self.model.sigma_data) * squares

@@ -1,7 +1,8 @@
 """The one training loop, for either node.
 
 Every random number is keyed by (seed, step), and every batch by its place in an endless shuffled stream, so
-a resumed training sees exactly what an uninterrupted one sees.
+a resumed training sees exactly what an uninterrupted one sees. On several ranks each draws the numbers of the whole
+batch and keeps those of its own images; only the masks of ``dropout`` are a rank's own.
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import NetworkSettings, TrainingSettings
-from ..core.errors import CollaFuseError, first_line
+from ..core.conditioning import unconditional
+from ..core.errors import CollaFuseError, ConfigError, first_line
 from ..core.rows import Rows
 from . import checkpoint
 from .denoiser import Denoiser
+from .distributed import ALONE, Ranks
 from .feeding import feed
 from .objective import denoising_loss, draw_levels, lowest_level
 
@@ -36,6 +40,8 @@ FINAL_LEARNING_RATE = 0.01
 SUMMED_VALUES = 1 << 20
 """Pixel values summed at a time in float64: some 20 MB of memory."""
 DEVICE_TYPES = ("cuda", "mps", "cpu")
+MANNER = frozenset({"accumulate", "compile", "recompute"})
+"""Settings that say how a step is computed, not what; a training may go on with others."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,25 @@ class Observer(Protocol):
         """Time for a sample sheet with the averaged weights."""
 
 
+class Unwatched:
+    """Watches a training and keeps it to itself: the ranks that do not lead have nothing to say."""
+
+    def started(self, step: int, total: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def logged(self, record: dict[str, Any]) -> None:
+        pass
+
+    def sampled(self, step: int, denoiser: Denoiser) -> None:
+        pass
+
+
+UNWATCHED = Unwatched()
+
+
 def choose_device(name: str = "auto") -> torch.device:
     """The device named, or the best one there is: cuda, then mps, then cpu."""
     if name != "auto":
@@ -177,6 +202,19 @@ def learning_rate_at(step: int, settings: TrainingSettings) -> float:
     return settings.learning_rate * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
 
 
+class Batch(NamedTuple):
+    """A step's images, or a part of them: z [B, C, H, W] at levels sigma_floor [B], to train at sigma [B]."""
+
+    z: Tensor
+    conditions: Tensor
+    sigma_floor: Tensor
+    sigma: Tensor
+    noise: Tensor
+
+    def take(self, rows: slice) -> Batch:
+        return Batch(*(tensor[rows] for tensor in self))
+
+
 class Trainer:
     """Trains a denoiser on one node's data. ``run`` starts or goes on; ``ema`` holds the averaged weights."""
 
@@ -189,17 +227,24 @@ class Trainer:
         device: torch.device,
         observer: Observer,
         start: str = "fresh",
+        ranks: Ranks = ALONE,
     ) -> None:
         """``start`` says which weights the denoiser holds now; a training resumes from a checkpoint of the same
-        settings, network, data and start."""
+        settings, network, data and start. On several ``ranks`` the first one alone writes and tells the observer.
+        Raises ConfigError when the batch cannot be dealt to them evenly."""
         self.settings = settings
         self.folder = folder
         self.device = device
         self.observer = observer
+        self.ranks = ranks
+        self._share = ranks.share(settings.batch_size)
+        self._parts = _parts(self._share.stop - self._share.start, settings.accumulate)
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.model = denoiser.to(device=device, memory_format=layout)
         self.model.mixed_precision = settings.mixed_precision
+        self.model.network.recompute = settings.recompute
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self._denoise: nn.Module = self.model
         self.data = data.to(device)
         self._feed = feed(self.data.images, self._rows, device)
         self.optimizer = torch.optim.AdamW(
@@ -207,10 +252,10 @@ class Trainer:
             lr=settings.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=settings.weight_decay,
-            fused=device.type == "cuda",
+            fused=device.type in ("cuda", "cpu"),
         )
         plain = {
-            "training": settings.model_dump(),
+            "training": settings.model_dump(exclude=set(MANNER)),
             "network": denoiser.network_settings.model_dump(),
             "sigma_data": denoiser.sigma_data,
             "start": start,
@@ -218,76 +263,115 @@ class Trainer:
         self.identity = checkpoint.Identity(checkpoint.digest_of_settings(plain), data.digest())
 
     def run(self, resume: bool = False, ready: Callable[[], None] = lambda: None) -> Denoiser:
-        """Train to the configured number of steps; returns the denoiser with averaged weights.
+        """Train to the configured number of steps; returns the denoiser with averaged weights, on every rank.
 
-        ``ready`` is called once a resume has been accepted and before the first step: the place to write what
-        belongs to this training beside its weights. Raises MismatchError when a checkpoint to resume from was made
-        with another configuration or data.
+        ``ready`` is called once a resume has been accepted and before the first step, on the first rank: the place to
+        write what belongs to this training beside its weights. Raises MismatchError when a checkpoint to resume from
+        was made with another configuration or data.
         """
-        start = 0
-        if resume:
-            arguments = (self.model, self.ema, self.optimizer, self.identity, self.observer.note)
-            start = checkpoint.resume(self.folder / "checkpoints", *arguments)
-        ready()
-        self.observer.started(start, self.settings.steps)
+        start = self._resume() if resume else 0
+        if self.ranks.leads:
+            ready()
+            self.observer.started(start, self.settings.steps)
         self.model.train()
-        window = _LossWindow(self.device)
         with self._feed:
-            self._train(start, window)
+            self._train(start)
+        self.ranks.copy_from_first(list(self.ema.parameters()))
         return self.ema
 
-    def _train(self, start: int, window: _LossWindow) -> None:
+    def _resume(self) -> int:
+        """The step to go on from; the first rank reads the checkpoint, the others get what it holds."""
+        start = 0
+        if self.ranks.leads:
+            arguments = (self.model, self.ema, self.optimizer, self.identity, self.observer.note)
+            start = checkpoint.resume(self.folder / "checkpoints", *arguments)
+        start = self.ranks.same(start, self.device)
+        if start > 0:
+            self.ranks.copy_adam_from_first(self.optimizer)
+        return start
+
+    def _train(self, start: int) -> None:
         """Every step from ``start`` on."""
+        window = _LossWindow(self.device, self.model.dtype, self.ranks)
         # Dropout draws from torch's global generator; it is seeded per step and put back afterwards.
         devices = [self.device] if self.device.type == "cuda" else []
+        place = () if self.ranks.leads else (self.ranks.rank,)
         with torch.random.fork_rng(devices=devices):
+            self._denoise = self.ranks.joined_gradients(self._fastest(), self.device)
             for step in range(start, self.settings.steps):
-                torch.manual_seed(keyed_seed(self.settings.seed, "dropout", step))
+                torch.manual_seed(keyed_seed(self.settings.seed, "dropout", step, *place))
                 window.add(*self._step(step))
                 self._after(step + 1, window)
 
-    def _rows(self, step: int) -> Tensor:
-        """The rows [B] of a step's batch."""
-        return batch_rows(len(self.data), self.settings.batch_size, step, self.settings.seed)
+    def _fastest(self) -> nn.Module:
+        """The model, compiled where that is asked for and works, on all ranks or on none."""
+        if not self.settings.compile:
+            return self.model
+        compiled: Any = torch.compile(self.model, dynamic=False)
+        batch = self._batch(0)
+        failure = None
+        try:  # torch compiles at the first call, forwards and backwards
+            self._losses(compiled, batch.take(self._parts[0])).mean().backward()
+        except (RuntimeError, ImportError, OSError, AssertionError) as error:
+            failure = first_line(error)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ranks.total(torch.tensor(float(failure is not None), device=self.device)) == 0:
+            return compiled
+        if self.ranks.leads:
+            where = failure or "another process said so"
+            self.observer.note(f"training.compile=true does not work here and is left out: {where}")
+        return self.model
 
     def _step(self, step: int) -> tuple[Tensor, Tensor]:
-        """One optimiser step; returns levels [B] and losses [B]."""
+        """One optimiser step; returns levels [B] and losses [B] of this rank's images."""
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings)
-        z, conditions, sigma_floor, sigma, noise = self._batch(step)
+        batch = self._batch(step)
         self.optimizer.zero_grad(set_to_none=True)
-        sigma, losses = self._losses(z, conditions, sigma_floor, sigma, noise)
-        losses.mean().backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
+        losses = [self._learn(batch.take(part), last=part == self._parts[-1]) for part in self._parts]
+        nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
         self.optimizer.step()
-        self._update_ema(step)
-        return sigma, losses.detach()
+        if self.ranks.leads:
+            self._update_ema(step)
+        return batch.sigma, torch.cat(losses)
 
-    def _losses(
-        self, z: Tensor, conditions: Tensor, sigma_floor: Tensor, sigma: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The levels trained at [B], and the loss of each image [B]."""
-        return sigma, denoising_loss(
-            lambda x, level: self.model(x, level, conditions), z, sigma_floor, sigma, noise, self.model.sigma_data
-        )
+    def _learn(self, part: Batch, last: bool) -> Tensor:
+        """Add a part's gradient to the step's; the ranks exchange them once, with the last part."""
+        alone = self._denoise.no_sync() if not last and self.ranks.size > 1 else nullcontext()  # type: ignore[operator]
+        with alone:
+            losses = self._losses(self._denoise, part)
+            (losses.mean() / len(self._parts)).backward()
+        return losses.detach()
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        settings, data = self.settings, self.data
+    def _losses(self, denoise: nn.Module, part: Batch) -> Tensor:
+        """The objective for each image of a part."""
+        return denoising_loss(
+            lambda x, level: denoise(x, level, part.conditions),
+            part.z, part.sigma_floor, part.sigma, part.noise, self.model.sigma_data,
+        )  # fmt: skip
+
+    def _rows(self, step: int) -> Tensor:
+        """The rows of this rank's share of a step's batch."""
+        return batch_rows(len(self.data), self.settings.batch_size, step, self.settings.seed)[self._share]
+
+    def _batch(self, step: int) -> Batch:
+        """This rank's images of a step, ready to learn from. Nothing here makes the host wait for the device."""
+        settings, data, mine, dtype = self.settings, self.data, self._share, self.model.dtype
         generator = torch.Generator(self.device).manual_seed(keyed_seed(settings.seed, "step", step))
-        rows = self._rows(step).to(self.device)
+        rows = _sent(self._rows(step), self.device)
         z, floor = to_float(self._feed.batch(step)), data.sigma_floor[rows]
-        uniform = torch.rand(3, len(rows), generator=generator, device=self.device)
+        uniform = torch.rand(3, settings.batch_size, generator=generator, device=self.device)[:, mine]
         if data.horizontal_flip:
             z = torch.where((uniform[0] < 0.5).reshape(-1, 1, 1, 1), z.flip(-1), z)
-        conditions = data.conditions[rows].clone()
+        conditions = data.conditions[rows]
         dropped = uniform[1] < settings.label_dropout
-        conditions[dropped] = 0
-        conditions[dropped, -1] = 1
+        conditions = torch.where(dropped[:, None], unconditional(conditions), conditions)
         low = lowest_level(floor)
         sigma = draw_levels(uniform[2], low, data.sigma_high, settings.log_sigma_mean, settings.log_sigma_std)
-        noise = torch.randn(z.shape, generator=generator, device=self.device)
-        return z, conditions, floor, sigma, noise
+        shape = (settings.batch_size, *z.shape[1:])
+        noise = torch.randn(shape, generator=generator, device=self.device)[mine]
+        return Batch(*(tensor.to(dtype) for tensor in (z, conditions, floor, sigma, noise)))
 
     @torch.no_grad()
     def _update_ema(self, step: int) -> None:
@@ -297,51 +381,88 @@ class Trainer:
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), weight)
 
     def _after(self, step: int, window: _LossWindow) -> None:
-        """What is due once ``step`` steps are done."""
+        """What is due once ``step`` steps are done; the first rank does it, with the losses of all."""
         settings, last = self.settings, step == self.settings.steps
         log_now, save_now = (step % every == 0 or last for every in (settings.log_every, settings.checkpoint_every))
-        if (log_now or save_now) and not math.isfinite(loss := window.loss()):
-            raise CollaFuseError(
-                f"the loss is {loss} by step {step}; lower learning_rate={settings.learning_rate} or take another "
-                "seed, and train into a new run folder."
-            )
+        if log_now or save_now:
+            losses = window.all()
+            if not math.isfinite(losses.mean):
+                raise CollaFuseError(
+                    f"the loss is {losses.mean} by step {step}; lower learning_rate={settings.learning_rate} or take "
+                    "another seed, and train into a new run folder."
+                )
+            if log_now:
+                window.restart()
+        if not self.ranks.leads:
+            return
         if log_now:
-            record = window.read() | {"step": step, "learning_rate": learning_rate_at(step - 1, settings)}
-            self.observer.logged(record)
+            self.observer.logged(
+                losses.record() | {"step": step, "learning_rate": learning_rate_at(step - 1, settings)}
+            )
         if save_now:
             checkpoint.save(self.folder / "checkpoints", step, self.model, self.ema, self.optimizer, self.identity)
         if step % settings.sample_every == 0 or last:
             self.observer.sampled(step, self.ema)
 
 
+def _parts(count: int, accumulate: int) -> list[slice]:
+    """A rank's images in as many parts. Raises ConfigError when they do not divide evenly."""
+    if count % accumulate:
+        raise ConfigError(
+            f"training.accumulate={accumulate} does not divide the {count} images of a step in each process; "
+            "use a divisor of it, or another batch_size."
+        )
+    each = count // accumulate
+    return [slice(start, start + each) for start in range(0, count, each)]
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the host on the device, without waiting for what the device still has to do."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """Losses of some steps by noise bucket: their sums and counts, and the time they took."""
+
+    sums: Sequence[float]
+    counts: Sequence[float]
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        return sum(self.sums) / max(1.0, sum(self.counts))
+
+    def record(self) -> dict[str, Any]:
+        """As it is logged."""
+        buckets = zip(BUCKET_NAMES, self.sums, self.counts, strict=True)
+        return {
+            "loss": self.mean,
+            "loss_per_sigma": {name: total / count for name, total, count in buckets if count},
+            "images_per_second": sum(self.counts) / max(self.seconds, 1e-9),
+        }
+
+
 class _LossWindow:
     """Losses since the last log, per noise bucket, summed on the device so that nothing waits for the host."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.edges = torch.tensor(BUCKET_EDGES, device=device)
-        self.sums = torch.zeros(2, len(BUCKET_NAMES), device=device)
-        self.since = time.monotonic()
-        self.images = 0
+    def __init__(self, device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._edges = torch.tensor(BUCKET_EDGES, device=device)
+        self._sums = torch.zeros(2, len(BUCKET_NAMES), device=device, dtype=dtype)
+        self._since = time.monotonic()
 
     def add(self, sigma: Tensor, losses: Tensor) -> None:
-        bucket = torch.bucketize(sigma, self.edges)
-        self.sums[0].index_add_(0, bucket, losses.float())
-        self.sums[1].index_add_(0, bucket, torch.ones_like(sigma))
-        self.images += len(sigma)
+        bucket = torch.bucketize(sigma, self._edges)
+        self._sums[0].index_add_(0, bucket, losses.to(self._sums.dtype))
+        self._sums[1].index_add_(0, bucket, torch.ones_like(losses, dtype=self._sums.dtype))
 
-    def loss(self) -> float:
-        """The mean since the last log."""
-        total, count = self.sums.sum(dim=1).tolist()
-        return total / max(1.0, count)
+    def all(self) -> _Losses:
+        """Those of all ranks since the last log; here the host waits for the device, and the ranks for each other."""
+        sums, counts = self._ranks.total(self._sums).tolist()
+        return _Losses(sums, counts, time.monotonic() - self._since)
 
-    def read(self) -> dict[str, Any]:
-        """Everything since the last log; the next one starts here."""
-        totals, counts = self.sums.tolist()
-        seconds, loss = time.monotonic() - self.since, self.loss()
-        per_bucket = {
-            name: total / count for name, total, count in zip(BUCKET_NAMES, totals, counts, strict=True) if count
-        }
-        record = {"loss": loss, "loss_per_sigma": per_bucket, "images_per_second": self.images / max(seconds, 1e-9)}
-        self.sums.zero_()
-        self.since, self.images = time.monotonic(), 0
-        return record
+    def restart(self) -> None:
+        """The next log starts here."""
+        self._sums.zero_()
+        self._since = time.monotonic()

@@ -29,7 +29,10 @@ CALIBRATION = "calibration.safetensors"
 CALIBRATION_IMAGES = 256
 CALIBRATION_SEED = 0
 
-FREE = re.compile(r"name$|data\.(path|cache)$|(server|clients\.[^.]+)\.(sampler\.|send_previous$|ledger$|path$)")
+FREE = re.compile(
+    r"name$|data\.(path|cache)$|(server|clients\.[^.]+)\.(sampler\.|send_previous$|ledger$|path$"
+    r"|training\.(accumulate|compile|recompute)$)"
+)
 """Settings that may be others when a run is resumed: neither a training nor a release depends on them. That the images
 are the same is checked by their digests."""
 

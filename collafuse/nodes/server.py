@@ -22,6 +22,7 @@ from ..core.pictures import Pixels, contact_sheet, to_uint8
 from ..core.samplers import EVALUATES_AT_END, STEPS, Counted, History, run
 from ..learning import gaussian, weights
 from ..learning.denoiser import Denoiser
+from ..learning.distributed import ALONE, Ranks
 from ..learning.training import Observer, Trainer, fresh_denoiser
 from .runfolder import NodeFolder
 from .sites import Site, check_names, mixture_warning, read_sites, sites_of, training_data, write_sites
@@ -254,8 +255,9 @@ def train_server(
     *,
     resume: bool = False,
     trackers: Sequence[str] = (),
+    ranks: Ranks = ALONE,
 ) -> Server:
-    """Train the high-noise denoiser on releases alone and write its weights."""
+    """Train the high-noise denoiser on releases alone and write its weights; on several ranks the first one writes."""
     sites = sites_of(found)
     if (warning := mixture_warning(sites)) is not None:
         observer.note(f"warning: {warning}")
@@ -286,10 +288,12 @@ def train_server(
         folder.write_config(config.for_server())
         write_sites(folder.sites, sites)
 
-    watching = NodeObserver(folder.path, observer, trackers, sheet)
+    watching = NodeObserver(folder.path, observer, trackers if ranks.leads else (), sheet)
     try:
-        trained = Trainer(denoiser, data, settings, folder.path, device, watching).run(resume, ready)
+        trained = Trainer(denoiser, data, settings, folder.path, device, watching, ranks=ranks).run(resume, ready)
     finally:
         watching.close()
+    if not ranks.leads:
+        return Server(config, replace(model, denoiser=trained), sites, device)
     weights.save(folder.weights, replace(model, denoiser=trained))
     return Server.load(folder, device)

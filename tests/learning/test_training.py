@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 
-from collafuse.core.errors import CollaFuseError, FileFormatError, MismatchError
+from collafuse.core.errors import CollaFuseError, ConfigError, FileFormatError, MismatchError
 from collafuse.core.rows import FileRows
 from collafuse.learning.training import (
     BUCKET_NAMES,
@@ -359,6 +361,64 @@ def test_keyed_seeds_are_fixed_forever_and_tell_places_apart():
         == int.from_bytes(__import__("hashlib").sha256(b"0/step/1").digest()[:8], "little") >> 1
     )
     assert len({keyed_seed(s, kind, n) for s in range(5) for kind in ("step", "epoch") for n in range(20)}) == 200
+
+
+# --- how a step is computed ---------------------------------------------------------------------------------
+
+
+def test_blocks_that_are_computed_again_learn_the_same_and_keep_less(tmp_path, uninterrupted):
+    kept = {}
+
+    def remember(recompute: bool) -> Any:
+        kept[recompute] = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[recompute] += tensor.nbytes
+            return tensor
+
+        return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+
+    for recompute in (False, True):
+        one = trainer(tmp_path / str(recompute), recompute=recompute)
+        with remember(recompute):
+            one.run()
+        assert equal(one, uninterrupted)  # with dropout, whose masks are drawn again
+    assert kept[True] < 0.6 * kept[False]
+
+
+def test_a_training_goes_on_with_another_manner_of_computing_a_step(tmp_path):
+    interrupted(tmp_path, at=4)
+    observer = Recorder()
+    trainer(tmp_path, observer, accumulate=2, recompute=True).run(resume=True)
+    assert observer.starts == [(3, 6)]
+
+
+def test_parts_that_do_not_divide_a_batch_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="accumulate=3 does not divide the 4 images"):
+        trainer(tmp_path, accumulate=3)
+
+
+def test_where_compiling_fails_training_goes_on_and_says_so(tmp_path, uninterrupted):
+    observer = Recorder()
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        plain = trainer(tmp_path, observer, compile=True)
+        plain.run()
+    assert equal(plain, uninterrupted)
+    (note,) = observer.notes
+    assert "training.compile=true does not work here and is left out: " in note
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_training_learns_what_a_plain_one_does(tmp_path):
+    observers = Recorder(), Recorder()
+    for observer, compiled in zip(observers, (False, True), strict=True):
+        network = denoiser(NETWORK)
+        settings = training_settings(compile=compiled)
+        Trainer(network, clean_data(), settings, tmp_path / str(compiled), CPU, observer).run()
+    assert not observers[1].notes
+    losses = [[record["loss"] for record in observer.records] for observer in observers]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 @pytest.mark.gpu
