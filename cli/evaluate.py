@@ -31,6 +31,9 @@ def evaluate(
         Path | None,
         typer.Option("--weights", metavar="PATH", help="The Inception weights or CLIP folder, if not where usual."),
     ] = None,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Also read the machine's energy counters, through codecarbon.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="FILE", help="Where to write the figures; RUN/evaluation/evaluation.json."),
@@ -59,6 +62,7 @@ def evaluate(
             seed=seed,
             features=features,
             weights=weights,
+            energy=energy,
             device=choose_device(device),
             listener=reporter,
         )

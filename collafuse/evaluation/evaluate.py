@@ -28,6 +28,7 @@ from ..nodes.runfolder import RunFolder
 from .arms import DEFAULT_METHOD, Arm, SplitRun, arms_of, method_of
 from .classifier import Classifier
 from .comparison import MOST_PAIRED, RESAMPLES, Figure, compare, share
+from .energy import check_counters, energy_table
 from .features import STEPS, Extractor, choose, classifier_of
 from .generated import Generated
 from .manifolds import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS
@@ -94,17 +95,20 @@ def evaluate(
     seed: int = 0,
     features: str = "auto",
     weights: Path | None = None,
+    energy: bool = False,
     device: torch.device,
     listener: Listener = UNHEARD,
 ) -> Evaluation:
     """Generate by every arm of a run, and of the runs beside it, for every client, and compare with held-out images.
 
     samples: the most images of an arm and client; where a site has fewer real ones to make the floor of, all arms make
-    as many as these. Raises DataError for a site that holds out too few images, MismatchError for a run over other
-    images, and what loading a run raises.
+    as many as these. energy: also measure energy, where the machine can. Raises DataError for a site that holds out too
+    few images, MismatchError for a run over other images, and what loading a run raises.
     """
     if samples < FEWEST_HELD_OUT:
         raise UsageError(f"samples={samples}; distances need at least {FEWEST_HELD_OUT} images of an arm.")
+    if energy:
+        check_counters(device)  # before minutes of work, not after
     config = run.read_config()
     sites = load_sites(config, listener)
     _check_held_out(sites, run.path)
@@ -137,7 +141,8 @@ def evaluate(
             bar.advance(1)
     tables = [_table(rows, arms, extractor, classifier, held_out, groups)]
     if method_of(run) == DEFAULT_METHOD:
-        tables += work_tables(SplitRun(run, held_out, device), run)
+        split = SplitRun(run, held_out, device)
+        tables += [*work_tables(split, run), *([energy_table(split)] if energy else [])]
     return Evaluation(extractor.name, tuple(rows), tuple(tables))
 
 
