@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collafuse.core import intermediate as intermediates
-from collafuse.core import release as releases
-from collafuse.core import tensorfile
+from collafuse.core import received, tensorfile
 from collafuse.core.atomic import storage_error, write_bytes
 from collafuse.core.errors import FileFormatError, MismatchError, RefusedError
 from collafuse.core.intermediate import IntermediateFile, Source
@@ -152,7 +151,7 @@ def send_release(remote: Remote, path: Path) -> dict[str, Any]:
 
     Raises before anything is sent FileFormatError when the file is no release, RefusedError when it is too large there.
     """
-    releases.read(path)
+    received.read(path)
     digest, size = hashlib.sha256(), path.stat().st_size
     for block in _blocks(path):
         digest.update(block)

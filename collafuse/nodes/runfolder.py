@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import Config, load, unknown_client
-from ..core import release, statistics, tensorfile
+from ..core import received
 from ..core.atomic import PARTIAL_PREFIX, write_bytes
 from ..core.errors import FileFormatError, OutputExistsError, StorageError
 from ..data.dealing import SiteData
@@ -152,8 +152,7 @@ class RunFolder:
                 f"{registry} holds a service's tokens; it is not overwritten. Choose another folder."
             )
         for path in self.server.releases.glob("*.safetensors"):
-            file = statistics if tensorfile.peek_kind(path) == statistics.KIND else release
-            if not file.read(path).simulated:
+            if not received.read(path).simulated:
                 raise OutputExistsError(
                     f"{path} is a real site's release; it is not overwritten. Choose another folder."
                 )

@@ -234,7 +234,7 @@ def _describe(engine: Engine, service: Service, token: Token) -> ModelReply:
         image_shape=list(server.model.denoiser.image_shape),
         label_names=[name for name in server.model.label_names if name in known],
         sampler=settings.name,
-        steps=settings.steps,
+        steps=settings.steps if server.config.server.kind == "images" else 0,
         guidance=settings.guidance,
         batch=engine.state().slots,
         request_images=service.limits.request_images,

@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
-from ..core import release as releases
+from ..core import received as releases
 from ..core.atomic import PARTIAL_PREFIX, give_name, storage_error, sync_folder
 from ..core.errors import FileFormatError, MismatchError, OutputExistsError, RefusedError, StorageError
 from ..core.pairing import SIGMA_SLACK
@@ -36,7 +36,8 @@ ABANDONED_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Known:
-    """What a release must fit: the image shape of the model, and each client's cut, where they are known."""
+    """What a release must fit: the image shape of the model, and each client's cut, where they are known. The cut is 0
+    where a client sent statistics."""
 
     image_shape: tuple[int, int, int] | None
     cuts: dict[str, float]
@@ -116,11 +117,11 @@ class Receiver:
         except OSError as error:
             raise storage_error(path, error) from error
         now = datetime.now(timezone.utc).isoformat()
-        received = Received(client, release_id, digest, size, len(release.z), release.sigma_cut, now)
+        received = Received(client, release_id, digest, size, release.images, release.sigma_cut, now)
         self._registry.add_release(received)
         return received, True
 
-    def _checked(self, partial: Path, client: str, digest: str) -> releases.Release:
+    def _checked(self, partial: Path, client: str, digest: str) -> releases.Received:
         try:
             release = releases.read(partial)
         except FileFormatError as error:

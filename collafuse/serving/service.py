@@ -43,7 +43,7 @@ class Service:
             refuse_simulated(server)
         registry = Registry(folder.path / REGISTRY)
         shape = server.model.denoiser.image_shape if server is not None else None
-        cuts = {name: site.sigma_cut for name, site in server.sites.items()} if server is not None else {}
+        cuts = {name: site.taught_from for name, site in server.sites.items()} if server is not None else {}
         receiver = Receiver(folder.releases, registry, Known(shape, cuts), accept_simulated=accept_simulated)
         return cls(registry, receiver, limits, Shares(limits), Strangers(), Metrics(engine), engine, folder.weights)
 

@@ -14,9 +14,12 @@ import pytest
 
 from collafuse.core import release as releases
 from collafuse.core.errors import OutputExistsError
+from collafuse.nodes.ledger import Ledger
 from collafuse.nodes.sites import read_releases
+from collafuse.nodes.statistics import read_statistics
 from collafuse.serving.receiving import Known, Receiver
-from tests.nodes.sites import release_of
+from tests.nodes.sites import client, config, release_of
+from tests.tiny import image_set
 
 
 def bytes_of(sigma=0.5, **settings):
@@ -211,3 +214,14 @@ def test_releases_are_received_before_anything_was_trained(serve):
         asked = http.post("/v1/intermediates", json={"client": "north"})
     assert asked.status_code == 403
     assert "has no model yet" in asked.json()["message"]
+
+
+def test_statistics_are_received_and_a_client_stays_with_one_kind(serve, tmp_path):
+    site = client(image_set(100), config(server={"kind": "statistics"}))
+    site.release_statistics(tmp_path / "s", Ledger(tmp_path / "ledger"), simulated=False)
+    running = serve(receive_only=True)
+    with running.http() as http:
+        reply = put(http, (tmp_path / "s").read_bytes())
+        assert (reply.status_code, reply.json()["images"], reply.json()["sigma_cut"]) == (201, 100, 0.0)
+        assert put(http, bytes_of(), "second").status_code == 422
+    assert list(read_statistics(running.folder.releases, accept_simulated=False)) == ["north"]
