@@ -20,6 +20,7 @@ from . import (
     export_client,
     finish,
     inspect,
+    keys,
     release,
     report,
     serve,
@@ -55,6 +56,7 @@ COMMANDS = {
     "audit": audit.audit,
     "report": report.report,
     "inspect": inspect.inspect,
+    "keys": keys.app,
     "bench": bench.bench,
     "doctor": doctor.doctor,
 }
@@ -63,6 +65,7 @@ COMMANDS = {
 WANTED = {
     **dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "yaml", "sklearn"), "collafuse[train]"),
     **dict.fromkeys(("fastapi", "uvicorn", "starlette", "prometheus_client"), "collafuse[serve]"),
+    "cryptography": "collafuse[sign]",
     "httpx": "httpx",  # finishing from files does without
 }
 """Packages that a device may not have, and what to install for each."""

@@ -46,6 +46,10 @@ def export_client(
         ),
     ] = "step",
     force: Annotated[bool, typer.Option("--force", help="Write the bundle even if its precision loses much.")] = False,
+    sign: Annotated[
+        Path | None,
+        typer.Option("--sign", metavar="KEY", help="Sign it with a private key of collafuse keys new (extra: sign)."),
+    ] = None,
     opset: Annotated[int, typer.Option("--opset", min=18, max=20, help="ONNX operator set.")] = 18,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -55,10 +59,12 @@ def export_client(
     The graph is compared with torch at several noise levels and batch sizes and over the whole finishing, and a
     precision below fp32 with fp32 on finished images; if they differ too much, nothing is written.
     """
+    from collafuse.core.signing import SigningKey
     from collafuse.learning import weights
     from collafuse.nodes.experiment import CALIBRATION
     from collafuse.nodes.runfolder import RunFolder
 
+    signer = SigningKey.read(sign) if sign is not None else None
     folder = RunFolder(run).trained_client(client)
     source = folder.distilled if distilled else folder
     settings = source.read_config().client(client)
@@ -80,6 +86,7 @@ def export_client(
         intermediates=calibration,
         graph=graph,
         force=force,
+        signer=signer,
         overwrite=overwrite,
     )
     say(
@@ -101,6 +108,7 @@ def export_client(
                 "bundle": str(out),
                 "bytes": made.size,
                 "sha256": made.digest,
+                "signed_by": signer and signer.public,
                 "precision": precision,
                 "graph": graph,
                 "parity": vars(made.parity),

@@ -45,6 +45,13 @@ def finish(
         int | None,
         typer.Option("--batch-size", min=1, help="Images per evaluation; by default what suits image and provider."),
     ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option("--trust", metavar="KEYS", help="Public keys; by default those that collafuse keys pin keeps."),
+    ] = None,
+    allow_untrusted: Annotated[
+        bool, typer.Option("--allow-untrusted", help="Load a bundle that no trusted key has signed, or an older one.")
+    ] = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
@@ -65,7 +72,14 @@ def finish(
     _check_source(file, server, {**asked, **reached})
     shown = options.shown_labels(label, attributes)
     finisher = Finisher.load(
-        bundle, provider=provider, threads=threads, steps=steps, sampler=sampler, guidance=guidance, say=say
+        bundle,
+        provider=provider,
+        threads=threads,
+        steps=steps,
+        sampler=sampler,
+        guidance=guidance,
+        trust=_keys(trust, allow_untrusted),
+        say=say,
     )
     with ExitStack() as stack:
         reporter = stack.enter_context(reporting())
@@ -99,6 +113,17 @@ def finish(
     say(f"Look at {report.sheet}.")
     if as_json:
         emit(vars(report))
+
+
+def _keys(trust: Path | None, allow_untrusted: bool) -> Path | None:
+    """The keys to hold the bundle against, None where any will do."""
+    from edge_client.trust import keys_in_force
+
+    keys = keys_in_force(trust)
+    if allow_untrusted and keys is not None:
+        say(f"Warning: --allow-untrusted loads the bundle whoever made it; {keys} is not asked.")
+        return None
+    return keys
 
 
 def _check_source(file: Path | None, server: str | None, of_server: dict[str, object]) -> None:

@@ -67,6 +67,7 @@ class Finisher:
         steps: int | None = None,
         sampler: str | None = None,
         guidance: float | None = None,
+        trust: Path | None = None,
         say: Say = lambda text: None,
     ) -> Finisher:
         """Check a bundle, load it into onnxruntime and run its known-answer test.
@@ -74,12 +75,18 @@ class Finisher:
         The first time on a machine this happens in a process of its own before it happens here; see ``proof``.
 
         provider: a name of :data:`providers.PROVIDERS`, or "auto" for the fastest that works. threads: per evaluation,
-        by default the physical cores, at most 4. ``say`` hears which provider was chosen and what takes long. Raises
+        by default the physical cores, at most 4. trust: a file of public keys, one of which has to have signed the
+        bundle, see ``trust.require``. ``say`` hears which provider was chosen and what takes long. Raises
         FileFormatError for a damaged or foreign bundle, MismatchError for one that holds a whole graph, UsageError for
-        an unknown sampler or provider, and RuntimeMissingError for a provider that does not really run the bundle here.
+        an unknown sampler or provider, RuntimeMissingError for a provider that does not really run the bundle here, and
+        TrustError for a bundle that is not trusted.
         """
         path = Path(path)
         bundle = bundles.read(path)
+        if trust is not None:
+            from .trust import require  # here, because most devices start without
+
+            say(f"The bundle is {require(bundle, str(path), trust)}.")
         info = bundle.info
         if info.graph != "step":
             raise MismatchError(

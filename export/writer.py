@@ -5,6 +5,7 @@ Everything happens in memory until the last line, so that a refusal leaves nothi
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,10 +16,12 @@ import torch
 import collafuse
 from collafuse.config import ClientSettings
 from collafuse.core import bundle as bundles
+from collafuse.core import signing
 from collafuse.core.atomic import refuse_existing, write_bytes
 from collafuse.core.bundle import GRAPHS, MAX_STEPS, PRECISIONS, BundleInfo, known_answer_input
 from collafuse.core.errors import ExportError, FileFormatError, UsageError
 from collafuse.core.pictures import to_uint8
+from collafuse.core.signing import SigningKey
 from collafuse.learning.weights import TrainedModel
 
 from . import calibration
@@ -65,6 +68,7 @@ def export_client(
     intermediates: Path | None = None,
     graph: str = "step",
     force: bool = False,
+    signer: SigningKey | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Write a client's bundle. ``steps`` takes the place of the configured number of finishing steps.
@@ -72,7 +76,7 @@ def export_client(
     With ``graph`` "whole" the bundle holds the whole finishing for other runtimes, see export.whole.
     A precision below fp32 needs ``intermediates``, a file that the server delivered for this client: int8 is
     calibrated on half of it, the loss is measured on the other half. ``force`` writes a bundle whose loss is above
-    the tolerance.
+    the tolerance. ``signer`` is the key that the bundle is signed with.
 
     Raises ExportError, leaving nothing behind, when the graph does not compute what torch computes, a device would
     refuse it, or a precision loses too much; UsageError for steps, an opset or a precision that no bundle has and
@@ -89,7 +93,7 @@ def export_client(
             parity = check_parity(model.denoiser, onnx_model.SerializeToString(), info, HALF_TOLERANCE)
     if graph == "whole":
         onnx_model, info = _unroll(onnx_model, replace(info, graph=graph))
-    data = _sealed(onnx_model, info)
+    data = _sealed(onnx_model, info, signer)
     try:
         digest = bundles.from_bytes(data, str(path)).digest  # the very checks that a device will make
     except FileFormatError as error:
@@ -180,7 +184,11 @@ def _unroll(step: onnx.ModelProto, info: BundleInfo) -> tuple[onnx.ModelProto, B
     return whole, replace(info, known_answer=whole_answer(model, info))
 
 
-def _sealed(graph: onnx.ModelProto, info: BundleInfo) -> bytes:
-    """The bundle's bytes."""
-    onnx.helper.set_model_props(graph, {bundles.METADATA_KEY: info.to_json(), bundles.DIGEST_KEY: bundles.NO_DIGEST})
-    return bundles.with_digest(graph.SerializeToString(deterministic=True))
+def _sealed(graph: onnx.ModelProto, info: BundleInfo, signer: SigningKey | None) -> bytes:
+    """The bundle's bytes, signed where there is a key."""
+    texts = {bundles.METADATA_KEY: info.to_json(), bundles.DIGEST_KEY: bundles.NO_DIGEST}
+    if signer is not None:
+        texts[bundles.SIGNATURE_KEY] = signing.entry(signer.public, int(time.time()))
+    onnx.helper.set_model_props(graph, texts)
+    data = graph.SerializeToString(deterministic=True)
+    return bundles.with_digest(data if signer is None else bundles.with_signature(data, signer))

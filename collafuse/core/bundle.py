@@ -14,7 +14,8 @@ File format (ONNX, version 1 of ours):
     between QuantizeLinear and DequantizeLinear, all but the first and the last)
 
     metadata_props: ``collafuse`` (a JSON object, see Bundle) and ``collafuse_sha256`` (64 hexadecimal digits:
-    SHA-256 of the whole file with these digits replaced by zeros)
+    SHA-256 of the whole file with these digits replaced by zeros); a signed one ``collafuse_signature`` besides,
+    which the digest covers (see Signature)
 
 MUST NOT hold: external data, custom operators or domains, functions, loops or branches. Limits: 512 MiB,
 1 MiB of metadata. The known-answer test inside is run whenever the bundle is loaded. A bundle encodes its
@@ -33,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import onnxwire
+from . import onnxwire, signing
 from .conditioning import MAX_GUIDANCE, conditions_from_labels
 from .errors import FileFormatError
 from .metadata import Fields, parse_json, shown, shown_names
@@ -48,6 +49,7 @@ MAX_METADATA_BYTES = 1 << 20
 MAX_STEPS = 1000
 METADATA_KEY = "collafuse"
 DIGEST_KEY = "collafuse_sha256"
+SIGNATURE_KEY = "collafuse_signature"
 NO_DIGEST = "0" * 64
 INPUTS = ("x", "sigma", "labels")
 OUTPUT = "x0_hat"
@@ -138,12 +140,14 @@ class BundleInfo:
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A checked bundle: its bytes, what it says of itself, what its graph holds, and its SHA-256."""
+    """A checked bundle: its bytes, what it says of itself, what its graph holds, its SHA-256, and who says to have
+    signed it, which is for whoever loads it to verify."""
 
     data: bytes
     info: BundleInfo
     summary: onnxwire.ModelSummary
     digest: str
+    signature: signing.Signature | None = None
 
 
 def known_answer_input(
@@ -178,6 +182,12 @@ def with_digest(data: bytes) -> bytes:
     return data.replace(NO_DIGEST.encode(), hashlib.sha256(data).hexdigest().encode())
 
 
+def with_signature(data: bytes, key: signing.SigningKey) -> bytes:
+    """The file's bytes with the signature filled in; ``data`` carries :func:`signing.entry` and NO_DIGEST."""
+    signed = key.sign(signing.message(data, NO_DIGEST.encode()))
+    return data.replace(signing.NO_SIGNATURE.encode(), signed.encode())
+
+
 def read(path: Path) -> Bundle:
     """Read and check a bundle; nothing is run. Raises FileFormatError."""
     path = Path(path)
@@ -204,7 +214,16 @@ def from_bytes(data: bytes, source: str) -> Bundle:
         raise FileFormatError(f"{source} has {len(text)} bytes of metadata; at most {MAX_METADATA_BYTES} are read.")
     info = _info(parse_json(bytes(text), source), source)
     _check_graph(summary, info, source)
-    return Bundle(data, info, summary, digest)
+    return Bundle(data, info, summary, digest, _signature(data, summary.metadata, digest, source))
+
+
+def _signature(data: bytes, metadata: Mapping[str, memoryview], digest: str, source: str) -> signing.Signature | None:
+    text = metadata.get(SIGNATURE_KEY)
+    if text is None:
+        return None
+    if len(text) > MAX_METADATA_BYTES:
+        raise FileFormatError(f"{source} has a signature of {len(text)} bytes; refused.")
+    return signing.read_entry(bytes(text), data.replace(digest.encode(), NO_DIGEST.encode()), source)
 
 
 def _check_digest(data: bytes, metadata: Mapping[str, memoryview], source: str) -> str:

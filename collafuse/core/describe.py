@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import bundle, intermediate, release, statistics, tensorfile
-from .errors import FileFormatError
+from . import bundle, intermediate, release, signing, statistics, tensorfile
+from .errors import FileFormatError, RuntimeMissingError
 from .noise import SCHEDULES, Cut, log_snr_from_sigma, t_from_sigma
 from .tensorstream import open_stream
 
@@ -37,7 +37,7 @@ def describe(path: Path) -> dict[str, Any]:
     elif kind in OTHER_KINDS:
         values = _tensors(path, kind)
     else:
-        kind, values = bundle.KIND, _bundle(bundle.read(path))
+        kind, values = bundle.KIND, _bundle(bundle.read(path), str(path))
     return {
         "kind": kind,
         "bytes": path.stat().st_size,
@@ -121,10 +121,26 @@ def _tensors(path: Path, kind: str) -> dict[str, Any]:
         return {**stream.fields.rest(), "tensors": len(stream.layouts), "numbers": numbers}
 
 
-def _bundle(value: bundle.Bundle) -> dict[str, Any]:
+def _signed(value: bundle.Bundle, source: str) -> dict[str, str] | None:
+    """Who signed a bundle. Raises FileFormatError where that is not true."""
+    if (signature := value.signature) is None:
+        return None
+    try:
+        valid = signing.is_valid(signature)
+    except RuntimeMissingError:
+        verified = "not verified (needs collafuse[sign])"
+    else:
+        if not valid:
+            raise FileFormatError(f"{source} is not what {signature.key} signed; it was forged. Get it anew.")
+        verified = "valid"
+    return {"key": signature.key, "signed": signature.date, "signature": verified}
+
+
+def _bundle(value: bundle.Bundle, source: str) -> dict[str, Any]:
     info = value.info
     return {
         "sha256": value.digest,
+        "signature": _signed(value, source),
         "client": info.client,
         "image_shape": list(info.image_shape),
         "labels": list(info.label_names),

@@ -14,7 +14,8 @@
     |-- BusyError                 12   the server has no room for this now
     |-- AccessError               13   a token is missing, wrong, expired or does not allow this
     |-- UnreachableError          14   the server does not answer, or is not the one that was pinned
-    `-- RankLostError             15   another process of a training in several ended
+    |-- RankLostError             15   another process of a training in several ended
+    `-- TrustError                16   a bundle is not signed by a key that is trusted here, or is an older one
 
 Every message names the offending value, what was expected and what to do next. ``docs/exit-codes.md``
 lists the codes; Ctrl-C exits with 130.
@@ -113,6 +114,12 @@ class RankLostError(CollaFuseError):
     """Another process of a training in several ended, or was not heard of for too long."""
 
     exit_code = 15
+
+
+class TrustError(CollaFuseError):
+    """A bundle is unsigned, signed by a key that is not trusted here, changed since, or older than one seen before."""
+
+    exit_code = 16
 
 
 def first_line(error: Exception) -> str:

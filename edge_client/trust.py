@@ -1,0 +1,99 @@
+"""Whose bundles a device loads: those signed by a key that was pinned here, and none older than one seen before.
+
+A device where no key was pinned and that was given none loads any bundle that passes the other checks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from collafuse.core import signing
+from collafuse.core.atomic import write_bytes
+from collafuse.core.bundle import Bundle
+from collafuse.core.errors import FileFormatError, TrustError
+from collafuse.core.metadata import parse_json
+
+MAX_SEEN_BYTES = 1 << 20
+OTHERWISE = "Get one from the site that the key is of; --allow-untrusted loads it all the same."
+
+
+def pinned_file() -> Path:
+    """Where ``collafuse keys pin`` keeps keys: in XDG_CONFIG_HOME, by default ~/.config, below ``collafuse/``."""
+    given = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".config") / "collafuse" / "trusted-keys"
+
+
+def pin(path: Path) -> dict[str, str]:
+    """Add the public keys of a file to the pinned ones and return all of them with their names."""
+    pinned = pinned_file()
+    keys = (signing.read_public_keys(pinned) if pinned.exists() else {}) | signing.read_public_keys(path)
+    lines = [f"{signing.PUBLIC} {key} {name}".rstrip() for key, name in keys.items()]
+    write_bytes(pinned, "".join(f"{line}\n" for line in lines).encode(), overwrite=True)
+    return keys
+
+
+def keys_in_force(given: Path | None) -> Path | None:
+    """The file of keys to hold bundles against: the one that was given, else the pinned one, else none."""
+    if given is not None:
+        return given
+    try:
+        pinned = pinned_file()
+    except RuntimeError:  # this user has no home, so nothing can have been pinned in it
+        return None
+    return pinned if pinned.exists() else None
+
+
+def require(bundle: Bundle, source: str, keys: Path) -> str:
+    """Return who signed a bundle, in words, once it is known to be trusted; remember when it was signed.
+
+    Raises TrustError for one that is unsigned, signed by another key, changed after it was signed, or older than one
+    of its kind that was accepted with these keys before; FileFormatError for files of keys that are none;
+    RuntimeMissingError without ``cryptography``.
+    """
+    trusted, signature = signing.read_public_keys(keys), bundle.signature
+    if signature is None:
+        raise TrustError(f"{source} is not signed, and here only bundles of the keys in {keys} are loaded. {OTHERWISE}")
+    if signature.key not in trusted:
+        raise TrustError(f"{source} is signed by {signature.key}, which is none of the keys in {keys}. {OTHERWISE}")
+    if not signing.is_valid(signature):
+        raise TrustError(f"{source} is not what {signature.key} signed; it was forged. Get it anew.")
+    _refuse_older(bundle, signature, source, keys)
+    name = trusted[signature.key]
+    return f"signed by {name or signature.key} on {signature.date}"
+
+
+def seen_file(keys: Path) -> Path:
+    """Where the times of accepted bundles are kept: beside the keys."""
+    return keys.with_name(f"{keys.name}.seen")
+
+
+def _refuse_older(bundle: Bundle, signature: signing.Signature, source: str, keys: Path) -> None:
+    """A site may have several bundles of a client at once, one of each precision and graph; each has its own time."""
+    path = seen_file(keys)
+    seen = _read_seen(path)
+    kind = " ".join((signature.key, bundle.info.precision, bundle.info.graph, bundle.info.client))
+    before = seen.get(kind, 0)
+    if signature.signed < before:
+        newer = signing.Signature(signature.key, before, "", b"").date
+        raise TrustError(
+            f"{source} was signed on {signature.date}, and one of {newer} was accepted here before; an older bundle "
+            f"may be one that was withdrawn. {OTHERWISE}"
+        )
+    if signature.signed > before:
+        write_bytes(path, json.dumps(seen | {kind: signature.signed}, sort_keys=True).encode(), overwrite=True)
+
+
+def _read_seen(path: Path) -> dict[str, int]:
+    """What was accepted before. A damaged file is refused: whoever could empty it could bring an old bundle back."""
+    if not path.exists():
+        return {}
+    try:
+        with path.open("rb") as file:
+            values = parse_json(file.read(MAX_SEEN_BYTES), str(path))
+    except OSError as error:
+        raise FileFormatError(f"cannot read {path}: {error.strerror}; check who may read it.") from error
+    if not all(type(value) is int for value in values.values()):
+        raise FileFormatError(f"{path} is damaged; restore it, or remove it to forget which bundles were accepted.")
+    return values

@@ -1,0 +1,87 @@
+"""edge_client.trust: whose bundles are loaded, and none older than one before."""
+
+from __future__ import annotations
+
+import pytest
+
+from collafuse.core import bundle as bundles
+from collafuse.core.errors import FileFormatError, TrustError
+from collafuse.core.signing import SigningKey, public_of
+from edge_client import Finisher, trust
+from tests.bundles import halving_bundle
+from tests.core.test_signing import signed_bundle
+
+pytest.importorskip("cryptography", reason="the sign extra is not installed")
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A key, and the public half of it on a device."""
+    return SigningKey.new(tmp_path / "site.key"), public_of(tmp_path / "site.key")
+
+
+def read(data: bytes) -> bundles.Bundle:
+    return bundles.from_bytes(data, "a.onnx")
+
+
+def test_a_bundle_of_a_trusted_key_is_loaded_and_said_to_be(site, tmp_path):
+    key, keys = site
+    (tmp_path / "a.onnx").write_bytes(signed_bundle(key))
+    said: list[str] = []
+    Finisher.load(tmp_path / "a.onnx", trust=keys, say=said.append)
+    assert said == ["The bundle is signed by site on 2023-11-14 22:13:20 UTC."]
+
+
+def test_an_unsigned_and_a_foreign_bundle_are_refused_before_they_are_loaded(site, tmp_path):
+    stranger = SigningKey.new(tmp_path / "stranger.key")
+    for data, what in ((halving_bundle(), "is not signed"), (signed_bundle(stranger), "which is none of the keys in")):
+        (tmp_path / "a.onnx").write_bytes(data)
+        with pytest.raises(TrustError, match=rf"a\.onnx .*{what}.*--allow-untrusted"):
+            Finisher.load(tmp_path / "a.onnx", trust=site[1])
+        Finisher.load(tmp_path / "a.onnx")  # a device where no key was given loads any
+
+
+def test_a_forged_bundle_is_refused(site):
+    key, keys = site
+    data = signed_bundle(key)
+    bare = data.replace(read(data).digest.encode(), bundles.NO_DIGEST.encode())
+    forged = bundles.with_digest(bare.replace(b'"steps": 3', b'"steps": 2'))
+    with pytest.raises(TrustError, match=r"a\.onnx is not what .* signed; it was forged"):
+        trust.require(read(forged), "a.onnx", keys)
+    assert not trust.seen_file(keys).exists()
+
+
+def test_an_older_bundle_is_refused_once_a_newer_one_was_accepted(site):
+    key, keys = site
+    older, newer = read(signed_bundle(key, at=1000)), read(signed_bundle(key, at=2000))
+    trust.require(older, "a.onnx", keys)
+    trust.require(newer, "a.onnx", keys)
+    trust.require(newer, "a.onnx", keys)
+    with pytest.raises(TrustError, match="signed on 1970-01-01 00:16:40 UTC, and one of 1970-01-01 00:33:20 UTC was"):
+        trust.require(older, "a.onnx", keys)
+
+
+def test_each_client_has_times_of_its_own(site):
+    key, keys = site
+    trust.require(read(signed_bundle(key, at=2000)), "a.onnx", keys)
+    trust.require(read(signed_bundle(key, at=1000, client="east")), "a.onnx", keys)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": "b"}'])
+def test_times_that_were_damaged_do_not_let_an_older_bundle_in(site, text):
+    key, keys = site
+    trust.seen_file(keys).write_text(text)
+    with pytest.raises(FileFormatError, match=r"\.seen"):
+        trust.require(read(signed_bundle(key)), "a.onnx", keys)
+
+
+def test_pinned_keys_add_up_and_are_in_force(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    key, keys = site
+    assert trust.keys_in_force(None) is None
+    other = SigningKey.new(tmp_path / "other.key")
+    trust.pin(keys)
+    assert trust.pin(public_of(tmp_path / "other.key")) == {key.public: "site", other.public: "other"}
+    pinned = trust.keys_in_force(None)
+    assert pinned == tmp_path / "config/collafuse/trusted-keys" and trust.keys_in_force(keys) == keys
+    assert trust.require(read(signed_bundle(other)), "a.onnx", pinned).startswith("signed by other on ")
