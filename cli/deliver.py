@@ -38,6 +38,7 @@ def deliver(
 
     shown = options.shown_labels(label, attributes)
     refuse_existing(out, overwrite)
+    RunFolder(run).refuse_baseline("deliver")
     server = Server.load(RunFolder(run).server, choose_device(device))
     with reporting() as reporter:
         bar = reporter.bar("deliver", count)

@@ -65,6 +65,7 @@ def export_client(
     from collafuse.nodes.runfolder import RunFolder
 
     signer = SigningKey.read(sign) if sign is not None else None
+    RunFolder(run).refuse_baseline("export-client")
     folder = RunFolder(run).trained_client(client)
     source = folder.distilled if distilled else folder
     settings = source.read_config().client(client)

@@ -66,6 +66,7 @@ def release(
             emit({"release": str(out), "sent": sent})
         return
     settings = load(config, overrides or ())
+    settings.refuse_baseline("release")
     ledger = settings.client(client).ledger
     if ledger is None:
         raise ConfigError(

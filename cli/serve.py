@@ -51,6 +51,7 @@ def serve(
 
     address = Address(host, port, tls_cert, tls_key, client_ca)
     limits = Limits(max_images, rate, open_requests, deadline, max_release << 20)
+    RunFolder(run).refuse_baseline("serve")
     folder = RunFolder(run).server
     engine = None
     if not receive_only:

@@ -51,6 +51,7 @@ def train_client(
     if distill and init is not None:
         raise UsageError("--distill starts from the trained client in RUN, and --init from a server; give one of them.")
     settings = load(config, overrides or ())
+    settings.refuse_baseline("train-client")
     with reporting() as reporter:
         site = Client(settings, client, load_site(settings, client, reporter))
     run = RunFolder(out)

@@ -41,6 +41,7 @@ def train_server(
 
     options.refuse_both(resume, overwrite)
     settings = load(config, overrides or ())
+    settings.refuse_baseline("train-server")
     folder = RunFolder(out).server
     if settings.server.kind == "statistics":
         given = read_statistics(releases, accept_simulated=accept_simulated)

@@ -18,11 +18,19 @@ from .settings import Config, yaml_package
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """The configuration in a YAML file, with ``a.b=c`` overrides applied on top.
 
-    A bare name such as ``digits.yaml`` that is not in the working directory is looked up among those that ship.
+    A name such as ``digits.yaml`` that is not in the working directory is looked up among those that ship. A file
+    with ``base: OTHER.yaml`` (seen from its own folder) holds what differs from another.
 
     Raises ConfigError naming the key, its value and what was expected.
     """
-    path = _shipped_or_own(Path(path))
+    values = _read(_shipped_or_own(Path(path)))
+    for override in overrides:
+        _override(values, override)
+    return from_mapping(values, source=str(path))
+
+
+def _read(path: Path, *, as_base: bool = False) -> dict[str, Any]:
+    """The values in a file, on top of those of its ``base``."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -31,15 +39,21 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, expected keys and values; see configs/ for examples.")
-    for override in overrides:
-        _override(values, override)
-    return from_mapping(values, source=str(path))
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if as_base or not isinstance(base, str):
+        raise ConfigError(f"{path}: base={base!r}; expected the path of a configuration that has no base of its own.")
+    return dict(_merged(_read(path.parent / base, as_base=True), values))
 
 
 def _shipped_or_own(path: Path) -> Path:
-    """The file itself, or the one of this name that ships with the package for a bare name or configs/NAME."""
-    shipped = Path(str(resources.files("configs"))) / path.name
-    return shipped if not path.exists() and str(path.parent) in (".", "configs") and shipped.is_file() else path
+    """The file itself, or the one that ships with the package under this name, with or without configs/ before it."""
+    if path.exists() or path.is_absolute() or ".." in path.parts:
+        return path
+    inside = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    shipped = Path(str(resources.files("configs"))) / inside
+    return shipped if shipped.is_file() else path
 
 
 def from_mapping(values: Mapping[str, Any], source: str = "the configuration") -> Config:

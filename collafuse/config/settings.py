@@ -21,6 +21,7 @@ from .section import Count, Positive, Section, Seed, Share
 
 ClientName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 SamplerName = Literal["euler", "heun", "dpmpp_2m"]
+MethodName = Literal["collafuse", "centralised", "local", "fedavg", "reference", "reference-repaired", "pfdm"]
 
 
 class CutSettings(Section):
@@ -205,6 +206,8 @@ class Config(Section):
     """A whole experiment. ``client`` has been merged into each of ``clients``."""
 
     name: str = "experiment"
+    method: MethodName = "collafuse"
+    """collafuse, or a baseline on the same networks, steps and data (docs/concepts.md)."""
     data: DataSettings
     server: ServerSettings = ServerSettings()
     clients: Annotated[dict[ClientName, ClientSettings], Field(min_length=1)]
@@ -270,6 +273,14 @@ class Config(Section):
         if name not in self.clients:
             raise unknown_client(name, self.clients)
         return self.clients[name]
+
+    def refuse_baseline(self, what: str) -> None:
+        """Raise ConfigError where ``method`` names a baseline; ``what`` is a part of collafuse itself."""
+        if self.method != "collafuse":
+            raise ConfigError(
+                f"method={self.method} is a baseline, which `collafuse train` trains as a whole; for {what}, leave "
+                "method out or set it to collafuse."
+            )
 
     def for_server(self) -> Config:
         """What of it a server may see: no paths, nothing about where images come from, no labels that a site keeps."""

@@ -83,7 +83,7 @@ class Distiller(Trainer):
         sigma[::2] = self.data.sigma_high
         return batch._replace(sigma=sigma)
 
-    def _losses(self, denoise: nn.Module, part: Batch) -> Tensor:
+    def _part_losses(self, denoise: nn.Module, part: Batch) -> Tensor:
         """The distance from where the teacher arrives, for each image of a part."""
         x = part.z + part.sigma.reshape(-1, 1, 1, 1) * part.noise
         target = self.teacher.finish(x, part.sigma, part.conditions)

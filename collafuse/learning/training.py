@@ -300,7 +300,7 @@ class Trainer:
             self._denoise = self.ranks.joined_gradients(self._fastest(), self.device)
             for step in range(start, self.settings.steps):
                 torch.manual_seed(keyed_seed(self.settings.seed, "dropout", step, *place))
-                window.add(*self._step(step))
+                window.add(*self.take_step(step))
                 self._after(step + 1, window)
 
     def _fastest(self) -> nn.Module:
@@ -311,7 +311,7 @@ class Trainer:
         batch = self._batch(0)
         failure = None
         try:  # torch compiles at the first call, forwards and backwards
-            self._losses(compiled, batch.take(self._parts[0])).mean().backward()
+            self._part_losses(compiled, batch.take(self._parts[0])).mean().backward()
         except (RuntimeError, ImportError, OSError, AssertionError) as error:
             failure = first_line(error)
         self.optimizer.zero_grad(set_to_none=True)
@@ -322,7 +322,7 @@ class Trainer:
             self.observer.note(f"training.compile=true does not work here and is left out: {where}")
         return self.model
 
-    def _step(self, step: int) -> tuple[Tensor, Tensor]:
+    def take_step(self, step: int) -> tuple[Tensor, Tensor]:
         """One optimiser step; returns levels [B] and losses [B] of this rank's images."""
         settings = self.settings
         for group in self.optimizer.param_groups:
@@ -340,16 +340,26 @@ class Trainer:
         """Add a part's gradient to the step's; the ranks exchange them once, with the last part."""
         alone = self._denoise.no_sync() if not last and self.ranks.size > 1 else nullcontext()  # type: ignore[operator]
         with alone:
-            losses = self._losses(self._denoise, part)
+            losses = self._part_losses(self._denoise, part)
             (losses.mean() / len(self._parts)).backward()
         return losses.detach()
 
-    def _losses(self, denoise: nn.Module, part: Batch) -> Tensor:
-        """The objective for each image of a part."""
-        return denoising_loss(
-            lambda x, level: denoise(x, level, part.conditions),
-            part.z, part.sigma_floor, part.sigma, part.noise, self.model.sigma_data,
-        )  # fmt: skip
+    def _part_losses(self, denoise: nn.Module, part: Batch) -> Tensor:
+        return self.losses(
+            lambda x, level: denoise(x, level, part.conditions), part.z, part.sigma_floor, part.sigma, part.noise
+        )
+
+    def losses(
+        self, denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, floor: Tensor, sigma: Tensor, noise: Tensor
+    ) -> Tensor:
+        """The objective per image [B]; a study of weights overrides it."""
+        return denoising_loss(denoise, z, floor, sigma, noise, self.model.sigma_data)
+
+    def examples(self, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What a step learns from: images [B, C, H, W] of its rows, the level each has already [B], and the lowest
+        level to train each at [B]. A baseline that noises at every step overrides it."""
+        floor = self.data.sigma_floor[rows]
+        return to_float(self._feed.batch(step)), floor, lowest_level(floor)
 
     def _rows(self, step: int) -> Tensor:
         """The rows of this rank's share of a step's batch."""
@@ -360,14 +370,13 @@ class Trainer:
         settings, data, mine, dtype = self.settings, self.data, self._share, self.model.dtype
         generator = torch.Generator(self.device).manual_seed(keyed_seed(settings.seed, "step", step))
         rows = _sent(self._rows(step), self.device)
-        z, floor = to_float(self._feed.batch(step)), data.sigma_floor[rows]
+        z, floor, low = self.examples(rows, step)
         uniform = torch.rand(3, settings.batch_size, generator=generator, device=self.device)[:, mine]
         if data.horizontal_flip:
             z = torch.where((uniform[0] < 0.5).reshape(-1, 1, 1, 1), z.flip(-1), z)
         conditions = data.conditions[rows]
         dropped = uniform[1] < settings.label_dropout
         conditions = torch.where(dropped[:, None], unconditional(conditions), conditions)
-        low = lowest_level(floor)
         sigma = draw_levels(uniform[2], low, data.sigma_high, settings.log_sigma_mean, settings.log_sigma_std)
         shape = (settings.batch_size, *z.shape[1:])
         noise = torch.randn(shape, generator=generator, device=self.device)[mine]

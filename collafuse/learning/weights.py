@@ -1,7 +1,7 @@
 """A trained denoiser on disk: averaged weights and their configuration, nothing else.
 
 File format (safetensors, ``kind`` "weights", version 1): one tensor per parameter, float32, under its name in
-``Denoiser.state_dict``; metadata: role ("server" or "client"), network (see NetworkSettings), image_shape,
+``Denoiser.state_dict``; metadata: role (see ROLES), network (see NetworkSettings), image_shape,
 label_names, sigma_data, sigma_low and sigma_high (the levels trained), steps. Holds no optimiser state and no
 release ids, so a server may give it to a site for a warm start.
 """
@@ -29,6 +29,8 @@ from .denoiser import Denoiser
 KIND = "weights"
 VERSION = 1
 ID_DIGITS = 16
+ROLES = ("server", "client", "whole")
+"""Whose weights they are: either half, or a baseline's model of the whole range."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ def load(path: Path, role: str | None = None) -> TrainedModel:
     """Read and check weights. Raises FileFormatError, or MismatchError when the role is another."""
     file = tensorfile.read(path, KIND, VERSION)
     fields, source = file.fields, str(path)
-    found = fields.text("role", one_of=("server", "client"))
+    found = fields.text("role", one_of=ROLES)
     if role is not None and found != role:
         raise MismatchError(f"{path} holds the weights of a {found}, expected those of a {role}.")
     label_names = fields.names("label_names")

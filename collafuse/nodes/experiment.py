@@ -66,6 +66,7 @@ def run_experiment(
 
     ``warm_start`` begins each client at the server's weights; it needs clients of the server's size.
     """
+    config.refuse_baseline("a run of every node")
     if warm_start and config.server.kind == "statistics":
         raise UsageError("a statistics server has no network for a client to start from; leave out --warm-start.")
     run.check(resume=resume, overwrite=overwrite)

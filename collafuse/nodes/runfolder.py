@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config import Config, load, unknown_client
 from ..core import received
 from ..core.atomic import PARTIAL_PREFIX, write_bytes
-from ..core.errors import FileFormatError, OutputExistsError, StorageError
+from ..core.errors import FileFormatError, OutputExistsError, RefusedError, StorageError
 from ..data.dealing import SiteData
 from ..data.record import split_csv
 
@@ -23,7 +23,9 @@ RESULTS = tuple(
     "tensorboard wandb".split()
 )
 """What training a node writes."""
-RUN_ENTRIES = (CONFIG, "server", "clients", "pictures", "finished", "evaluation", "report.html")
+MODELS = "models"
+"""In a baseline's run, in place of ``server/`` and ``clients/``: what it trained."""
+RUN_ENTRIES = (CONFIG, "server", "clients", MODELS, "pictures", "finished", "evaluation", "report.html")
 RUN_SUFFIXES = (".onnx", ".safetensors")
 """What ``train`` and ``demo`` write into a run folder, and the commands that measure a run."""
 
@@ -113,6 +115,20 @@ class RunFolder:
         """What this site may see."""
         return NodeFolder(self.path / "clients" / name)
 
+    @property
+    def models(self) -> Path:
+        """In a baseline's run: a folder for each model that it trained."""
+        return self.path / MODELS
+
+    def refuse_baseline(self, what: str) -> None:
+        """Raise RefusedError for a baseline's run; ``what`` is asked of the method's own runs alone."""
+        if self.models.is_dir():
+            method = self.read_config().method
+            raise RefusedError(
+                f"{self.path} is a run of the baseline {method!r}, which is there to compare with; {what} needs a run "
+                "of collafuse. Train the same configuration without method, or with method: collafuse."
+            )
+
     def trained_client(self, name: str) -> NodeFolder:
         """The folder of a client that was trained here. Raises ConfigError for a name that is not there."""
         there = sorted(p.name for p in self.path.glob("clients/*") if p.is_dir())
@@ -138,7 +154,8 @@ class RunFolder:
                 f"{self.path} holds files already; pass --resume or --overwrite, or choose another."
             )
         foreign = [p.name for p in held if p.name not in RUN_ENTRIES and p.suffix not in RUN_SUFFIXES]
-        trained = any(self.path.glob("clients/*/ledger.sqlite"))  # the first thing that a run writes
+        # The first thing that a run writes, and a baseline's.
+        trained = any(self.path.glob("clients/*/ledger.sqlite")) or self.models.is_dir()
         if foreign or not trained:
             shown = ", ".join(foreign or [p.name for p in held][:3])
             raise OutputExistsError(

@@ -1,0 +1,131 @@
+"""fedavg: one model of the whole noise range, averaged over the sites' own steps (McMahan et al. 2017).
+
+In each round every site takes LOCAL_STEPS steps on its clean images from the common state; then weights, averaged
+weights and the optimiser's moments become their mean over the sites, each counted by its images. There are as many
+rounds as the server has steps for, so that each site does the work of one whole model.
+
+Images never leave a site here, not even noised. Weights do, in every round, and what they say of images is known to
+be much (arXiv 2405.20380); no noise is added to them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...config import Config
+from ...data.dealing import SiteData
+from ...learning.training import Observer, Trainer, keyed_seed
+from ...learning.weights import TrainedModel
+from ...nodes.runfolder import NodeFolder
+from ...nodes.sites import Site
+from ..generated import Generated
+from . import whole
+from .part import Part, clean_data, names_of
+
+LOCAL_STEPS = 100
+WHOLE = "whole"
+
+
+def parts(config: Config, sites: Mapping[str, SiteData], folder: Path) -> list[Part]:
+    """The server's network, and the server's steps at every site."""
+    settings = config.server.training
+    # A state that all sites share exists at the end of a round alone.
+    save_every = max(1, round(settings.checkpoint_every / LOCAL_STEPS)) * LOCAL_STEPS
+    settings = settings.model_copy(update={"checkpoint_every": save_every})
+    data, names = clean_data(sites, config), names_of(sites)
+    counts = {name: len(site.train) for name, site in sites.items()}
+    return [Federated(WHOLE, "whole", config.server.network, settings, names, data, counts=counts)]
+
+
+def sample(
+    config: Config,
+    models: Mapping[str, TrainedModel],
+    sites: Mapping[str, Site],
+    client: str,
+    count: int,
+    seed: int,
+    device: torch.device,
+) -> Generated:
+    """Images that show this client's labels."""
+    asked = sites[client].label_names or ()
+    return whole.sample(config, models[WHOLE], client, asked, count, seed, device)
+
+
+@dataclass(frozen=True)
+class Federated(Part):
+    """A model trained in rounds. counts: how many of its images, in order, lie at each site."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def start(self) -> str:
+        """Who holds what belongs to the training."""
+        held = ", ".join(f"{name} {count}" for name, count in self.counts.items())
+        return f"fresh, averaged every {LOCAL_STEPS} steps over {held}"
+
+    def trainer_in(self, folder: NodeFolder, device: torch.device, observer: Observer) -> Trainer:
+        common = Trainer(self.denoiser(), self.data, self.settings, folder.path, device, observer, self.start)
+        return FederatedTrainer(common, self.counts)
+
+
+class FederatedTrainer(Trainer):
+    """The training loop with a step at every site for each of its own; it holds what the last average left."""
+
+    def __init__(self, common: Trainer, counts: Mapping[str, int]) -> None:
+        """``common`` trains on the images of all sites, one site after the other, ``counts`` of each."""
+        vars(self).update(vars(common))
+        self.shares = [count / sum(counts.values()) for count in counts.values()]
+        ends = torch.tensor(list(counts.values())).cumsum(0).tolist()
+        rows = [slice(end - count, end) for end, count in zip(ends, counts.values(), strict=True)]
+        self.sites = [self._site(name, part) for name, part in zip(counts, rows, strict=True)]
+
+    def _site(self, name: str, rows: slice) -> Trainer:
+        """A site's own loop on its own images; it draws other batches and noise than the others."""
+        data = self.data
+        own = replace(
+            data, images=data.images[rows], conditions=data.conditions[rows], sigma_floor=data.sigma_floor[rows]
+        )
+        settings = self.settings.model_copy(update={"seed": keyed_seed(self.settings.seed, "site", name)})
+        return Trainer(copy.deepcopy(self.model), own, settings, self.folder, self.device, self.observer)
+
+    def take_step(self, step: int) -> tuple[Tensor, Tensor]:
+        """One step at every site; a round ends with the average."""
+        if step % LOCAL_STEPS == 0:
+            self._hand_out()
+        done = [site.take_step(step) for site in self.sites]
+        if (step + 1) % LOCAL_STEPS == 0 or step + 1 == self.settings.steps:
+            self._average()
+        return torch.cat([sigma for sigma, _ in done]), torch.cat([losses for _, losses in done])
+
+    def _hand_out(self) -> None:
+        for site in self.sites:
+            site.model.load_state_dict(self.model.state_dict())
+            site.ema.load_state_dict(self.ema.state_dict())
+            # A copy, since the optimiser would go on in the very tensors that it is given.
+            site.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+            site.model.train()
+
+    def _average(self) -> None:
+        for name in ("model", "ema"):
+            states = [getattr(site, name).state_dict() for site in self.sites]
+            getattr(self, name).load_state_dict(
+                {key: self._mean([state[key] for state in states]) for key in states[0]}
+            )
+        states = [site.optimizer.state_dict()["state"] for site in self.sites]
+        moments = {
+            index: {key: self._mean([state[index][key] for state in states]) for key in states[0][index]}
+            for index in states[0]
+        }
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+    def _mean(self, values: Sequence[Tensor]) -> Tensor:
+        """The mean over the sites, each counted by its images."""
+        return sum(
+            (share * value for share, value in zip(self.shares, values, strict=True)), torch.zeros_like(values[0])
+        )

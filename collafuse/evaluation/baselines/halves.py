@@ -1,0 +1,76 @@
+"""Server and client of a baseline that splits the noise range: their parts, and sampling through both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...config import ClientSettings, Config
+from ...core.noise import SIGMA_MIN
+from ...core.pairing import conditions_for
+from ...core.pictures import to_uint8
+from ...core.release import Release
+from ...data.dealing import SiteData
+from ...learning.training import TrainingData
+from ...learning.weights import TrainedModel
+from ...nodes.client import Client, finish
+from ...nodes.server import Server
+from ...nodes.sites import Site, sites_of, training_data
+from ..generated import Generated
+from .part import Part
+
+SERVER = "server"
+BATCH = 256
+
+HandOver = Callable[[NDArray[np.float32], float, ClientSettings], tuple[NDArray[np.float32], float]]
+"""(x, sigma, the client's settings) -> x and the level at which the client takes it to be."""
+
+
+def server_part(config: Config, found: Mapping[str, Sequence[Release]]) -> Part:
+    """The server as the method trains it, from releases."""
+    names = tuple(sorted({name for site in sites_of(found).values() for name in site.label_names or ()}))
+    data = training_data(found, names)
+    low = float(data.sigma_floor.min())
+    return Part(SERVER, "server", config.server.network, config.server.training, names, data, low)
+
+
+def client_part(config: Config, name: str, site: SiteData, sigma_high: float | None = None) -> Part:
+    """A client as the method trains it, or up to another level."""
+    client = Client(config, name, site)
+    data = client.training_data()
+    if sigma_high is not None:
+        data = TrainingData(data.images, data.conditions, data.sigma_floor, sigma_high, data.horizontal_flip)
+    settings = client.settings
+    return Part(name, "client", settings.network, settings.training, site.train.label_names, data, SIGMA_MIN)
+
+
+def sample(
+    config: Config,
+    models: Mapping[str, TrainedModel],
+    sites: Mapping[str, Site],
+    client: str,
+    count: int,
+    seed: int,
+    device: torch.device,
+    hand_over: HandOver = lambda x, sigma, settings: (x, sigma),
+) -> Generated:
+    """``count`` images for a client: the server delivers, ``hand_over`` says how the client takes it, it finishes."""
+    delivered = Server(config, models[SERVER], sites, device).deliver(client, count, seed=seed, batch_size=BATCH)
+    settings, model = config.client(client), models[client]
+    conditions = conditions_for(delivered, model.label_names)
+    x, sigma = hand_over(delivered.x, delivered.sigma, settings)
+    parts = [
+        finish(
+            model.denoiser,
+            torch.from_numpy(x[start : start + BATCH]),
+            sigma,
+            conditions[start : start + BATCH],
+            settings,
+            device,
+        )
+        for start in range(0, count, BATCH)
+    ]
+    return Generated(to_uint8(torch.cat(parts).numpy()), delivered.labels, delivered.label_names)

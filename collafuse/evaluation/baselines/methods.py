@@ -1,0 +1,110 @@
+"""The baselines by name: training one as a run, and generating with it.
+
+    RUN/config.yaml            what it was trained with, its method among it
+        models/NODE/           each model: "server" and clients, "whole", or one per site
+        models/sites.json      each client's cut and labels
+        models/releases/       pfdm: the simulated releases of clipped images, and models/guarantee.json
+
+There is no ``server/`` and no ``clients/``: what a baseline trains is not a server or client of the method, and
+``deliver``, ``serve`` and ``export-client`` refuse it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...config import Config
+from ...core.errors import UsageError
+from ...data.dealing import SiteData, load_sites
+from ...data.listening import UNHEARD, Listener
+from ...learning import weights
+from ...learning.weights import TrainedModel
+from ...nodes.experiment import ObserverOf, refuse_another
+from ...nodes.runfolder import NodeFolder, RunFolder
+from ...nodes.sites import Site, read_sites, write_sites
+from ..generated import Generated
+from . import centralised, fedavg, local, pfdm, reference
+from .part import Part, used_names
+
+Parts = Callable[[Config, Mapping[str, SiteData], Path], list[Part]]
+Sample = Callable[[Config, Mapping[str, TrainedModel], Mapping[str, Site], str, int, int, torch.device], Generated]
+
+
+@dataclass(frozen=True)
+class Method:
+    """parts: what is trained, given the sites' data and a folder for what must be kept; sample: how it is used."""
+
+    parts: Parts
+    sample: Sample
+
+
+METHODS = {
+    "centralised": Method(centralised.parts, centralised.sample),
+    "local": Method(local.parts, local.sample),
+    "fedavg": Method(fedavg.parts, fedavg.sample),
+    "reference": Method(reference.parts, reference.sample),
+    "reference-repaired": Method(reference.repaired_parts, reference.repaired_sample),
+    "pfdm": Method(pfdm.parts, pfdm.sample),
+}
+
+
+def train(
+    config: Config,
+    run: RunFolder,
+    device: torch.device,
+    observer_of: ObserverOf,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    trackers: Sequence[str] = (),
+    listener: Listener = UNHEARD,
+) -> list[str]:
+    """Train the baseline that the configuration names, and return its models' names; the twin of ``run_experiment``."""
+    method = _method(config)
+    run.check(resume=resume, overwrite=overwrite)
+    if resume:
+        refuse_another(run, config)
+    sites = load_sites(config, listener)
+    if overwrite and not resume:
+        run.clear()
+    run.models.mkdir(parents=True, exist_ok=True)
+    write_sites(run.models / SITES, sites_of(config, sites))
+    run.write_config(config)
+    parts = method.parts(config, sites, run.models)
+    for part in parts:
+        folder = NodeFolder(run.models / part.node)
+        part.train(folder, device, observer_of(part.node), resume=resume, trackers=trackers)
+    return [part.node for part in parts]
+
+
+SITES = "sites.json"
+
+
+def sites_of(config: Config, sites: Mapping[str, SiteData]) -> dict[str, Site]:
+    """Each client's cut and the labels that it shares and that really occur, as a server knows them."""
+    shared = {name: used_names(site) if config.client(name).share_labels else None for name, site in sites.items()}
+    return {name: Site(config.client(name).cut.resolve().sigma, shared[name], simulated=True) for name in sites}
+
+
+def generate(run: RunFolder, client: str, count: int, seed: int, device: torch.device) -> Generated:
+    """``count`` images of a trained baseline for a client, its labels dealt out evenly.
+
+    From the starting noise of a server with this seed and with as many network evaluations as server and client take
+    together. Raises UsageError for a run that is no baseline, ConfigError for a client that is not in it,
+    FileFormatError for one that is not trained.
+    """
+    config = run.read_config()
+    method = _method(config)
+    config.client(client)
+    models = {path.parent.name: weights.load(path) for path in sorted(run.models.glob("*/weights.safetensors"))}
+    return method.sample(config, models, read_sites(run.models / SITES), client, count, seed, device)
+
+
+def _method(config: Config) -> Method:
+    if config.method not in METHODS:
+        raise UsageError(f"method {config.method!r} is no baseline; known are {', '.join(METHODS)}.")
+    return METHODS[config.method]

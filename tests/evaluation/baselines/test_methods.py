@@ -1,0 +1,101 @@
+"""Every baseline as a run: trained from any configuration, generated from, refused where it does not belong."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from collafuse.config import Config, load
+from collafuse.core.errors import ConfigError, MismatchError, RefusedError, UsageError
+from collafuse.evaluation.baselines import METHODS, generate, train
+from collafuse.learning import weights
+from collafuse.nodes.experiment import run_experiment
+from collafuse.nodes.runfolder import RunFolder
+from tests.tiny import CPU, Recorder
+
+MODELS = {
+    "centralised": {"whole"},
+    "fedavg": {"whole"},
+    "local": {"north", "east", "south"},
+    **{name: {"server", "north", "east", "south"} for name in ("reference", "reference-repaired", "pfdm")},
+}
+
+
+def observer(name: str) -> Recorder:
+    return Recorder()
+
+
+def as_method(config: Config, method: str) -> Config:
+    return config.model_copy(update={"method": method})
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def trained(request, tiny_config, tmp_path_factory):
+    run = RunFolder(tmp_path_factory.mktemp("run"))
+    train(as_method(tiny_config, request.param), run, CPU, observer)
+    return request.param, run
+
+
+def test_a_baseline_trains_its_own_models_for_the_steps_of_the_configuration(trained, tiny_config):
+    method, run = trained
+    models = {path.parent.name: weights.load(path) for path in run.models.glob("*/weights.safetensors")}
+    assert set(models) == MODELS[method]
+    for name, model in models.items():
+        like = tiny_config.client(name) if name in tiny_config.clients and method != "local" else tiny_config.server
+        assert model.denoiser.network_settings == like.network and model.steps == like.training.steps
+    assert not run.server.path.exists() and not run.client("north").path.exists()
+
+
+def test_a_baseline_generates_what_a_client_asks_for(trained, tiny_config):
+    _, run = trained
+    made = generate(run, "east", 7, 5, CPU)
+    assert made.pixels.shape == (7, 8, 8, 1) and made.pixels.std() > 0
+    asked = [made.label_names[i] for i in made.labels.argmax(axis=1)]
+    assert asked == ["3", "3", "3", "4", "4", "5", "5"]
+    assert np.array_equal(generate(run, "east", 7, 5, CPU).pixels, made.pixels)
+    assert not np.array_equal(generate(run, "east", 7, 6, CPU).pixels, made.pixels)
+
+
+def test_a_baseline_resumes_to_the_same_models(trained, tiny_config):
+    method, run = trained
+    before = {path: path.read_bytes() for path in run.models.rglob("*.safetensors")}
+    with pytest.raises(MismatchError, match="method"):
+        train(as_method(tiny_config, "local" if method != "local" else "fedavg"), run, CPU, observer, resume=True)
+    train(as_method(tiny_config, method), run, CPU, observer, resume=True)
+    assert {path: path.read_bytes() for path in run.models.rglob("*.safetensors")} == before
+
+
+def test_a_baselines_run_is_no_run_of_the_method(trained):
+    method, run = trained
+    with pytest.raises(RefusedError, match=f"baseline '{method}'.*deliver needs a run of collafuse"):
+        run.refuse_baseline("deliver")
+    with pytest.raises(ConfigError, match="'nobody' does not exist"):
+        generate(run, "nobody", 1, 0, CPU)
+
+
+def test_a_run_of_the_method_is_no_baseline(tiny_config, tmp_path):
+    run_experiment(tiny_config, RunFolder(tmp_path / "run"), CPU, observer)
+    RunFolder(tmp_path / "run").refuse_baseline("deliver")
+    with pytest.raises(UsageError, match="'collafuse' is no baseline"):
+        generate(RunFolder(tmp_path / "run"), "north", 1, 0, CPU)
+    with pytest.raises(ConfigError, match="method=pfdm is a baseline"):
+        run_experiment(as_method(tiny_config, "pfdm"), RunFolder(tmp_path / "other"), CPU, observer)
+
+
+def test_pfdm_states_its_guarantee_and_keeps_its_releases(tiny_config, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    train(as_method(tiny_config, "pfdm"), run, CPU, observer)
+    stated = json.loads((run.models / "guarantee.json").read_text())
+    # Sensitivity 2 * 0.5 * sqrt(64) = 8 at sigma 1: the figure is Balle and Wang's for mu = 8.
+    assert stated["east"]["mu"] == pytest.approx(8.0) and stated["north"]["mu"] == pytest.approx(16.0)
+    assert stated["east"]["epsilon"] < stated["north"]["epsilon"]
+    assert len(list((run.models / "releases").glob("*.safetensors"))) == 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_ready_file_differs_from_its_base_in_name_and_method_alone(tmp_path, monkeypatch, method):
+    monkeypatch.chdir(tmp_path)  # found among those that ship
+    config, base = load(f"configs/baselines/digits-{method}.yaml"), load("digits.yaml")
+    assert config == base.model_copy(update={"name": f"digits-{method}", "method": method})

@@ -1,0 +1,31 @@
+"""Whole and split sampling are one sampler, and clipping bounds what it says it bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from collafuse.core.noise import SIGMA_MAX, SIGMA_MIN
+from collafuse.evaluation.baselines import halves, pfdm, whole
+from collafuse.learning.weights import TrainedModel
+from collafuse.nodes.sites import Site
+from tests.nodes.sites import config
+from tests.tiny import CPU, denoiser
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_one_model_as_both_halves_makes_what_it_makes_as_a_whole(sampler):
+    """The same starting noise, labels and levels: what differs between methods is the models alone."""
+    model = TrainedModel(denoiser(), "whole", ("a", "b"), SIGMA_MIN, SIGMA_MAX, 0)
+    settings = config(server={"sampler": {"name": sampler}}, handover=1.2, sampler={"name": sampler, "steps": 3})
+    one = whole.sample(settings, model, "a", ("a", "b"), 6, 3, CPU)
+    site = Site(0.5, ("a", "b"), simulated=True)
+    two = halves.sample(settings, {"server": model, "a": model}, {"a": site}, "a", 6, 3, CPU)
+    assert np.array_equal(one.labels, two.labels) and one.label_names == two.label_names
+    assert np.abs(one.pixels.astype(int) - two.pixels).max() <= 1  # a grey level, where rounding went the other way
+
+
+def test_clipping_scales_down_what_is_too_large_and_leaves_the_rest():
+    images = np.stack([np.full((1, 4, 4), value, np.float32) for value in (-1.0, 0.5, 0.2)])
+    clipped = pfdm.clipped(images)
+    assert np.allclose(clipped[0], -0.5) and np.array_equal(clipped[1:], images[1:])
