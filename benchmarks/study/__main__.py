@@ -1,0 +1,160 @@
+"""``python -m benchmarks.study DATA --work DIR``: run the study's cells that have no line of results yet."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import platform
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cli.console import Reporter, reporting, say
+from collafuse.config import Config
+from collafuse.core.errors import CollaFuseError
+from collafuse.data.dealing import SiteData
+from collafuse.data.imageset import ImageSet
+from collafuse.evaluation.baselines import centralised, halves, local, reference
+from collafuse.evaluation.generated import Generated
+from collafuse.learning.networks import num_parameters
+from collafuse.learning.weights import TrainedModel
+from collafuse.nodes.sites import Site
+
+from ..judge import pooled as pooled_images
+from . import methods
+from .cells import Cell, Study
+from .measure import Judge, pooled
+from .sites import Images
+from .table import RESULTS, finished, to_markdown
+
+SAMPLES = 5_000
+SAMPLING_SEED = 7
+CPU = torch.device("cpu")
+
+SAMPLERS = {
+    "centralised": centralised.sample,
+    "local": local.sample,
+    "reference": reference.sample,
+    "reference-repaired": reference.repaired_sample,
+}
+
+
+def run_cell(
+    cell: Cell, study: Study, images: Images, judge: Judge, folders: tuple[Path, Path], reporter: Reporter
+) -> dict[str, Any]:
+    """Train, generate and measure one cell; returns its line of results."""
+    data, work = folders
+    config = study.config_of(cell, data, work / "cache")
+    sites = images.sites(config, study.images_per_site(cell))
+    started, cpu = time.monotonic(), time.process_time()
+    parts = methods.parts_of(cell, config, sites, work)
+    models = methods.train(parts, work, reporter)
+    trained, trained_cpu = time.monotonic() - started, time.process_time() - cpu
+    made = generate(cell, config, sites, models)
+    return cell.to_json() | {
+        "figures": judge.figures(pooled(made), reference_of(sites)),
+        "figures_per_site": {n: judge.figures(made[n], sites[n].held_out) for n in made} if len(made) > 1 else {},
+        "samples": SAMPLES,
+        "reference_images": sum(len(site.held_out) for site in sites.values()),
+        "training_images": {name: len(site.train) for name, site in sites.items()},
+        "parts": {part.node: part.digest[:16] for part in parts},
+        "parameters": {node: num_parameters(model.denoiser) for node, model in models.items()},
+        "steps": {part.node: part.settings.steps for part in parts},
+        "training_seconds_here": [round(trained), round(trained_cpu)],
+        "judge": judge.digest,
+        "judge_accuracy": judge.accuracy,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread",
+        "torch": torch.__version__,
+        "date": _now().date().isoformat(),
+    }
+
+
+def generate(
+    cell: Cell, config: Config, sites: Mapping[str, SiteData], models: Mapping[str, TrainedModel]
+) -> dict[str, Generated]:
+    """Every site's images, SAMPLES in all, from the same starting noise in every cell."""
+    known = {
+        name: Site(config.client(name).cut.resolve().sigma, site.train.label_names, simulated=True)
+        for name, site in sites.items()
+    }
+    sample = SAMPLERS.get(cell.method, halves.sample)
+    share = SAMPLES / sum(len(site.held_out) for site in sites.values())
+    return {
+        name: sample(config, models, known, name, round(share * len(site.held_out)), SAMPLING_SEED + index, CPU)
+        for index, (name, site) in enumerate(sites.items())
+    }
+
+
+def reference_of(sites: Mapping[str, SiteData]) -> ImageSet:
+    """All sites' held-out images."""
+    return pooled_images({name: site.held_out for name, site in sites.items()})
+
+
+def main() -> None:
+    """Run what is missing, in order."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
+    parser.add_argument("images", nargs="?", type=Path, help="CIFAR-10 as a folder of images, one sub-folder per class")
+    parser.add_argument("--work", type=Path, help="where trainings, releases and the judge are kept")
+    parser.add_argument("--list", action="store_true", help="say which cells there are and which are finished")
+    parser.add_argument("--table", action="store_true", help="print the finished cells as Markdown")
+    parser.add_argument("--cells", type=int, default=None, metavar="N", help="stop after so many")
+    arguments = parser.parse_args()
+    study, done = Study.read(), finished()
+    if arguments.table:
+        print(to_markdown(done, study.cells))
+        return
+    if arguments.list:
+        for cell in study.cells:
+            print(f"{'done' if cell in done else '    '}  {cell.key}")
+        return
+    if arguments.images is None or arguments.work is None:
+        parser.error("give the folder of images and --work DIR, or --list, or --table")
+    with only_one(arguments.work):
+        run(study, [cell for cell in study.cells if cell not in done][: arguments.cells], arguments)
+
+
+def run(study: Study, missing: list[Cell], arguments: argparse.Namespace) -> None:
+    """Train and measure these cells; each line is written when its cell is finished."""
+    images = Images.of(study.config_of(study.cells[0], arguments.images, arguments.work / "cache"))
+    judge = Judge(images.judge, images.reference, arguments.work)
+    say(f"The judge reads {judge.accuracy:.1%} of held-out images. {len(missing)} cells to go.")
+    for cell in missing:
+        say(f"{_now():%H:%M} {cell.key}")
+        try:
+            with reporting() as reporter:
+                line = run_cell(cell, study, images, judge, (arguments.images, arguments.work), reporter)
+        except (CollaFuseError, OSError, RuntimeError):
+            # The other cells are worth running; this one has no line and is tried again next time.
+            traceback.print_exc()
+            continue
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        say(f"{_now():%H:%M} {cell.key}: Frechet {line['figures']['frechet'][0]:.2f}")
+
+
+@contextmanager
+def only_one(work: Path) -> Iterator[None]:
+    """Two of these would write into the same checkpoints."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SystemExit(f"another study runs in {work}; wait for it, or give another --work.") from None
+        yield
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""How a cell is trained: each model once, however many cells have it in common.
+
+A training is kept in the work folder under a digest of everything that it depends on: network, settings, seed, labels
+and the data themselves. Two cells that would train the same model share it, and no others do: a client serves every
+server of its cut, a server every handover level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cli.console import Reporter
+from collafuse.config import Config
+from collafuse.data.dealing import SiteData
+from collafuse.evaluation.baselines import centralised, halves, local, pfdm, reference
+from collafuse.evaluation.baselines.noising import FreshReleases
+from collafuse.evaluation.baselines.part import Part, clean_data
+from collafuse.learning import weights
+from collafuse.learning.denoiser import loss_weight
+from collafuse.learning.training import Trainer, estimate_sigma_data
+from collafuse.nodes.client import Client
+from collafuse.nodes.ledger import Ledger
+from collafuse.nodes.runfolder import NodeFolder
+from collafuse.nodes.sites import SUFFIX, read_releases
+
+from .cells import Cell
+
+Parts = Callable[[Config, Mapping[str, SiteData], Path], list[Part]]
+
+
+class Weighted(Trainer):
+    """Our objective with the weight 1 / ((1 - k)^2 c_out^2 + (1 - k) sigma_floor^2), for clean data 1 / c_out^2.
+
+    It is one over the variance that the residual has even for a perfect denoiser: z scatters around its mean given x
+    and x0 with variance (1 - k) sigma_floor^2, and (1 - k) x0 around its mean given x with about (1 - k)^2 c_out^2.
+    """
+
+    def losses(
+        self, denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, floor: Tensor, sigma: Tensor, noise: Tensor
+    ) -> Tensor:
+        share = 1 - (floor / sigma).square()
+        clean = 1 / loss_weight(sigma, self.model.sigma_data)
+        return (
+            clean / (share.square() * clean + share * floor.square()) * super().losses(denoise, z, floor, sigma, noise)
+        )
+
+
+def parts_of(cell: Cell, config: Config, sites: Mapping[str, SiteData], work: Path) -> list[Part]:
+    """What a cell trains. Release files are kept by data and cut, and shared by seeds and variants."""
+    cut = "" if cell.cut is None else f"-{cell.cut:g}"
+    releases = work / "releases" / f"{cell.data}{cut}"
+    if cell.method != "collafuse":
+        return _BASELINES[cell.method](config, sites, releases.with_name(f"{releases.name}-{cell.method}"))
+    server = fresh_server(config, sites) if cell.variant == "fresh" else released_server(config, sites, releases)
+    if cell.variant == "weight":
+        server = replace(server, trainer=Weighted)
+    return [server, *(halves.client_part(config, name, site) for name, site in sites.items())]
+
+
+def released_server(config: Config, sites: Mapping[str, SiteData], folder: Path) -> Part:
+    """The server on one release of each site, made here once."""
+    for name, site in sites.items():
+        path = folder / f"{name}{SUFFIX}"
+        if not path.exists():
+            Client(config, name, site).release(path, Ledger(folder / "ledgers" / f"{name}.sqlite"), simulated=True)
+    return halves.server_part(config, read_releases(folder, accept_simulated=True))
+
+
+def fresh_server(config: Config, sites: Mapping[str, SiteData]) -> Part:
+    """The server on a fresh noisy copy of each image at every step, all else as with releases."""
+    like = reference.server_part(config, sites)
+    training = config.server.training.model_copy(update={"sigma_data": estimate_sigma_data(clean_data(sites, config))})
+    return replace(like, settings=training, trainer=FreshReleases)
+
+
+def train(parts: list[Part], work: Path, reporter: Reporter) -> dict[str, weights.TrainedModel]:
+    """Train what is not trained yet; an interrupted training goes on."""
+    models = {}
+    for part in parts:
+        folder = NodeFolder(work / "parts" / f"{part.node}-{part.digest[:16]}")
+        if folder.weights.exists():
+            models[part.node] = weights.load(folder.weights, part.role)
+            continue
+        models[part.node] = part.train(folder, torch.device("cpu"), reporter.observer(part.node), resume=True)
+    return models
+
+
+_BASELINES: dict[str, Parts] = {
+    "centralised": centralised.parts,
+    "local": local.parts,
+    "reference": reference.parts,
+    "reference-repaired": reference.repaired_parts,
+    "pfdm": pfdm.parts,
+}

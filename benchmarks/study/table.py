@@ -1,0 +1,110 @@
+"""The finished cells: read from ``results.jsonl``, and printed as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collafuse.evaluation.tables import Table
+
+from .cells import Cell
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+BASE = "centralised"
+FIGURES = {"frechet": "Fréchet", "kernel": "kernel x 1000", "precision": "precision", "recall": "recall",
+           "read_as_asked": "read as asked"}  # fmt: skip
+
+Lines = Mapping[Cell, Mapping[str, Any]]
+
+
+def finished(path: Path = RESULTS) -> dict[Cell, dict[str, Any]]:
+    """The lines of results by their cells."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    values = [json.loads(line) for line in lines if line.strip()]
+    return {Cell(**{field.name: line[field.name] for field in fields(Cell)}): line for line in values}
+
+
+def to_markdown(lines: Lines, order: Sequence[Cell]) -> str:
+    """A table of the pooled figures for each data, and one of each site where there are several.
+
+    Seeds of one cell share a row: the mean of its figures, and as its spread their standard deviation; with a single
+    seed the spread is that of half-samples of the images. A ratio is to the centralised cells of the same seeds.
+    """
+    if not lines:
+        return "No cell is finished."
+    firsts = dict.fromkeys(replace(cell, seed=0) for cell in order)
+    tables = []
+    for data in dict.fromkeys(cell.data for cell in firsts):
+        rows = [(cell, _seeds(lines, cell)) for cell in firsts if cell.data == data]
+        rows = [(cell, seeds) for cell, seeds in rows if seeds]
+        if rows:
+            tables.append(_table(data, rows, _seeds(lines, Cell(data, BASE))))
+            tables.extend(_per_site(data, rows))
+    return "\n\n".join(table.to_markdown() for table in tables)
+
+
+def _seeds(lines: Lines, cell: Cell) -> dict[int, Mapping[str, Any]]:
+    """The lines of a cell by seed."""
+    return {one.seed: line for one, line in lines.items() if replace(one, seed=cell.seed) == cell}
+
+
+def _table(data: str, rows: list[tuple[Cell, dict[int, Any]]], base: dict[int, Any]) -> Table:
+    columns = ("method", "cut", "seeds", *FIGURES.values(), f"Fréchet / {BASE}")
+    cells = []
+    for cell, seeds in rows:
+        figures = [_figure([line["figures"] for line in seeds.values()], name) for name in FIGURES]
+        ratios = [seeds[s]["figures"]["frechet"][0] / base[s]["figures"]["frechet"][0] for s in seeds if s in base]
+        cells.append((*_name(cell), len(seeds), *figures, _ratio(ratios)))
+    some = next(iter(rows[0][1].values()))
+    trained, steps = (", ".join(f"{k} {v}" for k, v in some[key].items()) for key in ("training_images", "steps"))
+    return Table(
+        data,
+        columns,
+        tuple(cells),
+        (
+            f"{some['samples']} samples against {some['reference_images']} held-out images; training images: "
+            f"{trained}; steps: {steps}. Features of a classifier, trained on other images, that reads "
+            f"{some['judge_accuracy']:.1%} of held-out ones right ({some['judge']}). Spread: over seeds where there "
+            "are several, else over half-samples of the images.",
+        ),
+    )
+
+
+def _per_site(data: str, rows: list[tuple[Cell, dict[int, Any]]]) -> list[Table]:
+    sites = list(
+        dict.fromkeys(site for _, seeds in rows for line in seeds.values() for site in line["figures_per_site"])
+    )
+    if not sites:
+        return []
+    cells = []
+    for cell, seeds in rows:
+        by_site = [[line["figures_per_site"][site] for line in seeds.values()] for site in sites]
+        cells.append((*_name(cell), len(seeds), *(_figure(figures, "frechet") for figures in by_site)))
+    return [Table(f"{data}, Fréchet distance at each site", ("method", "cut", "seeds", *sites), tuple(cells))]
+
+
+def _name(cell: Cell) -> tuple[str, str]:
+    name = cell.method if cell.variant is None else f"{cell.method}, {cell.variant}"
+    return name, "-" if cell.cut is None else f"{cell.cut:g}"
+
+
+def _figure(lines: Sequence[Mapping[str, Any]], name: str) -> str:
+    """A figure and its spread."""
+    if not all(name in line for line in lines):
+        return "-"
+    scale = 1000 if name == "kernel" else 1
+    values = [scale * line[name][0] for line in lines]
+    spread = np.std(values, ddof=1) if len(values) > 1 else scale * lines[0][name][1]
+    return f"{np.mean(values):.3g} ± {spread:.2g}"
+
+
+def _ratio(ratios: Sequence[float]) -> str:
+    if not ratios:
+        return "-"
+    spread = f" ± {np.std(ratios, ddof=1):.2g}" if len(ratios) > 1 else ""
+    return f"{np.mean(ratios):.3f}{spread}"

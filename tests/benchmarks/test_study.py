@@ -1,0 +1,101 @@
+"""The study: what its cells are, which trainings they share, and what its table says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.study import methods
+from benchmarks.study.cells import Cell, Study
+from benchmarks.study.table import finished, to_markdown
+from collafuse.core.noise import SIGMA_MAX
+from collafuse.data.dealing import SiteData
+from collafuse.learning.training import TrainingData
+from tests.tiny import CPU, Recorder, denoiser, image_set, training_settings
+
+STUDY = Study.read()
+MAIN = Cell("one-site", "collafuse", 1.0)
+
+
+@pytest.mark.parametrize("cell", STUDY.cells, ids=lambda cell: cell.key)
+def test_every_cell_is_a_configuration_with_the_networks_and_steps_of_all(cell):
+    config = STUDY.config_of(cell, Path("images"), Path("cache"))
+    assert config.method == cell.method
+    for node in (config.server, *config.clients.values()):
+        assert node.network == config.server.network and node.training.steps == config.server.training.steps
+        assert node.training.seed == cell.seed
+
+
+def test_no_cell_stands_twice():
+    assert len(set(STUDY.cells)) == len(STUDY.cells)
+
+
+def test_the_committed_lines_are_of_cells_that_stand_in_the_list():
+    assert set(finished()) <= set(STUDY.cells)
+
+
+def parts(tmp_path, cell: Cell) -> dict[str, str]:
+    images = image_set(12, side=16)
+    images = replace(images, pixels=np.repeat(images.pixels, 3, axis=1))
+    sites = {"all": SiteData(images, images.take(np.arange(0)))}
+    config = STUDY.config_of(cell, Path("images"), Path("cache"))
+    return {part.node: part.digest for part in methods.parts_of(cell, config, sites, tmp_path)}
+
+
+def test_cells_share_a_training_where_it_is_the_same_and_nowhere_else(tmp_path):
+    main, later = parts(tmp_path, MAIN), parts(tmp_path, replace(MAIN, variant="handover-2"))
+    assert main["server"] == later["server"] and main["all"] != later["all"]
+    for same_client in ("fresh", "weight", "levels-near", "ema-longer"):
+        other = parts(tmp_path, replace(MAIN, variant=same_client))
+        assert main["all"] == other["all"] and main["server"] != other["server"], same_client
+    assert parts(tmp_path, Cell("one-site", "reference", 1.0))["all"] == main["all"]
+    assert not set(parts(tmp_path, replace(MAIN, seed=1)).values()) & set(main.values())
+    assert not set(parts(tmp_path, replace(MAIN, cut=4.0)).values()) & set(main.values())
+    assert len(list((tmp_path / "releases" / "one-site-1").glob("*.safetensors"))) == 1  # for all of these
+
+
+def line(cell: Cell, frechet: float, sites: dict[str, float]) -> dict:
+    def figures(value: float) -> dict:
+        return {"frechet": [value, 0.1], "kernel": [0.002, 0.0005]}
+
+    return cell.to_json() | {
+        "figures": figures(frechet),
+        "figures_per_site": {name: figures(value) for name, value in sites.items()},
+        "samples": 50,
+        "reference_images": 60,
+        "training_images": {"all": 70},
+        "steps": {"whole": 80},
+        "judge_accuracy": 0.5,
+        "judge": "abc",
+    }
+
+
+def test_the_table_joins_seeds_and_compares_with_one_model_of_the_same_seed():
+    whole = Cell("one-site", "centralised")
+    cells = [whole, replace(whole, seed=1), MAIN, replace(MAIN, seed=1)]
+    measured = [(10, {"a": 2, "b": 1}), (20, {"a": 2, "b": 1}), (11, {"a": 3, "b": 1}), (26, {"a": 5, "b": 1})]
+    text = to_markdown({cell: line(cell, *figures) for cell, figures in zip(cells, measured, strict=True)}, cells)
+    assert "| collafuse | 1 | 2 | 18.5 ± 11 | 2 ± 0 | - | - | - | 1.200 ± 0.14 |" in text
+    assert "| collafuse | 1 | 2 | 4 ± 1.4 | 1 ± 0 |" in text  # at the sites
+    assert "50 samples against 60 held-out images" in text
+
+
+def test_the_weight_variant_makes_a_perfect_denoisers_loss_one_at_every_level(tmp_path):
+    """On Gaussian data, whose best denoiser is known; the objective's own weight leaves it more near the release."""
+    cut, levels, pixels = 1.0, torch.tensor([1.06, 1.5, 4.0]), 200_000
+    images = image_set(3)
+    floor = torch.full((3,), cut)
+    data = TrainingData(torch.from_numpy(images.pixels), torch.zeros(3, 3), floor, SIGMA_MAX)
+    one = methods.Weighted(denoiser(), data, training_settings(), tmp_path, CPU, Recorder())
+    sd, generator = one.model.sigma_data, torch.Generator().manual_seed(0)
+    x0, released, added = (torch.randn(3, 1, 1, pixels, generator=generator) for _ in range(3))
+
+    def perfect(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return x * (sd**2 / (sd**2 + sigma.square())).reshape(-1, 1, 1, 1)
+
+    losses = one.losses(perfect, sd * x0 + cut * released, floor, levels, added)
+    assert losses.tolist() == pytest.approx([1, 1, 1], rel=0.02)
