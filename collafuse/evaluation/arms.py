@@ -27,6 +27,7 @@ from ..learning.training import keyed_seed
 from ..nodes.client import finish
 from ..nodes.runfolder import RunFolder
 from ..nodes.server import Server, start_noise
+from . import baselines
 from .generated import Generated
 
 BATCH = 256
@@ -163,7 +164,26 @@ def _split_arms(folder: RunFolder, held_out: Mapping[str, ImageSet], device: tor
     return SplitRun(folder, held_out, device).arms()
 
 
-METHODS: dict[str, ArmsOf] = {DEFAULT_METHOD: _split_arms}
+BASELINES = {
+    "centralised": "one model of the whole noise range, trained on everybody's clean images",
+    "local": "a model of the whole noise range at each site, trained on its own images alone",
+    "fedavg": "one model of the whole noise range, averaged over the sites' own steps",
+    "reference": "the reference's protocol: fresh noise at every step, noised twice, started at c + c (1 - c)",
+    "reference-repaired": "the reference's protocol, started where the double noising really stands",
+    "pfdm": "clipped images, noised once for a stated guarantee",
+}
+
+
+def _baseline_arms(folder: RunFolder, held_out: Mapping[str, ImageSet], device: torch.device) -> Sequence[Arm]:
+    method = method_of(folder)
+
+    def generate(client: str, count: int, seed: int) -> Generated:
+        return baselines.generate(folder, client, count, seed, device)
+
+    return [Arm(method, generate, BASELINES[method])]
+
+
+METHODS: dict[str, ArmsOf] = {DEFAULT_METHOD: _split_arms, **dict.fromkeys(BASELINES, _baseline_arms)}
 """How the arms of a run are made, by its ``method``: from its folder and each client's held-out images."""
 
 
@@ -177,4 +197,4 @@ def arms_of(folder: RunFolder, held_out: Mapping[str, ImageSet], device: torch.d
 
 def method_of(folder: RunFolder) -> str:
     """By which method a run was trained."""
-    return getattr(folder.read_config(), "method", DEFAULT_METHOD)
+    return folder.read_config().method

@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from collafuse.config import from_mapping
 from collafuse.core.errors import ConfigError
 from collafuse.core.noise import Cut
 from collafuse.core.pictures import to_uint8
 from collafuse.data.dealing import load_sites
-from collafuse.evaluation import arms
+from collafuse.evaluation import arms, baselines
 from collafuse.evaluation.arms import SplitRun, arms_of
-from tests.tiny import CPU
+from collafuse.nodes.runfolder import RunFolder
+from tests.evaluation.conftest import SETTINGS, train
+from tests.tiny import CPU, Recorder
 
 
 @pytest.fixture
@@ -67,3 +70,19 @@ def test_a_run_of_an_unknown_method_is_refused(digits_run, monkeypatch):
     monkeypatch.setattr(arms, "METHODS", {})
     with pytest.raises(ConfigError, match="'collafuse' of .* is not measured"):
         arms_of(digits_run, {}, CPU)
+
+
+def test_a_baseline_stands_beside_with_the_images_that_it_generates(tmp_path):
+    config = from_mapping(SETTINGS | {"method": "centralised"})
+    run = RunFolder(tmp_path / "run")
+    baselines.train(config, run, CPU, lambda node: Recorder())
+    (arm,) = arms_of(run, {}, CPU)
+    made = arm.generate("north", 4, 1)
+    assert arm.name == "centralised" and (made.pixels == baselines.generate(run, "north", 4, 1, CPU).pixels).all()
+
+
+def test_a_statistics_server_has_the_same_arms(tmp_path):
+    run = train(tmp_path / "run", server=SETTINGS["server"] | {"kind": "statistics"})
+    held_out = {name: site.held_out for name, site in load_sites(run.read_config()).items()}
+    for arm in arms_of(run, held_out, CPU):
+        assert arm.generate("north", 4, 1).pixels.shape == (4, 8, 8, 1)
