@@ -81,7 +81,10 @@ class SplitRun:
 
     def composite(self, client: str, count: int, seed: int) -> Generated:
         """Server, then client."""
-        delivered = self.at_the_cut(client, count, seed)
+        return self.finished(client, self.at_the_cut(client, count, seed))
+
+    def finished(self, client: str, delivered: Intermediate) -> Generated:
+        """What the client makes of what the server delivered."""
         conditions = conditions_for(delivered, self.models[client].label_names)
         pixels = self._finish(client, delivered.x, delivered.sigma, conditions)
         return Generated(pixels, delivered.labels, delivered.label_names)

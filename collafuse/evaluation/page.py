@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -43,8 +44,9 @@ def page(title: str, body: Sequence[str]) -> str:
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph of plain text."""
-    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+    """A paragraph of plain text, with `code` in backticks as in Markdown."""
+    inner = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    return f'<p class="{kind}">{inner}</p>' if kind else f"<p>{inner}</p>"
 
 
 def png_image(png: bytes, what: str) -> str:

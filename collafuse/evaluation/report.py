@@ -66,7 +66,7 @@ def write_page(run: RunFolder, *, seed: int = 0, device: torch.device, listener:
         *_figure(config, names, made, sites),
         *_neighbours(names, made, sites),
         *_results(run.path / FOLDER),
-        *_curves(run, names),
+        *_curves(run),
         "<h2>Configuration</h2>",
         f"<pre>{escape((run.path / CONFIG).read_text(encoding='utf-8'))}</pre>",
         "<h2>Versions</h2>",
@@ -78,15 +78,16 @@ def write_page(run: RunFolder, *, seed: int = 0, device: torch.device, listener:
 def _pictures(
     run: RunFolder, client: str, sites: Mapping[str, SiteData], seed: int, device: torch.device
 ) -> dict[str, Pixels]:
-    """A client's pictures by what made them, the run's own images last."""
+    """A client's pictures by what made them; the last are those that the run is for."""
     held_out = {name: site.held_out for name, site in sites.items()}
     if method_of(run) != DEFAULT_METHOD:
         return {arm.name: arm.generate(client, COMPARED, seed).pixels for arm in arms_of(run, held_out, device)}
     split = SplitRun(run, {client: held_out[client]}, device)
+    delivered = split.at_the_cut(client, COMPARED, seed)
     return {
-        "client alone, from noise": split.client_alone(client, COMPARED, seed).pixels,
-        "server, at the cut": to_uint8(split.at_the_cut(client, COMPARED, seed).x),
-        "server, then client": split.composite(client, COMPARED, seed).pixels,
+        "client alone, from noise": split.client_alone(client, SHOWN, seed).pixels,
+        "server, at the cut": to_uint8(delivered.x),
+        "server, then client": split.finished(client, delivered).pixels,
     }
 
 
@@ -163,13 +164,11 @@ def _results(folder: Path) -> list[str]:
     return parts
 
 
-def _curves(run: RunFolder, names: Sequence[str]) -> list[str]:
-    folders = {"server": run.server, **{name: run.client(name) for name in names}}
-    charts = []
-    for node, folder in folders.items():
-        losses = read_losses(folder.path / "metrics.jsonl")
-        charts.append(line_chart(f"{node}: loss by noise level", losses, "step"))
-    charts = [f"<div>{chart}</div>" for chart in charts if chart]
+def _curves(run: RunFolder) -> list[str]:
+    """A chart for each node that left metrics, the server first."""
+    paths = sorted(run.path.rglob("metrics.jsonl"), key=lambda path: (path.parent != run.server.path, path))
+    drawn = [line_chart(f"{path.parent.name}: loss by noise level", read_losses(path), "step") for path in paths]
+    charts = [f"<div>{chart}</div>" for chart in drawn if chart]
     return ["<h2>Training</h2>", f'<div class="row">{"".join(charts)}</div>'] if charts else []
 
 

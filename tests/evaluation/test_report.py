@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from collafuse.core.errors import FileFormatError
-from collafuse.evaluation.page import results_table
+from collafuse.evaluation.page import paragraph, results_table
 from collafuse.evaluation.report import write_page
 from collafuse.evaluation.tables import Table, write_results
 from collafuse.nodes.runfolder import RunFolder
@@ -103,6 +103,10 @@ def test_a_damaged_file_of_results_is_named(run, tmp_path):
     (copy.path / "evaluation" / "audit.json").write_text("{")
     with pytest.raises(FileFormatError, match=r"audit\.json"):
         write_page(copy, device=CPU)
+
+
+def test_code_in_a_note_is_code_and_nothing_else_is_markup():
+    assert paragraph("run `a <b>` & go") == "<p>run <code>a &lt;b&gt;</code> &amp; go</p>"
 
 
 def test_figures_stand_right_and_words_left():
