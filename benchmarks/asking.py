@@ -56,10 +56,19 @@ class Asker:
             return Answer(0, time.perf_counter() - started)
         return Answer(status, time.perf_counter() - started, b"retry-after" in kept, reply)
 
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A kept connection that the server has not closed since, or a new one."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection(self._host, self._port)
+
     async def _exchange(
         self, verb: str, path: str, body: bytes, headers: dict[str, str]
     ) -> tuple[int, dict[bytes, bytes], bytes]:
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
+        reader, writer = await self._connection()
         fields = {"Host": self._host, "Authorization": f"Bearer {self._token}", "Content-Length": str(len(body))}
         fields |= {"Content-Type": "application/json"} | headers
         head = f"{verb} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items())
