@@ -22,7 +22,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 	--disable-pip-version-check) $(INSTALL_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-edge bench-serve torture docs node clean
+.PHONY: help setup demo test check bench bench-edge bench-serve torture pins sbom audit docs node clean
 
 help: ## list the chores
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=@ read -r verb what; do \
@@ -69,6 +69,23 @@ bench-serve: $(STAMP) ## measure the service under load, overload and slow clien
 
 docs: $(STAMP) ## check that the documentation says what the code does
 	$(BIN)/python -m pytest tests/test_docs.py -q
+
+TOOLS := .tools
+$(TOOLS)/.installed:
+	"$(PYTHON)" -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check uv cyclonedx-bom pip-audit
+	@touch $@
+
+pins: $(TOOLS)/.installed ## write what a device installs, with hashes, into pins/ (asks the package index)
+	UV=$(TOOLS)/bin/uv pins/make.sh
+
+sbom: $(TOOLS)/.installed ## list the parts of a device install as CycloneDX, in build/sbom.json
+	mkdir -p build
+	$(TOOLS)/bin/cyclonedx-py requirements pins/device-sign.txt --pyproject pyproject.toml --output-format JSON \
+		--output-file build/sbom.json
+
+audit: $(TOOLS)/.installed ## look up known vulnerabilities of a device install; says so where it cannot
+	$(TOOLS)/bin/python -m pins.audit pins/device-sign.txt
 
 node: ## fetch onnxruntime-node into .node (about 300 MB), to test finishing from JavaScript
 	npm install --ignore-scripts --no-audit --no-fund --prefix .node onnxruntime-node@$(ONNXRUNTIME_NODE)
