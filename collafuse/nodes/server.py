@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from ..config import Config, unknown_client
 from ..core import release as releases
-from ..core.conditioning import Conditions, Labels, conditions_from_labels, guided, indices_of
-from ..core.errors import ConfigError, MismatchError, RefusedError, UsageError
+from ..core.conditioning import Conditions, Labels, conditions_from_labels, indices_of
+from ..core.errors import CollaFuseError, ConfigError, MismatchError, RefusedError, UsageError, first_line
 from ..core.intermediate import Intermediate
 from ..core.noise import SIGMA_MAX, Cut
 from ..core.pairing import SIGMA_SLACK
 from ..core.pictures import Pixels, contact_sheet, to_uint8
-from ..core.samplers import EVALUATES_AT_END, STEPS, Counted, History, run
+from ..core.samplers import EVALUATES_AT_END, STEPS, History, evaluations, run
 from ..learning import gaussian, weights
-from ..learning.denoiser import Denoiser
+from ..learning.denoiser import Denoiser, guided_together
 from ..learning.distributed import ALONE, Ranks
 from ..learning.training import Observer, Trainer, fresh_denoiser
 from .runfolder import NodeFolder
@@ -81,7 +81,8 @@ class Server:
 
         labels: what every image shows (several: all at once); None deals the client's shared labels out evenly, or
         delivers without labels when it keeps them. Each image has its own noise, keyed by (seed, index), so that
-        batch size does not change a picture; no seed takes the system's randomness. ``advance`` hears of each
+        batch size does not change a picture; no seed takes the system's randomness. A batch for which the device has no
+        memory is halved and tried again. ``advance`` hears of each
         finished batch. Raises RefusedError for what the server has not learned: see :meth:`plan_labels` and
         :meth:`levels`.
         """
@@ -90,11 +91,20 @@ class Server:
         multi_hot = self.plan_labels(client, count, labels)
         sigmas = self.levels(client)
         base = secrets.randbits(64) if seed is None else seed
-        parts = []
-        for start in range(0, count, batch_size):
+        parts, start = [], 0
+        while start < count:
             rows = slice(start, min(start + batch_size, count))
-            parts.append(self._sample(multi_hot, rows, sigmas, base))
+            try:
+                parts.append(self._sample(multi_hot, rows, sigmas, base))
+            except torch.OutOfMemoryError as error:
+                if batch_size == 1:
+                    raise CollaFuseError(
+                        f"{self.device} has no memory for one image ({first_line(error)}); free some, or take another."
+                    ) from error
+                batch_size = max(1, min(batch_size, count) // 2)
+                continue
             advance(rows.stop - rows.start)
+            start = rows.stop
         x = np.concatenate([x for x, _, _ in parts])
         previous = None
         if self.config.server.send_previous and parts[0][1] is not None:
@@ -233,11 +243,11 @@ class Server:
         )
         start = self.begin(range(rows.start, rows.stop), None if labels is None else labels[rows], sigmas[0], seed)
         x = torch.from_numpy(start).to(self.device)
-        model = Counted(self.model.denoiser)
+        name = self.config.server.sampler.name
         guidance = self.config.server.sampler.guidance if labels is not None else 1.0
-        denoise = guided(model, torch.from_numpy(conditions).to(self.device), guidance)
-        x, state = run(STEPS[self.config.server.sampler.name], denoise, x, sigmas)
-        return x.float().cpu().numpy(), state, model.nfe
+        denoise = guided_together(self.model.denoiser, torch.from_numpy(conditions).to(self.device), guidance)
+        x, state = run(STEPS[name], denoise, x, sigmas)
+        return x.float().cpu().numpy(), state, evaluations(name, sigmas, guided=guidance != 1.0)
 
 
 def start_noise(indices: range, image_shape: tuple[int, int, int], seed: int) -> NDArray[np.float32]:

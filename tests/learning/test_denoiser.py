@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from collafuse.config import NetworkSettings
-from collafuse.learning.denoiser import Denoiser, loss_weight
-from tests.tiny import NETWORK
+from collafuse.core.conditioning import guided
+from collafuse.core.samplers import Counted
+from collafuse.learning.denoiser import TOGETHER_ON_CPU, Denoiser, guided_together, loss_weight
+from tests.tiny import NETWORK, denoiser
 
 LEVELS = [0.002, 0.05, 0.5, 2.0, 80.0]
 DATA = 0.5
@@ -88,3 +90,19 @@ def test_mixed_precision_changes_nothing_on_a_cpu():
     plain = denoiser(*arguments)
     denoiser.mixed_precision = True
     assert torch.equal(denoiser(*arguments), plain)
+
+
+@pytest.mark.parametrize("sigma", [0.7, torch.tensor([0.7, 1.5, 9.0])], ids=["one level", "a level each"])
+@pytest.mark.parametrize("guidance", [1.0, 0.0, 2.5])
+def test_guidance_in_one_evaluation_is_guidance_in_two(guidance, sigma):
+    model = Counted(denoiser())
+    x, conditions = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.eye(3)
+    together = guided_together(model, conditions, guidance)(x, sigma)
+    assert model.nfe == 1
+    assert torch.allclose(together, guided(denoiser(), conditions, guidance)(x, sigma), atol=1e-6)
+
+
+def test_a_batch_that_fills_a_cpu_is_not_doubled():
+    model, count = Counted(denoiser()), TOGETHER_ON_CPU + 1
+    guided_together(model, torch.ones(count, 3), 2.0)(torch.zeros(count, 1, 4, 4), 1.0)
+    assert model.nfe == 2

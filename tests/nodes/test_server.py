@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from collafuse.core import release as releases
 from collafuse.core.atomic import write_bytes
-from collafuse.core.errors import ConfigError, FileFormatError, MismatchError, RefusedError, UsageError
+from collafuse.core.errors import CollaFuseError, ConfigError, FileFormatError, MismatchError, RefusedError, UsageError
 from collafuse.core.noise import SIGMA_MAX, SIGMA_MIN, Cut, system_noise
 from collafuse.learning.weights import TrainedModel
 from collafuse.nodes.runfolder import NodeFolder
@@ -76,6 +79,34 @@ def test_a_seed_repeats_and_batch_size_changes_no_picture(server):
     assert np.abs(whole.x - server.deliver("north", 9, seed=3, batch_size=2).x).max() < 1e-4
     assert not np.allclose(server.deliver("north", 9).x, server.deliver("north", 9).x)
     assert not np.allclose(whole.x[0], whole.x[1])
+
+
+class ShortOfMemory(torch.nn.Module):
+    """A denoiser on a device that has memory for so many images at once."""
+
+    def __init__(self, inner, most):
+        super().__init__()
+        self.inner, self.most, self.seen = inner, most, []
+        self.image_shape = inner.image_shape
+
+    def forward(self, x, sigma, conditions):
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        self.seen.append(len(x))
+        return self.inner(x, sigma, conditions)
+
+
+def test_a_batch_without_memory_is_halved_and_no_picture_is_lost(server):
+    whole, told = server.deliver("north", 9, seed=3), []
+    server.model = replace(server.model, denoiser=ShortOfMemory(server.model.denoiser, most=3))
+    again = server.deliver("north", 9, seed=3, advance=told.append)
+    assert np.abs(whole.x - again.x).max() < 1e-4 and sum(told) == 9 and max(server.model.denoiser.seen) <= 3
+
+
+def test_a_device_without_memory_for_one_image_says_so(server):
+    server.model = replace(server.model, denoiser=ShortOfMemory(server.model.denoiser, most=0))
+    with pytest.raises(CollaFuseError, match="no memory for one image"):
+        server.deliver("north", 9)
 
 
 def test_half_precision_and_the_last_estimate_travel_on_request(server):
