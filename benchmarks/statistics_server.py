@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000, help="images that are used, at most")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--channels", type=int, default=24)
-    parser.add_argument("--coefficients", type=int, nargs="+", default=[16])
+    parser.add_argument("--coefficients", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--clip", type=float, default=0.9)
     parser.add_argument("-o", "--out", type=Path, required=True, help="a folder for the pictures")
     arguments = parser.parse_args()
