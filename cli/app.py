@@ -21,6 +21,7 @@ from . import (
     finish,
     inspect,
     keys,
+    plan,
     release,
     report,
     serve,
@@ -55,6 +56,7 @@ COMMANDS = {
     "evaluate": evaluate.evaluate,
     "audit": audit.audit,
     "report": report.report,
+    "plan": plan.plan,
     "inspect": inspect.inspect,
     "keys": keys.app,
     "bench": bench.bench,
@@ -63,7 +65,9 @@ COMMANDS = {
 """In the order in which a user meets them."""
 
 WANTED = {
-    **dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "yaml", "sklearn"), "collafuse[train]"),
+    **dict.fromkeys(
+        ("torch", "torchvision", "onnx", "onnxscript", "yaml", "sklearn", "matplotlib"), "collafuse[train]"
+    ),
     **dict.fromkeys(("fastapi", "uvicorn", "starlette", "prometheus_client"), "collafuse[serve]"),
     "cryptography": "collafuse[sign]",
     "httpx": "httpx",  # finishing from files does without

@@ -31,10 +31,10 @@ from .attacks.membership import Denoise, Membership, levels_between, scores, tol
 from .attacks.memorisation import Nearest, Repeated, nearest_images, repeated_noise
 from .attacks.reconstruction import Features, Reconstruction, compare, wiener
 from .attacks.reidentification import COPIES, GALLERY, reidentified, reidentified_at
-from .classifier import train_classifier
+from .features import classifier_of
 from .pooling import pooled
-from .tables import Table
-from .whole_run import WholeRun, asked, conditions_of, one_label_each, some
+from .tables import FOLDER, Table
+from .whole_run import WholeRun, asked, conditions_of, gallery_of, one_label_each, some
 
 MOST_RECONSTRUCTED = 256
 MOST_KNOWN = 5_000
@@ -45,7 +45,6 @@ FEWEST_OTHERS = 20
 GENERATED = 256
 SHOWN = 8
 """Images of a site on the picture."""
-CLASSIFIER_STEPS = 400
 LOWEST_ASKED = 0.02
 """The lowest level at which a client's denoiser is asked about members: 2.5 of 255 grey levels."""
 HIGHEST_ASKED = 5.0
@@ -117,7 +116,7 @@ def _audit_site(
     images, x0 = exposure.images, exposure.images.x0()
     z = exposure.z if stored else x0 + exposure.sigma * rng.standard_normal(x0.shape, dtype=np.float32)
     attacked = some(len(x0), GALLERY, rng)
-    gallery = _gallery(run, exposure, attacked)
+    gallery = gallery_of(run, exposure, attacked)
     shares = {1: reidentified(z[attacked], np.arange(len(attacked)), gallery)}
     for copies in COPIES[1:]:
         shares[copies] = reidentified_at(gallery, len(attacked), exposure.sigma, rng, copies)
@@ -136,15 +135,6 @@ def _audit_site(
         repeated,
     )
     return site, pictures
-
-
-def _gallery(run: WholeRun, exposure: Exposure, attacked: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The attacked images, then as many others of the same size as make a gallery: the site's own first."""
-    others = [exposure.images.x0()[np.setdiff1d(np.arange(len(exposure.images)), attacked)], exposure.held_out.x0()]
-    others += [part.x0() for name, site in run.sites.items() if name != exposure.name for part in site.parts]
-    everything = np.concatenate([exposure.images.x0()[attacked], *others])
-    _, first = np.unique(everything.reshape(len(everything), -1), axis=0, return_index=True)
-    return everything[np.union1d(np.arange(len(attacked)), np.sort(first))][:GALLERY]
 
 
 def _reconstruct(
@@ -229,11 +219,13 @@ def _scored(
 
 
 def _features(run: WholeRun) -> Features | None:
-    """Features of a classifier trained on all sites' images; None where they do not have one label each."""
-    train = pooled({name: site.train for name, site in run.sites.items()})
-    if not one_label_each(train) or train.labels.shape[1] < 2:
+    """Features of a classifier trained on half of all sites' images, which ``evaluate`` uses too; None without labels.
+
+    It is kept in the run's folder, so that whichever command comes first trains it.
+    """
+    classifier = classifier_of(run.known(), run.folder.path / FOLDER)
+    if classifier is None:
         return None
-    classifier = train_classifier(train, steps=CLASSIFIER_STEPS)
     return lambda x: classifier.features(to_uint8(x).transpose(0, 3, 1, 2).copy())
 
 

@@ -22,7 +22,10 @@ from ..nodes.client import finish
 from ..nodes.runfolder import CONFIG, RunFolder
 from ..nodes.server import Server
 from ..nodes.sites import read_releases
+from .attacks.exposure import Exposure
 from .attacks.membership import Denoise
+from .attacks.reidentification import GALLERY
+from .pooling import pooled
 
 BATCH = 256
 
@@ -58,6 +61,10 @@ class WholeRun:
         names = [name for name in sites if name in found]
         models = {n: load(folder.client(n).weights, "client") for n in names if folder.client(n).weights.is_file()}
         return cls(folder, config, {n: sites[n] for n in names}, found, server, models, device)
+
+    def known(self) -> ImageSet:
+        """Every second training image of each site, all together: what the measurements' classifier learns from."""
+        return pooled({n: site.train.take(np.arange(0, len(site.train), 2)) for n, site in self.sites.items()})
 
     def generate(self, client: str, count: int, seed: int) -> tuple[NDArray[np.float32], Pixels]:
         """What the server delivers to a client, x [N, C, H, W], and what the client makes of it, uint8 [N, H, W, C]."""
@@ -110,3 +117,12 @@ def one_label_each(images: ImageSet) -> bool:
 def some(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """At most so many rows of count, in their order."""
     return np.sort(rng.choice(count, min(count, most), replace=False))
+
+
+def gallery_of(run: WholeRun, exposure: Exposure, attacked: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The attacked images, then as many others of the same size as make a gallery: the site's own first."""
+    others = [exposure.images.x0()[np.setdiff1d(np.arange(len(exposure.images)), attacked)], exposure.held_out.x0()]
+    others += [part.x0() for name, site in run.sites.items() if name != exposure.name for part in site.parts]
+    everything = np.concatenate([exposure.images.x0()[attacked], *others])
+    _, first = np.unique(everything.reshape(len(everything), -1), axis=0, return_index=True)
+    return everything[np.union1d(np.arange(len(attacked)), np.sort(first))][:GALLERY]

@@ -56,6 +56,15 @@ class GaussianPrior:
         kept = along * (self.variances / (self.variances + sigma**2))
         return (self.mean + kept @ self.directions).reshape(x.shape).astype(np.float32)
 
+    def draw(
+        self, count: int, image_shape: tuple[int, ...], sigma: float, rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        """Draws [count, *image_shape] at level sigma: from N(mu, C + sigma^2 I)."""
+        along = rng.standard_normal((count, len(self.variances))) * np.sqrt(self.variances)
+        noise = rng.standard_normal((count, len(self.mean)))
+        drawn = self.mean + along @ self.directions + sigma * noise
+        return drawn.reshape(count, *image_shape).astype(np.float32)
+
 
 def wiener(
     z: Floats, sigma: float, known: Floats, known_groups: NDArray[np.int64], groups: NDArray[np.int64]

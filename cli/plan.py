@@ -1,0 +1,79 @@
+"""collafuse plan"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import options
+from .console import emit, reporting, say
+
+
+def plan(
+    run: options.RunPath,
+    cut: Annotated[
+        list[float] | None,
+        typer.Option("--cut", metavar="SIGMA", help="A cut to try; by default five from each site's own. Repeatable."),
+    ] = None,
+    max_reid: Annotated[
+        float | None,
+        typer.Option("--max-reid", min=0, max=1, help="Largest share of releases recognised in a gallery of 1,000."),
+    ] = None,
+    max_leak: Annotated[
+        float | None,
+        typer.Option(
+            "--max-leak", min=0, max=1, help="Furthest that inference of a label may get from guessing (0) to sure (1)."
+        ),
+    ] = None,
+    max_ms: Annotated[
+        float | None, typer.Option("--max-ms", min=0, help="Longest time for a picture on this machine, in ms.")
+    ] = None,
+    max_frechet: Annotated[
+        float | None,
+        typer.Option("--max-frechet", min=0, help="Largest Fréchet distance; the tables name the features."),
+    ] = None,
+    train_steps: Annotated[
+        int | None,
+        typer.Option("--train-steps", min=1, help="Steps of each client; a quarter of the configured ones by default."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Makes the same figures again.")] = 0,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Find the cut that fits: what a server can learn, what images are worth and what a device pays, over cuts.
+
+    Uses the server of a run of train or demo, which knows every level above its lowest cut, and trains a short client
+    for each cut. Finished cuts are kept in RUN/evaluation/plan, so that the same command goes on where it stopped, and
+    asking for something else costs nothing. Writes RUN/evaluation/plan.json and a picture; prints Markdown.
+    """
+    from dataclasses import asdict
+
+    from collafuse.core.atomic import write_bytes
+    from collafuse.evaluation import plan_report as shown
+    from collafuse.evaluation.plan import Demands, Settings
+    from collafuse.evaluation.plan import plan as measure
+    from collafuse.evaluation.tables import FOLDER, write_results
+    from collafuse.learning.training import choose_device
+    from collafuse.nodes.runfolder import RunFolder
+
+    demands = Demands(max_reid, max_leak, max_ms, max_frechet)
+    settings = Settings(tuple(cut) if cut else None, train_steps, seed)
+    with reporting() as reporter:
+        found = measure(RunFolder(run), settings, choose_device(device), reporter.observer, reporter)
+    tables, sentences = shown.tables(found.rows, demands, found.note), shown.conclusions(found.rows, demands)
+    path, picture = run / FOLDER / "plan.json", run / FOLDER / "plan" / "plan.png"
+    write_bytes(picture, shown.picture(found.rows, demands), overwrite=True)
+    values = {
+        "demands": asdict(demands),
+        "seed": seed,
+        "conclusions": sentences,
+        "cuts": [asdict(row) for row in found.rows],
+        "pictures": [f"plan/{picture.name}"],
+    }
+    write_results(path, tables, **values)
+    if as_json:
+        emit({"file": str(path), "tables": [table.to_json() for table in tables], **values})
+    else:
+        print("\n\n".join(["# Plan", *sentences, *(table.to_markdown() for table in tables)]))
+    say(f"Written to {path}; look at {picture}")

@@ -1,0 +1,221 @@
+"""A plan in tables, in sentences, and as a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+
+from ..core.noise import Cut
+from .plan import SETS, CutFigures, Demands, best_cut
+from .tables import Table
+
+DEMANDED = {
+    "recognition": "are few enough releases recognised",
+    "inference": "is little enough inferred",
+    "time": "is the device fast enough",
+    "quality": "are images good enough",
+}
+BLUE, ORANGE, GREEN, GREY = "#2b6cb0", "#c05621", "#2f855a", "#718096"
+
+
+def by_client(rows: Sequence[CutFigures]) -> dict[str, list[CutFigures]]:
+    """Rows of each client, by rising cut."""
+    names = dict.fromkeys(row.client for row in rows)
+    return {n: sorted((r for r in rows if r.client == n), key=lambda r: r.sigma) for n in names}
+
+
+def tables(rows: Sequence[CutFigures], demands: Demands, extractor_note: str) -> list[Table]:
+    """One table: every cut of every client."""
+    columns = (
+        "client",
+        "cut (sigma)",
+        "recognised (of a gallery)",
+        "inferred (guessing)",
+        f"Fréchet distance (mean of {SETS})",
+        "from statistics alone",
+        "real images (floor)",
+        "NFE",
+        "ms per image",
+        "meets what is asked",
+    )
+    cells = []
+    for client, own in by_client(rows).items():
+        chosen = best_cut(own, demands) if demands.any else None
+        for r in own:
+            unmet = demands.unmet(r)
+            meets = "-" if not demands.any else "no: " + ", ".join(unmet) if unmet else "yes"
+            inferred = None if r.attribute is None else f"{r.attribute:.0%} ({r.attribute_chance:.0%})"
+            cells.append(
+                (
+                    client,
+                    f"{r.sigma:.3g}",
+                    f"{r.reid:.1%} ({100 * r.reid_low:.1f}-{100 * r.reid_high:.1f}) of {r.gallery}",
+                    inferred,
+                    f"{r.frechet:.3g} ± {r.frechet_spread:.2g}",
+                    f"{r.frechet_statistics:.3g}" + (" (as good)" if r.statistics_suffice else ""),
+                    f"{r.floor:.3g}",
+                    r.nfe,
+                    f"{r.ms:.2f}",
+                    meets + (", the best" if r is chosen else ""),
+                )
+            )
+    notes = (
+        extractor_note,
+        "Clients were trained briefly, the same number of steps at each cut: compare cuts with each other, not with "
+        "the figures of evaluate.",
+        "From statistics alone: the intermediate drawn from a Gaussian per label, exact counts, means and covariances "
+        "without noise for a budget. Where that is as good, sending images buys nothing; before relying on it, train "
+        "clients longer (--train-steps), since a poor client hides the difference.",
+        "ms per image: onnxruntime on this machine, as bench measures it; steps grow with log sigma.",
+    )
+    return [
+        Table("Cuts: what a server can learn, what images are worth, what a device pays", columns, tuple(cells), notes)
+    ]
+
+
+def conclusions(rows: Sequence[CutFigures], demands: Demands) -> list[str]:
+    """A paragraph a client: the cut that meets what is asked, or that none does and why; and where statistics do."""
+    found = []
+    for client, own in by_client(rows).items():
+        parts = [_choice(client, own, demands)]
+        enough = [row.sigma for row in own if row.statistics_suffice]
+        # From where on all cuts are so: a lucky one in between is no reason.
+        first = next((row.sigma for i, row in enumerate(own) if all(r.statistics_suffice for r in own[i:])), None)
+        if first is not None:
+            parts.append(
+                f"From sigma {first:.3g} on sending images buys nothing: a Gaussian per label, from counts, means and "
+                "covariances, does as well. A statistics release sends no image in any form; below 50 images a label "
+                "it needs a budget."
+            )
+        elif not enough:
+            parts.append("At every cut here the images that were sent buy better pictures than statistics alone.")
+        found.append(" ".join(parts))
+    return found
+
+
+def _choice(client: str, own: Sequence[CutFigures], demands: Demands) -> str:
+    if not demands.any:
+        return (
+            f"{client}: nothing was asked. From cut {own[0].sigma:.3g} to {own[-1].sigma:.3g} recognition falls from "
+            f"{own[0].reid:.0%} to {own[-1].reid:.0%} and a picture costs {own[0].ms:.2f} to {own[-1].ms:.2f} ms."
+        )
+    if (chosen := best_cut(own, demands)) is not None:
+        return (
+            f"{client}: cut at {Cut(chosen.sigma).describe()}. There {chosen.reid:.1%} of releases are recognised, a "
+            f"picture takes {chosen.ms:.2f} ms on this machine, and its Fréchet distance is {chosen.frechet:.3g} (real "
+            f"images: {chosen.floor:.3g})."
+        )
+    missing = [d for name, d in DEMANDED.items() if all(name in demands.unmet(row) for row in own)]
+    if missing:
+        return f"{client}: no cut meets what is asked. At none of these {', or '.join(missing)}."
+    closest = min(own, key=lambda row: len(demands.unmet(row)))
+    return (
+        f"{client}: no cut meets what is asked at once. Closest is sigma {closest.sigma:.3g}, which fails "
+        f"{' and '.join(demands.unmet(closest))}; each demand alone is met somewhere."
+    )
+
+
+def picture(rows: Sequence[CutFigures], demands: Demands) -> bytes:
+    """A PNG file: a column per client; from above, what a server learns, how good images are, what a device pays.
+
+    Green are the cuts that meet what is asked; a star is the best of them.
+    """
+    clients = by_client(rows)
+    figure = Figure(figsize=(1.6 + 4.2 * len(clients), 8.2), dpi=110, layout="constrained")
+    axes = figure.subplots(3, len(clients), squeeze=False, sharex="all", sharey="row")
+    every = sorted({row.sigma for row in rows})
+    for column, (client, own) in enumerate(clients.items()):
+        sigmas = [row.sigma for row in own]
+        chosen = best_cut(own, demands) if demands.any else None
+        privacy, quality, cost = axes[:, column]
+        _draw_privacy(privacy, sigmas, own, demands)
+        _draw_quality(quality, sigmas, own, demands)
+        _draw_cost(cost, sigmas, own, demands)
+        privacy.set_title(_headline(client, chosen, demands), fontsize=11, loc="left")
+        for axis in (privacy, quality, cost):
+            axis.set_xscale("log")
+            axis.set_xlim(every[0] / 1.3, every[-1] * 1.3)
+            axis.grid(alpha=0.25)
+            _shade(axis, own, demands)
+            if chosen is not None:
+                axis.axvline(chosen.sigma, color=GREEN, linewidth=1.2)
+        cost.set_xticks(every)
+        cost.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        cost.xaxis.set_minor_locator(NullLocator())
+        cost.set_xlabel("cut (sigma): more noise before anything is sent →")
+    for axis, text in zip(
+        axes[:, 0], ("what a server can learn", "distance from real images", "device, ms per image"), strict=True
+    ):
+        axis.set_ylabel(text)
+    figure.suptitle(
+        "Where to cut? Lower is better everywhere."
+        + (" Green: meets what is asked; dashed: the limits." if demands.any else "")
+    )
+    privacy, quality, cost = axes[:, 0]
+    privacy.set_ylim(-0.03, 1.05)
+    quality.set_ylim(0, 1.15 * max(max(row.frechet, row.frechet_statistics, row.floor) for row in rows))
+    cost.set_ylim(0, 1.3 * max(row.ms for row in rows))
+    for axis in (privacy, quality):
+        axis.legend(fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _headline(client: str, chosen: CutFigures | None, demands: Demands) -> str:
+    if not demands.any:
+        return client
+    return f"{client}: no cut fits" if chosen is None else f"{client}: ★ cut at sigma {chosen.sigma:.3g}"
+
+
+def _shade(axis: Axes, own: Sequence[CutFigures], demands: Demands) -> None:
+    """Green behind the cuts that meet what is asked."""
+    if not demands.any:
+        return
+    for row in own:
+        if not demands.unmet(row):
+            axis.axvspan(row.sigma / 1.08, row.sigma * 1.08, color=GREEN, alpha=0.16, linewidth=0)
+
+
+def _limit(axis: Axes, most: float | None) -> None:
+    if most is not None:
+        axis.axhline(most, color=GREY, linestyle="--", linewidth=1)
+
+
+def _draw_privacy(axis: Axes, sigmas: list[float], own: Sequence[CutFigures], demands: Demands) -> None:
+    shares = [row.reid for row in own]
+    errors = [[row.reid - row.reid_low for row in own], [row.reid_high - row.reid for row in own]]
+    axis.errorbar(sigmas, shares, yerr=errors, marker="o", color=ORANGE, capsize=2, label="releases recognised")
+    if all(row.leak is not None for row in own):
+        leaks = [row.leak or 0.0 for row in own]
+        axis.plot(sigmas, leaks, marker="s", color=BLUE, label="label or attribute: from guessing to certain")
+    _limit(axis, demands.max_reid)
+    axis.set_ylim(-0.03, 1.05)
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _draw_quality(axis: Axes, sigmas: list[float], own: Sequence[CutFigures], demands: Demands) -> None:
+    values, spreads = [row.frechet for row in own], [row.frechet_spread for row in own]
+    axis.errorbar(sigmas, values, yerr=spreads, marker="o", color=ORANGE, capsize=2, label="server, then client")
+    statistics = [row.frechet_statistics for row in own]
+    axis.plot(sigmas, statistics, marker="^", color=BLUE, linestyle=":", label="statistics, then client: no image sent")
+    axis.plot(sigmas, [row.floor for row in own], color=GREY, label="real images")
+    _limit(axis, demands.max_frechet)
+
+
+def _draw_cost(axis: Axes, sigmas: list[float], own: Sequence[CutFigures], demands: Demands) -> None:
+    axis.plot(sigmas, [row.ms for row in own], marker="o", color=ORANGE)
+    for row in own:
+        axis.annotate(
+            f"{row.nfe} evaluations",
+            (row.sigma, row.ms),
+            fontsize=7,
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+        )
+    _limit(axis, demands.max_ms)

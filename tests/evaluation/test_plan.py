@@ -1,0 +1,127 @@
+"""The plan: the cut that meets what is asked, or none; cuts that are kept; and one cut of a real run."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from collafuse.core.errors import UsageError
+from collafuse.evaluation import features
+from collafuse.evaluation.plan import CutFigures, Demands, Settings, best_cut, cuts_for, plan, recut, steps_for
+from collafuse.evaluation.plan_report import conclusions, picture, tables
+from collafuse.evaluation.whole_run import WholeRun
+from collafuse.nodes.runfolder import RunFolder
+from tests.tiny import CPU, Recorder
+
+ROW = CutFigures(
+    client="north",
+    sigma=0.5,
+    gallery=1000,
+    reid=0.9,
+    reid_low=0.88,
+    reid_high=0.92,
+    attribute=0.95,
+    attribute_chance=0.5,
+    frechet=2.0,
+    frechet_spread=0.1,
+    frechet_statistics=4.0,
+    floor=1.0,
+    nfe=4,
+    ms=1.0,
+)
+ROWS = [
+    ROW,
+    replace(ROW, sigma=2.0, reid=0.3, reid_low=0.28, reid_high=0.32, frechet=3.0, frechet_statistics=3.05, ms=2.0),
+    replace(ROW, sigma=8.0, reid=0.01, reid_low=0.0, reid_high=0.02, frechet=5.0, frechet_statistics=5.0, ms=4.0),
+]
+
+
+def test_of_the_cuts_that_meet_all_demands_the_one_with_the_best_images_is_chosen():
+    assert best_cut(ROWS, Demands(max_reid=0.5)).sigma == 2.0
+    assert best_cut(ROWS, Demands(max_reid=0.95, max_ms=2)).sigma == 0.5
+    assert best_cut(ROWS, Demands(max_reid=0.05, max_ms=2)) is None
+    assert "cut at sigma 2" in conclusions(ROWS, Demands(max_reid=0.5))[0]
+
+
+def test_where_no_cut_fits_the_plan_says_which_demand_none_meets():
+    (alone,) = conclusions(ROWS, Demands(max_ms=0.5))
+    assert "no cut meets what is asked. At none of these is the device fast enough." in alone
+    (together,) = conclusions(ROWS, Demands(max_reid=0.05, max_ms=2))
+    assert "no cut meets what is asked at once" in together and "each demand alone is met somewhere" in together
+
+
+def test_sending_images_buys_nothing_only_from_where_on_statistics_do_as_well():
+    assert "From sigma 2 on sending images buys nothing" in conclusions(ROWS, Demands())[0]
+    lucky = [replace(ROWS[0], frechet_statistics=2.0), ROWS[1], replace(ROWS[2], frechet_statistics=9.0)]
+    assert "buys nothing" not in conclusions(lucky, Demands())[0]
+
+
+def test_a_leak_is_counted_from_guessing():
+    assert ROW.leak == pytest.approx(0.9) and replace(ROW, attribute=0.4).leak == 0
+    assert replace(ROW, attribute=None, attribute_chance=None).leak is None
+    assert Demands(max_leak=0.5).unmet(ROW) == ["inference"]
+
+
+def test_impossible_demands_are_refused():
+    with pytest.raises(UsageError, match="max_ms=-1"):
+        Demands(max_ms=-1)
+
+
+@pytest.mark.parametrize("demands", [Demands(), Demands(max_reid=0.5), Demands(max_reid=0, max_frechet=1)])
+def test_the_picture_and_the_table_stand_for_several_clients(demands):
+    rows = [*ROWS, *(replace(row, client="east", attribute=None, attribute_chance=None) for row in ROWS)]
+    with Image.open(io.BytesIO(picture(rows, demands))) as image:
+        assert image.width > 800
+    (table,) = tables(rows, demands, "note")
+    assert len(table.rows) == 6 and "note" in table.notes
+
+
+def test_steps_grow_as_the_logarithm_of_the_cut(tiny_config):
+    own = tiny_config.client("north")
+    assert steps_for(tiny_config, "north", 0.5) == own.sampler.steps
+    low = own.sampler.sigma_low
+    twice = low * (0.5 / low) ** 2  # twice as far in log sigma
+    assert steps_for(tiny_config, "north", twice) == 2 * own.sampler.steps
+    changed = recut(tiny_config, "north", twice, 7)
+    assert changed.client("north").cut.resolve().sigma == pytest.approx(twice)
+    assert changed.client("north").training.steps == 7 and changed.client("east") == tiny_config.client("east")
+
+
+def test_cuts_begin_where_the_server_has_learned_of_the_site(digits_run):
+    run = WholeRun.open(digits_run, CPU)
+    assert cuts_for(run, "south", None)[0] == 1.5 and len(cuts_for(run, "north", None)) == 5
+    assert cuts_for(run, "south", (0.5, 3.0, 1.5, 80.0)) == [1.5, 3.0]
+
+
+def test_a_cut_of_a_run_is_measured_once_and_kept(digits_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "STEPS", 5)
+    path = tmp_path / "run"
+    shutil.copytree(digits_run.path, path)
+    watched = []
+
+    def observer(name):
+        watched.append(name)
+        return Recorder()
+
+    settings = Settings(cuts=(0.6,), train_steps=2)
+    found = plan(RunFolder(path), settings, CPU, observer)
+    row, _ = found.rows  # 0.6 lies below south's own cut
+    assert (row.client, row.sigma, row.gallery) == ("north", 0.6, 1000) and watched == ["north 0.6", "east 0.6"]
+    assert 0.3 < row.reid < 0.99 and row.nfe == 3 and row.ms > 0 and math.isfinite(row.frechet + row.frechet_statistics)
+    assert plan(RunFolder(path), settings, CPU, observer) == found and len(watched) == 2
+    kept = path / "evaluation" / "plan" / "north-0.6.json"
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"key": {}}))
+    assert plan(RunFolder(path), settings, CPU, observer).rows[0].reid == row.reid and len(watched) == 3
+
+
+def test_cuts_below_every_sites_own_are_refused(digits_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "STEPS", 5)
+    shutil.copytree(digits_run.path, tmp_path / "run")
+    with pytest.raises(UsageError, match="the server has learned nothing below"):
+        plan(RunFolder(tmp_path / "run"), Settings(cuts=(0.1,)), CPU, lambda name: Recorder())
