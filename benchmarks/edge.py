@@ -43,6 +43,9 @@ from .peers import Peer, convolution_flops, denoiser_call, diffusers_peers, refe
 
 ROUNDS = 9
 REFERENCE_ROUNDS = 3
+SETTLE_SECONDS = 1.5
+"""Threads of torch and onnxruntime stay awake for about a second after their last work, in the way of whoever is next;
+and our device side sleeps within a call where it finds the processors in use when it loads."""
 MANY_STEPS = 40
 PRECISIONS = ("fp32", "int8")
 
@@ -115,6 +118,7 @@ def _export(edge: EdgeRun, folder: Path, threads: int) -> Bundles:
             force=True,
         )
     export_client(edge.twin, settings, edge.name, paths["twin"])
+    time.sleep(SETTLE_SECONDS)
     return Bundles(
         {precision: Finisher.load(paths[precision], provider="cpu", threads=threads) for precision in PRECISIONS},
         Finisher.load(paths["fp32"], provider="cpu", threads=threads, steps=MANY_STEPS),
@@ -202,8 +206,8 @@ def _in_torch(model: weights.TrainedModel, edge: EdgeRun) -> Callable[[], None]:
 def _alternating(peers: dict[str, Peer]) -> dict[str, float]:
     """Milliseconds per finished image: medians over rounds in which everybody has a turn.
 
-    Whoever has a turn finishes one image untimed first: the threads of the one before may still be spinning, and the
-    caches hold its weights.
+    Whoever has a turn waits until the threads of the one before sleep, and finishes one image untimed first, since the
+    caches hold the other's weights.
     """
     measured: dict[str, list[float]] = {name: [] for name in peers}
     for number in range(ROUNDS):
@@ -211,6 +215,7 @@ def _alternating(peers: dict[str, Peer]) -> dict[str, float]:
             long = peer.evaluations > MANY_STEPS
             if long and number >= REFERENCE_ROUNDS:
                 continue  # the reference takes most of the time
+            time.sleep(SETTLE_SECONDS)
             if not long:
                 peer.finish()
             started = time.perf_counter()

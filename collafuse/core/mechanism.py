@@ -51,10 +51,21 @@ class Budget:
 def delta_of(mu: float, epsilon: float) -> float:
     """The smallest delta at which mu-GDP is (epsilon, delta)-private (Balle and Wang 2018, theorem 8).
 
-    Phi(mu / 2 - epsilon / mu) - e^epsilon Phi(-mu / 2 - epsilon / mu), for mu > 0 and 0 < epsilon <= MAX_EPSILON.
+    Phi(mu / 2 - epsilon / mu) - e^epsilon Phi(-mu / 2 - epsilon / mu), for mu > 0.
     """
-    return _normal_cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * _normal_cdf(-mu / 2 - epsilon / mu)
+    return math.exp(log_delta_of(mu, epsilon))
 
 
-def _normal_cdf(x: float) -> float:
-    return 0.5 * math.erfc(-x / math.sqrt(2))
+def log_delta_of(mu: float, epsilon: float) -> float:
+    """ln of :func:`delta_of`, also where both of its terms overflow or vanish; -inf for a delta of 0."""
+    first, second = _log_normal_cdf(mu / 2 - epsilon / mu), epsilon + _log_normal_cdf(-mu / 2 - epsilon / mu)
+    return first + math.log1p(-math.exp(second - first)) if second < first else -math.inf
+
+
+def _log_normal_cdf(x: float) -> float:
+    if x > -10:
+        return math.log(0.5 * math.erfc(-x / math.sqrt(2)))
+    # Phi(x) = phi(x) / |x| (1 - 1/x^2 + 3/x^4 - 15/x^6 + 105/x^8 - ...); what is left out is below 1e-7 here.
+    inverse = 1 / (x * x)
+    series = -inverse * (1 - 3 * inverse * (1 - 5 * inverse * (1 - 7 * inverse)))
+    return -x * x / 2 - math.log(-x) - 0.5 * math.log(2 * math.pi) + math.log1p(series)

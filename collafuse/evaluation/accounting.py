@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 from ..core.errors import UsageError
+from ..core.mechanism import log_delta_of
 
 DELTA = 1e-5
 """The delta at which epsilon is shown."""
@@ -33,14 +34,6 @@ def gaussian_mu(sensitivity: float, sigma: float, releases: int = 1) -> float:
     return sensitivity / sigma * math.sqrt(releases)
 
 
-def gaussian_delta(mu: float, epsilon: float) -> float:
-    """The smallest delta at which mu-GDP is (epsilon, delta)-private (Balle and Wang 2018, theorem 8).
-
-    Phi(mu / 2 - epsilon / mu) - e^epsilon Phi(-mu / 2 - epsilon / mu).
-    """
-    return math.exp(_log_delta(mu, epsilon))
-
-
 def gaussian_epsilon(mu: float, delta: float = DELTA) -> float:
     """The smallest epsilon at which mu-GDP is (epsilon, delta)-private: the tight one, found by bisection.
 
@@ -51,11 +44,11 @@ def gaussian_epsilon(mu: float, delta: float = DELTA) -> float:
     goal = math.log(delta)
     # By Chernoff's bound on the privacy loss N(mu^2 / 2, mu^2) epsilon is at most this.
     low, high = 0.0, mu * mu / 2 + mu * math.sqrt(-2 * goal)
-    if _log_delta(mu, low) <= goal:
+    if log_delta_of(mu, low) <= goal:
         return 0.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        if _log_delta(mu, middle) > goal:
+        if log_delta_of(mu, middle) > goal:
             low = middle
         else:
             high = middle
@@ -86,18 +79,3 @@ def release_guarantee(image_shape: tuple[int, ...], sigma: float, releases: int 
     sensitivity = pixel_sensitivity(image_shape)
     mu = gaussian_mu(sensitivity, sigma, releases)
     return Guarantee(sigma, sensitivity, mu, gaussian_epsilon(mu, delta), delta, mu * mu / 2)
-
-
-def _log_delta(mu: float, epsilon: float) -> float:
-    # In logarithms, since both terms overflow or vanish at the values of mu that useful cuts have.
-    first, second = _log_normal_cdf(mu / 2 - epsilon / mu), epsilon + _log_normal_cdf(-mu / 2 - epsilon / mu)
-    return first + math.log1p(-math.exp(second - first)) if second < first else -math.inf
-
-
-def _log_normal_cdf(x: float) -> float:
-    if x > -10:
-        return math.log(0.5 * math.erfc(-x / math.sqrt(2)))
-    # Phi(x) = phi(x) / |x| (1 - 1/x^2 + 3/x^4 - 15/x^6 + 105/x^8 - ...); what is left out is below 1e-7 here.
-    inverse = 1 / (x * x)
-    series = -inverse * (1 - 3 * inverse * (1 - 5 * inverse * (1 - 7 * inverse)))
-    return -x * x / 2 - math.log(-x) - 0.5 * math.log(2 * math.pi) + math.log1p(series)

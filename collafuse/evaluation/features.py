@@ -122,7 +122,7 @@ def _inception(path: Path | None, device: torch.device) -> Extractor:
             f"Get {INCEPTION_FILES[0]} from torch-fidelity's releases and pass it with --weights."
         )
     if (found := tensorfile.file_digest(path)) != INCEPTION_SHA256:
-        # Also because it is a pickle, which torch-fidelity reads: nothing else may be run from there.
+        # Also because torch-fidelity reads it in a way that can run code: nothing but that very file may come there.
         raise FileFormatError(
             f"{path} has SHA-256 {found[:16]}..., the standard Inception weights have {INCEPTION_SHA256[:16]}...; "
             "get the standard file, since figures by another cannot be compared."

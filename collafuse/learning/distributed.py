@@ -68,9 +68,7 @@ class Ranks:
         if self.size == 1:
             return module
         devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(
-            module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks."""

@@ -58,7 +58,9 @@ def test_everything_is_measured_in_one_go(halving, few_starts, tmp_path, monkeyp
     assert 0 < result.start.second_s < 60 and 0 < result.start.first_s < 60
     assert result.start.peak_memory_mb is None or 20 < result.start.peak_memory_mb < 200
     assert {"cpu", "features", "onnxruntime", "python"} <= set(result.machine)
-    assert said and not (tmp_path / "cache").exists()
+    assert said
+    kept = [path.relative_to(tmp_path / "cache") for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert all("provider" not in str(path) for path in kept)  # what was measured is not taken for a verdict
 
 
 def test_the_command_prints_a_row_below_its_head_or_json(halving, few_starts, monkeypatch, capsys):

@@ -51,7 +51,7 @@ def test_the_same_seed_finds_the_same(found, digits_run):
 
 
 def test_the_table_says_who_looked_and_how(found):
-    (table,) = found.tables
+    table = found.tables[0]
     text = table.to_markdown()
     assert "a classifier trained on the data itself" in text
     assert "north + east" in text
