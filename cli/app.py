@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
 import collafuse
-from collafuse.core.errors import CollaFuseError, RuntimeMissingError
+from collafuse.core.errors import CollaFuseError, RuntimeMissingError, UsageError
 
 from . import (
     audit,
@@ -64,6 +65,9 @@ COMMANDS = {
 }
 """In the order in which a user meets them."""
 
+SEVERAL = ("train-server",)
+"""Commands that torchrun may start several times."""
+
 WANTED = {
     **dict.fromkeys(
         ("torch", "torchvision", "onnx", "onnxscript", "yaml", "sklearn", "matplotlib"), "collafuse[train]"
@@ -89,9 +93,15 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
 ) -> None:
-    pass
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if started > 1 and context.invoked_subcommand not in SEVERAL:
+        raise UsageError(
+            f"torchrun started {started} processes of {context.invoked_subcommand}, and all would write the same; "
+            f"of the commands only {', '.join(SEVERAL)} can be shared."
+        )
 
 
 def main() -> None:

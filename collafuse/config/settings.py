@@ -20,6 +20,8 @@ from .data import DataSettings, Selection
 from .section import Count, Positive, Section, Seed, Share
 
 ClientName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+MixedPrecision = bool | Literal["cpu"]
+"""Whether a network runs in bfloat16 on CUDA; "cpu": on a CPU as well."""
 SamplerName = Literal["euler", "heun", "dpmpp_2m"]
 MethodName = Literal["collafuse", "centralised", "local", "fedavg", "reference", "reference-repaired", "pfdm"]
 
@@ -100,8 +102,8 @@ class TrainingSettings(Section):
     sample_every: Count = 2_000
     checkpoint_every: Count = 1_000
     seed: Seed = 0
-    mixed_precision: bool = True
-    """bfloat16 autocast on CUDA; without effect elsewhere."""
+    mixed_precision: MixedPrecision = True
+    """bfloat16 autocast on CUDA; "cpu": on a CPU too, where that pays (docs/performance.md)."""
     accumulate: Count = 1
     """Parts in which a step's images pass through the network, one after the other: memory for one part is enough."""
     recompute: bool = False
@@ -170,6 +172,8 @@ class ServerSettings(Section):
     network: NetworkSettings = NetworkSettings()
     training: TrainingSettings = TrainingSettings()
     sampler: SamplerSettings = SamplerSettings()
+    mixed_precision: MixedPrecision = False
+    """Sample in bfloat16 on CUDA; "cpu": on a CPU too. Pictures differ by its rounding."""
     send_previous: bool = False
     """Send the last x0_hat with an intermediate, so that a multistep sampler starts warm at the client."""
 

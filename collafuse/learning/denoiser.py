@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import NetworkSettings
+from ..config import MixedPrecision, NetworkSettings
 from ..core.conditioning import guided, unconditional
 from .networks import UNet
 
@@ -25,7 +25,7 @@ class Denoiser(nn.Module):
     """D(x [B, C, H, W], sigma [B] or a float, conditions [B, K + 1]) -> x0_hat [B, C, H, W], in the weights' precision.
 
     That is float32 everywhere but in tests that compare in float64. Preconditioning is computed in it always; with
-    ``mixed_precision`` the network runs in bfloat16 on CUDA.
+    ``mixed_precision`` the network runs in bfloat16 on CUDA, and with "cpu" on a CPU too.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Denoiser(nn.Module):
         self.image_shape = image_shape
         self.num_labels = num_labels
         self.sigma_data = float(sigma_data)
-        self.mixed_precision = False
+        self.mixed_precision: MixedPrecision = False
         self.network = UNet(network, image_shape, num_labels)
 
     @property
@@ -55,8 +55,9 @@ class Denoiser(nn.Module):
         return c_skip * x + c_out * raw.to(x.dtype)
 
     def _autocast(self, x: Tensor) -> Any:
-        if self.mixed_precision and x.device.type == "cuda":
-            return torch.autocast("cuda", dtype=torch.bfloat16)
+        device = x.device.type
+        if (self.mixed_precision and device == "cuda") or (self.mixed_precision == "cpu" and device == "cpu"):
+            return torch.autocast(device, dtype=torch.bfloat16)
         return nullcontext()
 
 

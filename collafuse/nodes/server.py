@@ -57,6 +57,7 @@ class Server:
         self.sites = dict(sites)
         self.device = device
         model.denoiser.to(device)
+        model.denoiser.mixed_precision = config.server.mixed_precision
 
     @classmethod
     def load(cls, folder: NodeFolder, device: torch.device) -> Server:

@@ -50,6 +50,14 @@ def test_labels_that_cannot_be_delivered(call_trained, trained, tmp_path):
     assert not out.exists()
 
 
+def test_torchrun_with_a_command_that_cannot_be_shared(call_cli, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    stderr = call_cli("train", "digits.yaml", "-o", "run", code=2).stderr
+    assert "2 processes of train" in stderr and "only train-server" in stderr
+    assert not (call_cli.folder / "run").exists()
+
+
 @pytest.mark.parametrize("what", ["empty", "missing", "corrupt"])
 def test_image_folders_that_cannot_be_read(call_cli, what):
     root = call_cli.folder / "images"

@@ -92,6 +92,16 @@ def test_mixed_precision_changes_nothing_on_a_cpu():
     assert torch.equal(denoiser(*arguments), plain)
 
 
+@pytest.mark.parametrize(("asked", "close"), [(True, 0.0), ("cpu", 0.02)])
+def test_a_cpu_multiplies_in_bfloat16_where_that_is_asked_for(asked, close):
+    x, sigma, conditions = torch.randn(8, 1, 4, 4), torch.linspace(0.1, 5, 8), torch.ones(8, 3)
+    plain, mixed = denoiser(), denoiser()
+    mixed.mixed_precision = asked
+    found = mixed(x, sigma, conditions)
+    furthest = float((found - plain(x, sigma, conditions)).detach().abs().max())
+    assert found.dtype == torch.float32 and (furthest == 0 if close == 0 else 0 < furthest < close)
+
+
 @pytest.mark.parametrize("sigma", [0.7, torch.tensor([0.7, 1.5, 9.0])], ids=["one level", "a level each"])
 @pytest.mark.parametrize("guidance", [1.0, 0.0, 2.5])
 def test_guidance_in_one_evaluation_is_guidance_in_two(guidance, sigma):

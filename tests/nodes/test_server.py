@@ -81,6 +81,14 @@ def test_a_seed_repeats_and_batch_size_changes_no_picture(server):
     assert not np.allclose(whole.x[0], whole.x[1])
 
 
+def test_sampling_in_bfloat16_gives_the_same_pictures_within_its_rounding(server):
+    settings = server.config.server.model_copy(update={"mixed_precision": "cpu"})
+    exact = server.deliver("north", 4, seed=1).x
+    mixed = Server(server.config.model_copy(update={"server": settings}), server.model, server.sites, CPU)
+    apart = np.abs(mixed.deliver("north", 4, seed=1).x - exact).max()
+    assert 0 < apart < 0.05 * np.abs(exact).max()
+
+
 class ShortOfMemory(torch.nn.Module):
     """A denoiser on a device that has memory for so many images at once."""
 
