@@ -77,7 +77,7 @@ def test_fresh_copies_and_too_little_noise_are_alarms_of_the_sites_that_sent_the
     assert {alarm.partition(":")[0] for alarm in careless.alarms} == {"north", "east"}
     alarms = " ".join(careless.alarms)
     assert "sent again with fresh noise, 2 copies each" in alarms
-    assert "east: the release has too little noise: it states sigma 0.5, measured is 0.25" in alarms
+    assert "east: the release has too little noise: it states sigma 0.5, measured is 0.249" in alarms
 
 
 def test_a_sites_figures_do_not_depend_on_the_others_and_are_the_same_again(honest, careless):
