@@ -22,7 +22,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 	--disable-pip-version-check) $(INSTALL_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-edge bench-serve torture pins sbom audit docs node clean
+.PHONY: help setup demo test check bench bench-edge bench-serve bench-train torture pins sbom audit docs node clean
 
 help: ## list the chores
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=@ read -r verb what; do \
@@ -66,6 +66,10 @@ bench-edge: $(STAMP) ## measure the device side against diffusers and the refere
 # One thread for a step: the clients of the measurement need the other core.
 bench-serve: $(STAMP) ## measure the service under load, overload and slow clients (RUN=a run); six minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.serving $(if $(RUN),--run "$(RUN)") $(BENCH_ARGS)
+
+bench-train: $(STAMP) ## measure training and sampling against diffusers and denoising-diffusion-pytorch
+	$(INSTALL) -e '.[$(EXTRAS),bench]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.train $(BENCH_ARGS)
 
 docs: $(STAMP) ## check that the documentation says what the code does
 	$(BIN)/python -m pytest tests/test_docs.py -q

@@ -10,8 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,11 +28,9 @@ from . import checkpoint
 from .denoiser import Denoiser
 from .distributed import ALONE, Ranks
 from .feeding import feed
+from .losses import LossWindow
 from .objective import denoising_loss, draw_levels, lowest_level
 
-BUCKET_EDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Noise levels between the buckets in which the loss is logged."""
-BUCKET_NAMES = tuple(f"{low:g}-{high:g}" for low, high in zip((0, *BUCKET_EDGES), (*BUCKET_EDGES, 80), strict=True))
 EMA_RAMP = 0.1
 """Early on the average forgets faster: its half-life is at most this share of the images seen so far."""
 FINAL_LEARNING_RATE = 0.01
@@ -292,12 +289,13 @@ class Trainer:
 
     def _train(self, start: int) -> None:
         """Every step from ``start`` on."""
-        window = _LossWindow(self.device, self.model.dtype, self.ranks)
+        window = LossWindow(self.device, self.model.dtype, self.ranks)
         # Dropout draws from torch's global generator; it is seeded per step and put back afterwards.
         devices = [self.device] if self.device.type == "cuda" else []
         place = () if self.ranks.leads else (self.ranks.rank,)
         with torch.random.fork_rng(devices=devices):
-            self._denoise = self.ranks.joined_gradients(self._fastest(), self.device)
+            if start < self.settings.steps:
+                self._denoise = self.ranks.joined_gradients(self._fastest(), self.device)
             for step in range(start, self.settings.steps):
                 torch.manual_seed(keyed_seed(self.settings.seed, "dropout", step, *place))
                 window.add(*self.take_step(step))
@@ -389,7 +387,7 @@ class Trainer:
         weight = 1 - 0.5 ** (self.settings.batch_size / halflife)
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), weight)
 
-    def _after(self, step: int, window: _LossWindow) -> None:
+    def _after(self, step: int, window: LossWindow) -> None:
         """What is due once ``step`` steps are done; the first rank does it, with the losses of all."""
         settings, last = self.settings, step == self.settings.steps
         log_now, save_now = (step % every == 0 or last for every in (settings.log_every, settings.checkpoint_every))
@@ -428,50 +426,3 @@ def _parts(count: int, accumulate: int) -> list[slice]:
 def _sent(values: Tensor, device: torch.device) -> Tensor:
     """Values of the host on the device, without waiting for what the device still has to do."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
-
-
-@dataclass(frozen=True)
-class _Losses:
-    """Losses of some steps by noise bucket: their sums and counts, and the time they took."""
-
-    sums: Sequence[float]
-    counts: Sequence[float]
-    seconds: float
-
-    @property
-    def mean(self) -> float:
-        return sum(self.sums) / max(1.0, sum(self.counts))
-
-    def record(self) -> dict[str, Any]:
-        """As it is logged."""
-        buckets = zip(BUCKET_NAMES, self.sums, self.counts, strict=True)
-        return {
-            "loss": self.mean,
-            "loss_per_sigma": {name: total / count for name, total, count in buckets if count},
-            "images_per_second": sum(self.counts) / max(self.seconds, 1e-9),
-        }
-
-
-class _LossWindow:
-    """Losses since the last log, per noise bucket, summed on the device so that nothing waits for the host."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._edges = torch.tensor(BUCKET_EDGES, device=device)
-        self._sums = torch.zeros(2, len(BUCKET_NAMES), device=device, dtype=dtype)
-        self._since = time.monotonic()
-
-    def add(self, sigma: Tensor, losses: Tensor) -> None:
-        bucket = torch.bucketize(sigma, self._edges)
-        self._sums[0].index_add_(0, bucket, losses.to(self._sums.dtype))
-        self._sums[1].index_add_(0, bucket, torch.ones_like(losses, dtype=self._sums.dtype))
-
-    def all(self) -> _Losses:
-        """Those of all ranks since the last log; here the host waits for the device, and the ranks for each other."""
-        sums, counts = self._ranks.total(self._sums).tolist()
-        return _Losses(sums, counts, time.monotonic() - self._since)
-
-    def restart(self) -> None:
-        """The next log starts here."""
-        self._sums.zero_()
-        self._since = time.monotonic()

@@ -20,8 +20,8 @@ import torch._inductor.config
 
 from collafuse.core.errors import CollaFuseError, ConfigError, FileFormatError, MismatchError
 from collafuse.core.rows import FileRows
+from collafuse.learning.losses import BUCKET_NAMES
 from collafuse.learning.training import (
-    BUCKET_NAMES,
     FINAL_LEARNING_RATE,
     Trainer,
     TrainingData,
