@@ -1,5 +1,6 @@
 """From enrolment to finished pictures over HTTP, with the commands that a server, a site and a device have."""
 
+import importlib
 import json
 import sys
 
@@ -7,6 +8,7 @@ import httpx
 import pytest
 from PIL import Image
 
+import edge_client
 from tests.cli.test_serve import serving, token_of
 
 LEDGER = ("--set", "clients.north.ledger=ledger.sqlite")
@@ -99,8 +101,10 @@ def test_an_option_that_only_a_server_heeds_is_not_ignored_beside_a_file(call_tr
 
 
 def test_a_device_without_httpx_finishes_files_and_says_what_a_server_needs(call_trained, tmp_path, monkeypatch):
-    for name in ("edge_client.remote", "edge_client.fetching", "edge_client.finishing"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in ("remote", "fetching", "finishing"):
+        # Set as it is, so that the package gets this very module back, not the one that is imported here meanwhile.
+        monkeypatch.setattr(edge_client, name, importlib.import_module(f"edge_client.{name}"))
+        monkeypatch.delitem(sys.modules, f"edge_client.{name}")
     monkeypatch.setitem(sys.modules, "httpx", None)
     call_trained("finish", "north.onnx", "north.safetensors", "-o", tmp_path / "out")
     assert (tmp_path / "out/sheet.png").is_file()
