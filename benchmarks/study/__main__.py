@@ -25,7 +25,6 @@ from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.baselines import centralised, halves, local, reference
 from collafuse.evaluation.generated import Generated
 from collafuse.learning.networks import num_parameters
-from collafuse.learning.weights import TrainedModel
 from collafuse.nodes.sites import Site
 
 from ..judge import pooled as pooled_images
@@ -57,8 +56,11 @@ def run_cell(
     started, cpu = time.monotonic(), time.process_time()
     parts = methods.parts_of(cell, config, sites, work)
     models = methods.train(parts, work, reporter)
+    everyone: dict[str, Any] = dict(models)
+    if cell.variant == "statistics":
+        everyone[halves.SERVER] = methods.statistics_server(cell, config, sites, work)
     trained, trained_cpu = time.monotonic() - started, time.process_time() - cpu
-    made = generate(cell, config, sites, models)
+    made = generate(cell, config, sites, everyone)
     return cell.to_json() | {
         "figures": judge.figures(pooled(made), reference_of(sites)),
         "figures_per_site": {n: judge.figures(made[n], sites[n].held_out) for n in made} if len(made) > 1 else {},
@@ -78,11 +80,11 @@ def run_cell(
 
 
 def generate(
-    cell: Cell, config: Config, sites: Mapping[str, SiteData], models: Mapping[str, TrainedModel]
+    cell: Cell, config: Config, sites: Mapping[str, SiteData], models: Mapping[str, Any]
 ) -> dict[str, Generated]:
     """Every site's images, SAMPLES in all, from the same starting noise in every cell."""
     known = {
-        name: Site(config.client(name).cut.resolve().sigma, site.train.label_names, simulated=True)
+        name: Site(config.client(name).cut.resolve().sigma, site.train.label_names, True, cell.variant == "statistics")
         for name, site in sites.items()
     }
     sample = SAMPLERS.get(cell.method, halves.sample)

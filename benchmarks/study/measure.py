@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from collafuse.core import tensorfile
 from collafuse.core.conditioning import translate_labels
 from collafuse.data.imageset import ImageSet
-from collafuse.evaluation.classifier import Classifier, train_classifier
-from collafuse.evaluation.comparison import compare
+from collafuse.evaluation.classifier import Classifier, Network, train_classifier
+from collafuse.evaluation.comparison import compare, share
 from collafuse.evaluation.generated import Generated
+from collafuse.evaluation.mixing import strata_of
 
 from .sites import SEED
 
@@ -29,7 +29,7 @@ class Judge:
     def __init__(self, images: ImageSet, reference: ImageSet, work: Path) -> None:
         path = work / NAME
         if path.exists():
-            self.classifier = _load(path, images)
+            self.classifier = _load(path, images.pixels.shape[1:], len(images.label_names))
         else:
             self.classifier = train_classifier(images, seed=SEED, steps=STEPS)
             state = {name: tensor.numpy() for name, tensor in self.classifier.network.state_dict().items()}
@@ -40,25 +40,15 @@ class Judge:
 
     def figures(self, made: Generated, real: ImageSet) -> dict[str, list[float]]:
         """Each figure with its spread over half-samples, and the share read as asked."""
-        pixels = made.channels_first
+        assert made.labels is not None
         rng = np.random.default_rng(SEED)
-        order = rng.permutation(len(pixels)), rng.permutation(len(real))
-        features, others = self.features(pixels[order[0]]), self.features(real.pixels[order[1]])
-        figures = compare(features, others, np.random.default_rng(SEED))
-        found = {name: [figure.value, figure.spread] for name, figure in figures.items()}
-        if made.labels is not None:
-            asked = np.asarray(made.label_names)[made.labels.argmax(axis=1)]
-            right = np.asarray(self.names)[self.read(pixels)] == asked
-            found["read_as_asked"] = [float(right.mean()), float(right.std() / np.sqrt(len(right)))]
-        return found
-
-    def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Features [N, F] of images uint8 [N, C, H, W], in parts that fit into memory."""
-        return np.concatenate([self.classifier.features(part) for part in _parts(pixels)])
-
-    def read(self, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The label that each image shows."""
-        return np.concatenate([self.classifier.read(part) for part in _parts(pixels)])
+        mine, theirs = rng.permutation(len(made)), rng.permutation(len(real))
+        asked = translate_labels(made.labels, made.label_names, real.label_names)
+        strata = strata_of(asked, len(made))[mine], strata_of(real.labels, len(real))[theirs]
+        features = [self.classifier.features(part) for part in (made.channels_first[mine], real.pixels[theirs])]
+        figures = compare(features[0], features[1], strata, rng)
+        right = self.classifier.shows(made.channels_first, translate_labels(asked, real.label_names, self.names))
+        return {name: [one.value, one.spread] for name, one in (figures | {"read_as_asked": share(right)}).items()}
 
 
 def pooled(parts: Mapping[str, Generated]) -> Generated:
@@ -69,12 +59,8 @@ def pooled(parts: Mapping[str, Generated]) -> Generated:
     return Generated(pixels, np.concatenate(labels), names)
 
 
-def _parts(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    return np.array_split(pixels, max(1, len(pixels) // 1000))
-
-
-def _load(path: Path, images: ImageSet) -> Classifier:
-    classifier = train_classifier(images, seed=SEED, steps=2)  # for its network alone
+def _load(path: Path, image_shape: tuple[int, int, int], num_labels: int) -> Classifier:
+    network = Network(image_shape, num_labels)
     tensors = tensorfile.read(path, "judge", 1).tensors
-    classifier.network.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
-    return classifier
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+    return Classifier(network.eval())

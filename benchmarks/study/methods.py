@@ -22,11 +22,13 @@ from collafuse.evaluation.baselines.noising import FreshReleases
 from collafuse.evaluation.baselines.part import Part, clean_data
 from collafuse.learning import weights
 from collafuse.learning.denoiser import loss_weight
-from collafuse.learning.training import Trainer, estimate_sigma_data
+from collafuse.learning.training import UNWATCHED, Trainer, estimate_sigma_data
 from collafuse.nodes.client import Client
 from collafuse.nodes.ledger import Ledger
 from collafuse.nodes.runfolder import NodeFolder
+from collafuse.nodes.server import ServerModel
 from collafuse.nodes.sites import SUFFIX, read_releases
+from collafuse.nodes.statistics import add_up, read_statistics
 
 from .cells import Cell
 
@@ -45,9 +47,8 @@ class Weighted(Trainer):
     ) -> Tensor:
         share = 1 - (floor / sigma).square()
         clean = 1 / loss_weight(sigma, self.model.sigma_data)
-        return (
-            clean / (share.square() * clean + share * floor.square()) * super().losses(denoise, z, floor, sigma, noise)
-        )
+        weight = clean / (share.square() * clean + share * floor.square())
+        return weight * super().losses(denoise, z, floor, sigma, noise)
 
 
 def parts_of(cell: Cell, config: Config, sites: Mapping[str, SiteData], work: Path) -> list[Part]:
@@ -56,10 +57,25 @@ def parts_of(cell: Cell, config: Config, sites: Mapping[str, SiteData], work: Pa
     releases = work / "releases" / f"{cell.data}{cut}"
     if cell.method != "collafuse":
         return _BASELINES[cell.method](config, sites, releases.with_name(f"{releases.name}-{cell.method}"))
+    clients = [halves.client_part(config, name, site) for name, site in sites.items()]
+    if cell.variant == "statistics":
+        return clients
     server = fresh_server(config, sites) if cell.variant == "fresh" else released_server(config, sites, releases)
     if cell.variant == "weight":
         server = replace(server, trainer=Weighted)
-    return [server, *(halves.client_part(config, name, site) for name, site in sites.items())]
+    return [server, *clients]
+
+
+def statistics_server(cell: Cell, config: Config, sites: Mapping[str, SiteData], work: Path) -> ServerModel:
+    """The server that adds up statistics, which every cut and seed of a data set shares."""
+    folder = work / "releases" / f"{cell.data}-statistics"
+    for name, site in sites.items():
+        path = folder / f"{name}{SUFFIX}"
+        if not path.exists():
+            ledger = Ledger(folder / "ledgers" / f"{name}.sqlite")
+            Client(config, name, site).release_statistics(path, ledger, simulated=True)
+    found = read_statistics(folder, accept_simulated=True)
+    return add_up(config, found, NodeFolder(folder / "server"), torch.device("cpu"), UNWATCHED).model
 
 
 def released_server(config: Config, sites: Mapping[str, SiteData], folder: Path) -> Part:

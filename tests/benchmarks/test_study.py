@@ -53,6 +53,7 @@ def test_cells_share_a_training_where_it_is_the_same_and_nowhere_else(tmp_path):
         other = parts(tmp_path, replace(MAIN, variant=same_client))
         assert main["all"] == other["all"] and main["server"] != other["server"], same_client
     assert parts(tmp_path, Cell("one-site", "reference", 1.0))["all"] == main["all"]
+    assert parts(tmp_path, replace(MAIN, variant="statistics")) == {"all": main["all"]}
     assert not set(parts(tmp_path, replace(MAIN, seed=1)).values()) & set(main.values())
     assert not set(parts(tmp_path, replace(MAIN, cut=4.0)).values()) & set(main.values())
     assert len(list((tmp_path / "releases" / "one-site-1").glob("*.safetensors"))) == 1  # for all of these

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ...config import Config
-from ...core.errors import UsageError
+from ...core.errors import ConfigError, UsageError
 from ...data.dealing import SiteData, load_sites
 from ...data.listening import UNHEARD, Listener
 from ...learning import weights
@@ -65,6 +65,11 @@ def train(
 ) -> list[str]:
     """Train the baseline that the configuration names, and return its models' names; the twin of ``run_experiment``."""
     method = _method(config)
+    if config.server.kind != "images":
+        raise ConfigError(
+            f"method={config.method} trains the server's network, and server.kind={config.server.kind} has none; "
+            "leave server.kind out."
+        )
     run.check(resume=resume, overwrite=overwrite)
     if resume:
         refuse_another(run, config)

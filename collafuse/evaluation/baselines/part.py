@@ -21,7 +21,7 @@ from ...data.dealing import SiteData
 from ...learning import weights
 from ...learning.checkpoint import digest_of_settings
 from ...learning.denoiser import Denoiser
-from ...learning.training import Observer, Trainer, TrainingData, fresh_denoiser, keyed_seed
+from ...learning.training import MANNER, Observer, Trainer, TrainingData, fresh_denoiser, keyed_seed
 from ...nodes.runfolder import NodeFolder
 from ...nodes.watching import NodeObserver
 
@@ -52,7 +52,7 @@ class Part:
             "node": self.node,
             "role": self.role,
             "network": self.network.model_dump(mode="json"),
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": self.settings.model_dump(mode="json", exclude=set(MANNER)),
             "labels": self.label_names,
             "start": self.start,
         }
@@ -117,7 +117,7 @@ def clean_data(sites: Mapping[str, SiteData], config: Config, sigma_high: float 
     images = [site.train for site in sites.values()]
     labels = np.concatenate([translate_labels(one.labels, one.label_names, names) for one in images])
     return TrainingData(
-        images=torch.from_numpy(np.concatenate([one.pixels for one in images])),
+        images=torch.from_numpy(np.concatenate([np.asarray(one.pixels) for one in images])),
         conditions=torch.from_numpy(conditions_from_labels(labels, len(labels), len(names))),
         sigma_floor=torch.zeros(len(labels)),
         sigma_high=sigma_high,

@@ -84,6 +84,12 @@ def test_a_run_of_the_method_is_no_baseline(tiny_config, tmp_path):
         run_experiment(as_method(tiny_config, "pfdm"), RunFolder(tmp_path / "other"), CPU, observer)
 
 
+def test_a_statistics_server_has_no_network_to_train_a_baseline_with(tmp_path):
+    config = load("digits.yaml", ["server.kind=statistics", "method=centralised"])
+    with pytest.raises(ConfigError, match="server.kind=statistics has none"):
+        train(config, RunFolder(tmp_path / "run"), CPU, observer)
+
+
 def test_pfdm_states_its_guarantee_and_keeps_its_releases(tiny_config, tmp_path):
     run = RunFolder(tmp_path / "run")
     train(as_method(tiny_config, "pfdm"), run, CPU, observer)
