@@ -29,7 +29,7 @@ from collafuse.nodes.sites import Site
 
 from ..judge import pooled as pooled_images
 from . import methods
-from .cells import Cell, Study
+from .cells import REAL, Cell, Study
 from .measure import Judge, pooled
 from .sites import Images
 from .table import RESULTS, finished, to_markdown
@@ -54,13 +54,13 @@ def run_cell(
     config = study.config_of(cell, data, work / "cache")
     sites = images.sites(config, study.images_per_site(cell))
     started, cpu = time.monotonic(), time.process_time()
-    parts = methods.parts_of(cell, config, sites, work)
+    parts = [] if cell.method == REAL else methods.parts_of(cell, config, sites, work)
     models = methods.train(parts, work, reporter)
     everyone: dict[str, Any] = dict(models)
     if cell.variant == "statistics":
         everyone[halves.SERVER] = methods.statistics_server(cell, config, sites, work)
     trained, trained_cpu = time.monotonic() - started, time.process_time() - cpu
-    made = generate(cell, config, sites, everyone)
+    made = images.unseen(config, counts_of(sites)) if cell.method == REAL else generate(cell, config, sites, everyone)
     return cell.to_json() | {
         "figures": judge.figures(pooled(made), reference_of(sites)),
         "figures_per_site": {n: judge.figures(made[n], sites[n].held_out) for n in made} if len(made) > 1 else {},
@@ -88,11 +88,16 @@ def generate(
         for name, site in sites.items()
     }
     sample = SAMPLERS.get(cell.method, halves.sample)
-    share = SAMPLES / sum(len(site.held_out) for site in sites.values())
     return {
-        name: sample(config, models, known, name, round(share * len(site.held_out)), SAMPLING_SEED + index, CPU)
-        for index, (name, site) in enumerate(sites.items())
+        name: sample(config, models, known, name, count, SAMPLING_SEED + index, CPU)
+        for index, (name, count) in enumerate(counts_of(sites).items())
     }
+
+
+def counts_of(sites: Mapping[str, SiteData]) -> dict[str, int]:
+    """How many images are generated for each site: as many as its share of the held-out ones."""
+    share = SAMPLES / sum(len(site.held_out) for site in sites.values())
+    return {name: round(share * len(site.held_out)) for name, site in sites.items()}
 
 
 def reference_of(sites: Mapping[str, SiteData]) -> ImageSet:

@@ -12,6 +12,8 @@ import yaml
 
 from collafuse.config import Config, from_mapping
 
+REAL = "real"
+"""In place of a method: as many real images as a method generates, which nobody trained on. No figure can be better."""
 CELLS = Path(__file__).with_name("cells.yaml")
 
 
@@ -58,7 +60,7 @@ class Study:
     def config_of(self, cell: Cell, images: Path, cache: Path) -> Config:
         """A cell's configuration: what ``collafuse train`` would be given."""
         values = copy.deepcopy(dict(self.config))
-        values["method"] = cell.method
+        values["method"] = "collafuse" if cell.method == REAL else cell.method
         values["data"] |= {"path": str(images), "cache": str(cache)}
         values["clients"] = copy.deepcopy(self.data[cell.data]["clients"])
         if cell.cut is not None:

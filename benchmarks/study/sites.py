@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from collafuse.config import Config
 from collafuse.data.datasets import load
 from collafuse.data.dealing import SiteData, deal
 from collafuse.data.imageset import ImageSet
+from collafuse.evaluation.generated import Generated
 
 REFERENCE = 10_000
 JUDGE = 25_000
@@ -31,6 +33,14 @@ class Images:
         order = np.random.default_rng(SEED).permutation(len(images))
         reference, judge, pool = np.split(order, [REFERENCE, REFERENCE + JUDGE])
         return cls(*(images.take(rows) for rows in (pool, reference, judge)))
+
+    def unseen(self, config: Config, counts: Mapping[str, int]) -> dict[str, Generated]:
+        """Real images of each site's labels that no site trains on, as if they had been generated."""
+        mine = deal(self.pool, config, dict(config.clients))
+        last = {
+            name: mine[name].take(np.arange(len(mine[name]) - count, len(mine[name]))) for name, count in counts.items()
+        }
+        return {n: Generated(one.pixels.transpose(0, 2, 3, 1), one.labels, one.label_names) for n, one in last.items()}
 
     def sites(self, config: Config, per_site: int) -> dict[str, SiteData]:
         """Each site's images: so many of those that it chooses, and the reference images of its labels."""

@@ -16,7 +16,7 @@ from .cells import Cell
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 BASE = "centralised"
-FIGURES = {"frechet": "Fréchet", "kernel": "kernel x 1000", "precision": "precision", "recall": "recall",
+FIGURES = {"frechet": "Fréchet", "kernel": "kernel distance", "precision": "precision", "recall": "recall",
            "read_as_asked": "read as asked"}  # fmt: skip
 
 Lines = Mapping[Cell, Mapping[str, Any]]
@@ -97,9 +97,8 @@ def _figure(lines: Sequence[Mapping[str, Any]], name: str) -> str:
     """A figure and its spread."""
     if not all(name in line for line in lines):
         return "-"
-    scale = 1000 if name == "kernel" else 1
-    values = [scale * line[name][0] for line in lines]
-    spread = np.std(values, ddof=1) if len(values) > 1 else scale * lines[0][name][1]
+    values = [line[name][0] for line in lines]
+    spread = np.std(values, ddof=1) if len(values) > 1 else lines[0][name][1]
     return f"{np.mean(values):.3g} ± {spread:.2g}"
 
 
