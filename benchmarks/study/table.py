@@ -60,15 +60,17 @@ def _table(data: str, rows: list[tuple[Cell, dict[int, Any]]], base: dict[int, A
         figures = [_figure([line["figures"] for line in seeds.values()], name) for name in FIGURES]
         ratios = [seeds[s]["figures"]["frechet"][0] / base[s]["figures"]["frechet"][0] for s in seeds if s in base]
         cells.append((*_name(cell), len(seeds), *figures, _ratio(ratios)))
-    some = next(iter(rows[0][1].values()))
-    trained, steps = (", ".join(f"{k} {v}" for k, v in some[key].items()) for key in ("training_images", "steps"))
+    every = [line for _, seeds in rows for line in seeds.values()]
+    some = next((line for line in every if line["steps"]), every[0])  # real images have no training
+    trained = ", ".join(f"{site} {count}" for site, count in some["training_images"].items())
+    steps = ", ".join(map(str, sorted(set(some["steps"].values()))))
     return Table(
         data,
         columns,
         tuple(cells),
         (
             f"{some['samples']} samples against {some['reference_images']} held-out images; training images: "
-            f"{trained}; steps: {steps}. Features of a classifier, trained on other images, that reads "
+            f"{trained}; steps of each model: {steps}. Features of a classifier, trained on other images, that reads "
             f"{some['judge_accuracy']:.1%} of held-out ones right ({some['judge']}). Spread: over seeds where there "
             "are several, else over half-samples of the images.",
         ),
