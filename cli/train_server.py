@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from collafuse.core.errors import UsageError
+
 from . import options
 from .console import emit, reporting, say
 
@@ -32,7 +34,7 @@ def train_server(
     On several GPUs: torchrun --nproc-per-node N -m cli train-server CONFIG --releases DIR -o RUN.
     """
     from collafuse.config import load
-    from collafuse.learning.distributed import meeting
+    from collafuse.learning.distributed import meeting, several_launched
     from collafuse.learning.training import UNWATCHED, choose_device
     from collafuse.nodes.runfolder import RunFolder
     from collafuse.nodes.server import train_server as learn
@@ -44,6 +46,8 @@ def train_server(
     settings.refuse_baseline("train-server")
     folder = RunFolder(out).server
     if settings.server.kind == "statistics":
+        if several_launched():
+            raise UsageError("adding up statistics is work for one process; start train-server without torchrun.")
         given = read_statistics(releases, accept_simulated=accept_simulated)
         folder.prepare(resume=resume, overwrite=overwrite)
         with reporting() as reporter:
