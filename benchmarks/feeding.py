@@ -76,10 +76,14 @@ def data_seconds(name: str, node: str, images: NDArray[Any], where: str, device:
     size = _node(name, node).training.batch_size
     source = torch.from_numpy(images).to(device) if where == "in memory" else in_file(images, folder)
     times = []
-    with feed(source, lambda step: batch_rows(len(images), size, step, seed=0), device) as feeding:
+
+    def rows_of(step: int) -> torch.Tensor:
+        return batch_rows(len(images), size, step, seed=0)
+
+    with feed(source, rows_of, device) as feeding:
         for step in range(BATCHES):
             started = time.perf_counter()
-            feeding.batch(step)
+            feeding.batch(step, rows_of(step).to(device))
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - started)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import typer
 
 import collafuse
 from collafuse.core.errors import CollaFuseError, RuntimeMissingError, UsageError
+from collafuse.core.launched import processes_launched
 
 from . import (
     audit,
@@ -96,7 +96,7 @@ def _options(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
 ) -> None:
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    started = processes_launched()
     if started > 1 and context.invoked_subcommand not in SEVERAL:
         raise UsageError(
             f"torchrun started {started} processes of {context.invoked_subcommand}, and all would write the same; "

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from collafuse.core.errors import UsageError
+from collafuse.core.launched import processes_launched
 
 from . import options
 from .console import emit, reporting, say
@@ -34,7 +35,7 @@ def train_server(
     On several GPUs: torchrun --nproc-per-node N -m cli train-server CONFIG --releases DIR -o RUN.
     """
     from collafuse.config import load
-    from collafuse.learning.distributed import meeting, several_launched
+    from collafuse.learning.distributed import meeting
     from collafuse.learning.training import UNWATCHED, choose_device
     from collafuse.nodes.runfolder import RunFolder
     from collafuse.nodes.server import train_server as learn
@@ -46,7 +47,7 @@ def train_server(
     settings.refuse_baseline("train-server")
     folder = RunFolder(out).server
     if settings.server.kind == "statistics":
-        if several_launched():
+        if processes_launched() > 1:
             raise UsageError("adding up statistics is work for one process; start train-server without torchrun.")
         given = read_statistics(releases, accept_simulated=accept_simulated)
         folder.prepare(resume=resume, overwrite=overwrite)

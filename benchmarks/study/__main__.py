@@ -22,7 +22,8 @@ from collafuse.config import Config
 from collafuse.core.errors import CollaFuseError
 from collafuse.data.dealing import SiteData
 from collafuse.data.imageset import ImageSet
-from collafuse.evaluation.baselines import centralised, halves, local, reference
+from collafuse.evaluation.baselines import METHODS, halves
+from collafuse.evaluation.baselines.asked import Asked
 from collafuse.evaluation.generated import Generated
 from collafuse.learning.networks import num_parameters
 from collafuse.nodes.sites import Site
@@ -37,13 +38,6 @@ from .table import RESULTS, finished, to_markdown
 SAMPLES = 5_000
 SAMPLING_SEED = 7
 CPU = torch.device("cpu")
-
-SAMPLERS = {
-    "centralised": centralised.sample,
-    "local": local.sample,
-    "reference": reference.sample,
-    "reference-repaired": reference.repaired_sample,
-}
 
 
 def run_cell(
@@ -87,9 +81,9 @@ def generate(
         name: Site(config.client(name).cut.resolve().sigma, site.train.label_names, True, cell.variant == "statistics")
         for name, site in sites.items()
     }
-    sample = SAMPLERS.get(cell.method, halves.sample)
+    sample = METHODS[cell.method].sample if cell.method in METHODS else halves.sample
     return {
-        name: sample(config, models, known, name, count, SAMPLING_SEED + index, CPU)
+        name: sample(Asked(config, models, known, name, count, SAMPLING_SEED + index, CPU))
         for index, (name, count) in enumerate(counts_of(sites).items())
     }
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from cli.console import Reporter
 from collafuse.config import Config
 from collafuse.data.dealing import SiteData
-from collafuse.evaluation.baselines import centralised, halves, local, pfdm, reference
+from collafuse.evaluation.baselines import METHODS, halves, reference
 from collafuse.evaluation.baselines.noising import FreshReleases
 from collafuse.evaluation.baselines.part import Part, clean_data
 from collafuse.learning import weights
@@ -31,8 +31,6 @@ from collafuse.nodes.sites import SUFFIX, read_releases
 from collafuse.nodes.statistics import add_up, read_statistics
 
 from .cells import Cell
-
-Parts = Callable[[Config, Mapping[str, SiteData], Path], list[Part]]
 
 
 class Weighted(Trainer):
@@ -56,7 +54,7 @@ def parts_of(cell: Cell, config: Config, sites: Mapping[str, SiteData], work: Pa
     cut = "" if cell.cut is None else f"-{cell.cut:g}"
     releases = work / "releases" / f"{cell.data}{cut}"
     if cell.method != "collafuse":
-        return _BASELINES[cell.method](config, sites, releases.with_name(f"{releases.name}-{cell.method}"))
+        return METHODS[cell.method].parts(config, sites, releases.with_name(f"{releases.name}-{cell.method}"))
     clients = [halves.client_part(config, name, site) for name, site in sites.items()]
     if cell.variant == "statistics":
         return clients
@@ -104,12 +102,3 @@ def train(parts: list[Part], work: Path, reporter: Reporter) -> dict[str, weight
             continue
         models[part.node] = part.train(folder, torch.device("cpu"), reporter.observer(part.node), resume=True)
     return models
-
-
-_BASELINES: dict[str, Parts] = {
-    "centralised": centralised.parts,
-    "local": local.parts,
-    "reference": reference.parts,
-    "reference-repaired": reference.repaired_parts,
-    "pfdm": pfdm.parts,
-}

@@ -42,6 +42,19 @@ def unconditional(conditions: Any) -> Any:
     return blank
 
 
+def dealt_labels(count: int, columns: Sequence[int], num_labels: int) -> Labels:
+    """Multi-hot labels [count, num_labels]: each image shows one of the columns, in blocks, as evenly as it goes:
+    0 0 0 1 1 1 2 2."""
+    labels = np.zeros((count, num_labels), dtype=np.uint8)
+    labels[np.arange(count), np.asarray(columns)[np.arange(count) * len(columns) // count]] = 1
+    return labels
+
+
+def one_label_each(labels: Labels) -> bool:
+    """Whether each image of [N, K] shows exactly one label."""
+    return labels.shape[1] > 0 and bool((labels.sum(axis=1) == 1).all())
+
+
 def indices_of(names: Sequence[str], known: Sequence[str]) -> list[int]:
     """Position of each name in ``known``. Raises MismatchError for an unknown one, naming the closest."""
     for name in names:

@@ -24,7 +24,7 @@ from ..data.imageset import ImageSet
 from ..learning import weights
 from ..learning.denoiser import Denoiser
 from ..learning.training import keyed_seed
-from ..nodes.client import finish
+from ..nodes.client import finish_all
 from ..nodes.runfolder import RunFolder
 from ..nodes.server import Server, start_noise
 from . import baselines
@@ -127,11 +127,7 @@ class SplitRun:
 
     def _finish(self, client: str, x: NDArray[np.floating], sigma: float, conditions: Conditions) -> Pixels:
         denoiser, settings = self.models[client].denoiser, self.settings[client]
-        parts = [
-            finish(denoiser, torch.from_numpy(x[rows]).float(), sigma, conditions[rows], settings, self.device)
-            for rows in _batches(len(x))
-        ]
-        return to_uint8(torch.cat(parts).numpy())
+        return finish_all(denoiser, x, sigma, conditions, settings, self.device, BATCH)
 
     @torch.inference_mode()
     def _sampled(

@@ -17,6 +17,7 @@ from PIL import Image
 from edge_client.finisher import Finisher
 from edge_client.pictures import labelled_table, to_image
 
+from ..core.conditioning import one_label_each
 from ..core.errors import CollaFuseError
 from ..core.noise import Cut
 from ..core.pictures import contact_sheet, to_uint8
@@ -34,7 +35,7 @@ from .attacks.reidentification import COPIES, GALLERY, reidentified, reidentifie
 from .features import classifier_of
 from .pooling import pooled
 from .tables import FOLDER, Table
-from .whole_run import WholeRun, asked, conditions_of, gallery_of, one_label_each, some
+from .whole_run import WholeRun, asked, conditions_of, gallery_of, some
 
 MOST_RECONSTRUCTED = 256
 MOST_KNOWN = 5_000
@@ -144,7 +145,7 @@ def _reconstruct(
     rows = some(len(exposure.images), min(MOST_RECONSTRUCTED, len(exposure.images) // 2), rng)
     images, rest = exposure.images.take(rows), np.setdiff1d(np.arange(len(exposure.images)), rows)
     known = pooled({"own": exposure.images.take(rest[:MOST_KNOWN]), "held out": exposure.held_out})
-    grouped = exposure.labels_shared and one_label_each(exposure.images)
+    grouped = exposure.labels_shared and one_label_each(exposure.images.labels)
     groups, known_groups = (i.labels.argmax(axis=1) if grouped else np.zeros(len(i), np.int64) for i in (images, known))
     noisy, sigma = z[rows].astype(np.float32), exposure.sigma
     estimate, mean = wiener(noisy, sigma, known.x0(), known_groups, groups)

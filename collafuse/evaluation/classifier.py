@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..core.conditioning import Labels
+from ..core.conditioning import Labels, one_label_each
 from ..data.imageset import ImageSet
 from ..learning.training import batch_rows, keyed_seed, to_float
 
@@ -95,7 +95,7 @@ def train_classifier(
     Where every image has exactly one label it learns to tell them apart, otherwise to tell for each label whether it
     is there.
     """
-    one_label = bool((images.labels.sum(axis=1) == 1).all())
+    one_label = one_label_each(images.labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(seed, "classifier"))
         network = Network(images.pixels.shape[1:], len(images.label_names))

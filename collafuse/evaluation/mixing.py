@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.conditioning import Labels
+from ..core.conditioning import Labels, one_label_each
 from ..data.imageset import ImageSet
 from .generated import Generated
 from .quality import Strata
@@ -48,7 +48,7 @@ class Mix:
 
 def mix_of(reference: ImageSet, floor: ImageSet, most: int) -> Mix:
     """The reference's mix of labels, for at most so many images and as many as the floor has of each label."""
-    if not has_one_label(reference.labels) or not has_one_label(floor.labels):
+    if not one_label_each(reference.labels) or not one_label_each(floor.labels):
         return Mix(min(most, len(floor)), {})
     shares = reference.labels.mean(axis=0)
     there = shares > 0
@@ -60,13 +60,8 @@ def mix_of(reference: ImageSet, floor: ImageSet, most: int) -> Mix:
     return Mix(sum(by_label.values()), by_label, len(reference.label_names))
 
 
-def has_one_label(labels: Labels) -> bool:
-    """Whether each image has exactly one label."""
-    return bool((labels.sum(axis=1) == 1).all())
-
-
 def strata_of(labels: Labels | None, count: int) -> Strata:
     """The column [count] of each image's one label; zeros where images have none or several."""
-    if labels is None or not has_one_label(labels):
+    if labels is None or not one_label_each(labels):
         return np.zeros(count, dtype=np.int64)
     return labels.argmax(axis=1).astype(np.int64)

@@ -26,14 +26,14 @@ from export.writer import export_client
 from ..config import Config
 from ..config.settings import CutSettings
 from ..core.atomic import write_bytes
+from ..core.conditioning import one_label_each
 from ..core.errors import DataError, UsageError
 from ..core.noise import SIGMA_MAX
 from ..core.pairing import conditions_for
-from ..core.pictures import to_uint8
 from ..data.listening import UNHEARD, Listener
 from ..learning.training import Observer, keyed_seed
 from ..learning.weights import TrainedModel
-from ..nodes.client import Client, finish
+from ..nodes.client import Client, finish_all
 from ..nodes.runfolder import NodeFolder, RunFolder
 from ..nodes.server import Server
 from ..nodes.sites import Site
@@ -44,7 +44,7 @@ from .attacks.reidentification import GALLERY, reidentified_at
 from .features import Extractor, choose, classifier_of
 from .quality import frechet_distance
 from .tables import FOLDER
-from .whole_run import BATCH, WholeRun, gallery_of, one_label_each, some
+from .whole_run import WholeRun, gallery_of, some
 
 LADDER = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
 """Cuts that are tried where none are named, from a site's own on."""
@@ -304,11 +304,8 @@ class _Cut:
     ) -> NDArray[np.uint8]:
         """uint8 [N, C, H, W]."""
         level = self.settings.handover_sigma
-        parts = [
-            finish(model.denoiser, torch.from_numpy(x[i : i + BATCH]), level, c, self.settings, self.run.device)
-            for i, c in ((i, conditions[i : i + BATCH]) for i in range(0, len(x), BATCH))
-        ]
-        return np.ascontiguousarray(to_uint8(torch.cat(parts).numpy()).transpose(0, 3, 1, 2))
+        pixels = finish_all(model.denoiser, x, level, conditions, self.settings, self.run.device)
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
     def _drawn(self, conditions: NDArray[np.float32], known: tuple[str, ...], sigma: float) -> NDArray[np.float32]:
         """Intermediates without a server: draws from N(mu_y, C_y + sigma^2 I), one Gaussian per label of the site."""
@@ -316,7 +313,7 @@ class _Cut:
         x0 = images.x0()
         whole = GaussianPrior.fit(x0)
         drawn = np.empty((len(conditions), *x0.shape[1:]), np.float32)
-        wanted = conditions[:, :-1].argmax(axis=1) if one_label_each(images) else np.full(len(conditions), -1)
+        wanted = conditions[:, :-1].argmax(axis=1) if one_label_each(images.labels) else np.full(len(conditions), -1)
         for label in np.unique(wanted):
             rows = wanted == label
             own = images.labels[:, images.label_names.index(known[label])] == 1 if label >= 0 else None

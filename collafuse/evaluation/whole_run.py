@@ -12,13 +12,13 @@ from ..config import Config
 from ..core.conditioning import Conditions, conditions_from_labels
 from ..core.errors import DataError
 from ..core.pairing import conditions_for
-from ..core.pictures import Pixels, to_uint8
+from ..core.pictures import Pixels
 from ..core.release import Release
 from ..data.dealing import SiteData, load_sites
 from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
 from ..learning.weights import TrainedModel, load
-from ..nodes.client import finish
+from ..nodes.client import finish_all
 from ..nodes.runfolder import CONFIG, RunFolder
 from ..nodes.server import Server
 from ..nodes.sites import read_releases
@@ -71,11 +71,8 @@ class WholeRun:
         delivered = self.server.deliver(client, count, seed=seed)
         model, settings = self.models[client], self.config.client(client)
         conditions = conditions_for(delivered, model.label_names)
-        parts = [
-            finish(model.denoiser, torch.from_numpy(delivered.x[rows]), delivered.sigma, part, settings, self.device)
-            for rows, part in ((slice(i, i + BATCH), conditions[i : i + BATCH]) for i in range(0, count, BATCH))
-        ]
-        return delivered.x, to_uint8(torch.cat(parts).numpy())
+        pixels = finish_all(model.denoiser, delivered.x, delivered.sigma, conditions, settings, self.device)
+        return delivered.x, pixels
 
 
 def asked(model: TrainedModel, device: torch.device) -> Denoise:
@@ -107,11 +104,6 @@ def conditions_of(images: ImageSet, known: tuple[str, ...]) -> Conditions:
     unknown = images.labels.any(axis=1) & ~labels.any(axis=1) if len(known) else np.ones(len(images), dtype=bool)
     conditions[unknown] = conditions_from_labels(None, int(unknown.sum()), len(known))
     return conditions
-
-
-def one_label_each(images: ImageSet) -> bool:
-    """Whether each image carries exactly one label."""
-    return images.labels.shape[1] > 0 and bool((images.labels.sum(axis=1) == 1).all())
 
 
 def some(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:

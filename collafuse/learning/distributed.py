@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.errors import ConfigError, RankLostError, UsageError, first_line
+from ..core.launched import processes_launched
 
 PULSE_SECONDS = 2.0
 SILENT_SECONDS = 20.0
@@ -105,11 +106,6 @@ class Ranks:
 ALONE = Ranks()
 
 
-def several_launched() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
-
-
 @contextmanager
 def meeting(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     """Join the processes that torchrun started, for as long as the block runs; gives the ranks and this one's device.
@@ -117,7 +113,7 @@ def meeting(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     A process that was started alone is the one rank of one. Raises UsageError for a device that several processes
     cannot share, RankLostError when another rank ends or torchrun ends this one.
     """
-    if not several_launched():
+    if processes_launched() == 1:
         yield ALONE, device
         return
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.rows import Rows
 
 RowsOf = Callable[[int], Tensor]
-"""The rows [B] of a step's batch."""
+"""The rows [B] of a step's batch, asked for ahead."""
 READ_AHEAD = 2
 """Batches that are read, or wait, while one is learned from."""
 
@@ -20,8 +20,8 @@ READ_AHEAD = 2
 class Feed(Protocol):
     """Gives each step its batch. Used with ``with``, so that nothing is read any more when a training ends."""
 
-    def batch(self, step: int) -> Tensor:
-        """The images [B, C, H, W] of a step, on the device, of the type in which they are kept."""
+    def batch(self, step: int, rows: Tensor) -> Tensor:
+        """The images [B, C, H, W] of a step, on the device, of the type in which they are kept; its rows lie there."""
 
     def __enter__(self) -> Feed: ...
     def __exit__(self, *_: object) -> None: ...
@@ -30,18 +30,18 @@ class Feed(Protocol):
 def feed(images: Tensor | Rows, rows_of: RowsOf, device: torch.device) -> Feed:
     """What feeds a training on these images; both kinds give the same batches, bit for bit."""
     if isinstance(images, Tensor):
-        return FromMemory(images, rows_of)
+        return FromMemory(images)
     return FromFile(images, rows_of, device)
 
 
 class FromMemory:
     """Batches of images that lie on the device as a whole."""
 
-    def __init__(self, images: Tensor, rows_of: RowsOf) -> None:
-        self._images, self._rows_of = images, rows_of
+    def __init__(self, images: Tensor) -> None:
+        self._images = images
 
-    def batch(self, step: int) -> Tensor:
-        return self._images[self._rows_of(step).to(self._images.device)]
+    def batch(self, step: int, rows: Tensor) -> Tensor:
+        return self._images[rows]
 
     def __enter__(self) -> FromMemory:
         return self
@@ -59,7 +59,7 @@ class FromFile:
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: dict[int, Future[Tensor]] = {}
 
-    def batch(self, step: int) -> Tensor:
+    def batch(self, step: int, rows: Tensor) -> Tensor:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="reading")
         for one in range(step, step + 1 + READ_AHEAD):

@@ -357,7 +357,7 @@ class Trainer:
         """What a step learns from: images [B, C, H, W] of its rows, the level each has already [B], and the lowest
         level to train each at [B]. A baseline that noises at every step overrides it."""
         floor = self.data.sigma_floor[rows]
-        return to_float(self._feed.batch(step)), floor, lowest_level(floor)
+        return to_float(self._feed.batch(step, rows)), floor, lowest_level(floor)
 
     def _rows(self, step: int) -> Tensor:
         """The rows of this rank's share of a step's batch."""

@@ -246,3 +246,20 @@ def finish(
     denoise = guided(denoiser.to(device), torch.from_numpy(conditions).to(device), sampler.guidance)
     sigmas = client_sigmas(sigma, sampler.steps, sampler.sigma_low)
     return run(STEPS[sampler.name], denoise, x.to(device), sigmas)[0].cpu()
+
+
+def finish_all(
+    denoiser: Denoiser,
+    x: NDArray[np.floating],
+    sigma: float,
+    conditions: NDArray[np.float32],
+    settings: ClientSettings,
+    device: torch.device,
+    batch_size: int = 256,
+) -> Pixels:
+    """As :func:`finish`, a batch at a time: x [N, C, H, W] at sigma to uint8 [N, H, W, C]."""
+    parts = [
+        finish(denoiser, torch.from_numpy(x[rows]).float(), sigma, conditions[rows], settings, device)
+        for rows in (slice(start, start + batch_size) for start in range(0, len(x), batch_size))
+    ]
+    return to_uint8(torch.cat(parts).numpy())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..config import Config, unknown_client
 from ..core import release as releases
-from ..core.conditioning import Conditions, Labels, conditions_from_labels, indices_of
+from ..core.conditioning import Conditions, Labels, conditions_from_labels, dealt_labels, indices_of
 from ..core.errors import CollaFuseError, ConfigError, MismatchError, RefusedError, UsageError, first_line
 from ..core.intermediate import Intermediate
 from ..core.noise import SIGMA_MAX, Cut
@@ -188,13 +188,11 @@ class Server:
                         f"label {label!r} was not released at or below sigma {site.sigma_cut:g}, the cut of "
                         f"client {client!r}; deliverable to it are {', '.join(allowed) or 'unlabelled images only'}."
                     )
+        if labels is None:
+            columns = indices_of(site.label_names or (), self.model.label_names)
+            return dealt_labels(count, columns, len(self.model.label_names))
         multi_hot = np.zeros((count, len(self.model.label_names)), dtype=np.uint8)
-        if labels is not None:
-            multi_hot[:, indices_of(labels, self.model.label_names)] = 1
-        else:
-            columns = np.asarray(indices_of(site.label_names or (), self.model.label_names))
-            # In blocks, as evenly as it goes: 0 0 0 1 1 1 2 2.
-            multi_hot[np.arange(count), columns[np.arange(count) * len(columns) // count]] = 1
+        multi_hot[:, indices_of(labels, self.model.label_names)] = 1
         return multi_hot
 
     def deliverable(self, client: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from collafuse.core.pictures import to_uint8
 from collafuse.data.dealing import load_sites
 from collafuse.evaluation import arms, baselines
 from collafuse.evaluation.arms import SplitRun, arms_of
+from collafuse.nodes import client as nodes_client
 from collafuse.nodes.runfolder import RunFolder
 from tests.evaluation.conftest import SETTINGS, train
 from tests.tiny import CPU, Recorder
@@ -58,7 +59,7 @@ def test_the_server_alone_is_asked_about_nothing_below_what_it_learned(split, mo
 
 
 def test_true_noise_that_vanishes_leaves_the_held_out_images(split, monkeypatch):
-    monkeypatch.setattr(arms, "finish", lambda denoiser, x, sigma, *rest: x / (1 + 0 * sigma))
+    monkeypatch.setattr(nodes_client, "finish", lambda denoiser, x, sigma, *rest: x / (1 + 0 * sigma))
     monkeypatch.setattr(arms, "start_noise", lambda indices, shape, seed: np.zeros((len(indices), *shape)))
     count = len(split.held_out["north"]) + 3
     made, images = split.from_true_noise("north", count, 0), split.held_out["north"]

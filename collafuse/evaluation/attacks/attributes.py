@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core.conditioning import one_label_each
 from ...data.imageset import ImageSet
 from .finding import ALARM_Z, SHOWN_Z
 from .reconstruction import GaussianPrior
@@ -60,7 +61,7 @@ class Inference:
 def questions(images: ImageSet) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """What can be asked about images, with the answer for each [N]: their label, or one attribute at a time."""
     labels = images.labels.astype(np.int64)
-    if labels.shape[1] > 1 and (labels.sum(axis=1) == 1).all():
+    if labels.shape[1] > 1 and one_label_each(images.labels):
         yield "label", labels.argmax(axis=1)
         return
     for column in range(min(labels.shape[1], MOST_ATTRIBUTES)):

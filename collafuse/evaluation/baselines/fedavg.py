@@ -21,15 +21,11 @@ from torch import Tensor
 from ...config import Config
 from ...data.dealing import SiteData
 from ...learning.training import Observer, Trainer, keyed_seed
-from ...learning.weights import TrainedModel
 from ...nodes.runfolder import NodeFolder
-from ...nodes.sites import Site
-from ..generated import Generated
-from . import whole
 from .part import Part, clean_data, names_of
+from .whole import WHOLE
 
 LOCAL_STEPS = 100
-WHOLE = "whole"
 
 
 def parts(config: Config, sites: Mapping[str, SiteData], folder: Path) -> list[Part]:
@@ -41,20 +37,6 @@ def parts(config: Config, sites: Mapping[str, SiteData], folder: Path) -> list[P
     data, names = clean_data(sites, config), names_of(sites)
     counts = {name: len(site.train) for name, site in sites.items()}
     return [Federated(WHOLE, "whole", config.server.network, settings, names, data, counts=counts)]
-
-
-def sample(
-    config: Config,
-    models: Mapping[str, TrainedModel],
-    sites: Mapping[str, Site],
-    client: str,
-    count: int,
-    seed: int,
-    device: torch.device,
-) -> Generated:
-    """Images that show this client's labels."""
-    asked = sites[client].label_names or ()
-    return whole.sample(config, models[WHOLE], client, asked, count, seed, device)
 
 
 @dataclass(frozen=True)

@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ...config import ClientSettings, Config
 from ...core.noise import SIGMA_MIN
 from ...core.pairing import conditions_for
-from ...core.pictures import to_uint8
 from ...core.release import Release
 from ...data.dealing import SiteData
 from ...learning.training import TrainingData
-from ...learning.weights import TrainedModel
-from ...nodes.client import Client, finish
+from ...nodes.client import Client, finish_all
 from ...nodes.server import Server
-from ...nodes.sites import Site, sites_of, training_data
+from ...nodes.sites import sites_of, training_data
 from ..generated import Generated
+from .asked import Asked
 from .part import Part
 
 SERVER = "server"
-BATCH = 256
 
 HandOver = Callable[[NDArray[np.float32], float, ClientSettings], tuple[NDArray[np.float32], float]]
 """(x, sigma, the client's settings) -> x and the level at which the client takes it to be."""
@@ -47,30 +44,12 @@ def client_part(config: Config, name: str, site: SiteData, sigma_high: float | N
     return Part(name, "client", settings.network, settings.training, site.train.label_names, data, SIGMA_MIN)
 
 
-def sample(
-    config: Config,
-    models: Mapping[str, TrainedModel],
-    sites: Mapping[str, Site],
-    client: str,
-    count: int,
-    seed: int,
-    device: torch.device,
-    hand_over: HandOver = lambda x, sigma, settings: (x, sigma),
-) -> Generated:
-    """``count`` images for a client: the server delivers, ``hand_over`` says how the client takes it, it finishes."""
-    delivered = Server(config, models[SERVER], sites, device).deliver(client, count, seed=seed, batch_size=BATCH)
-    settings, model = config.client(client), models[client]
+def sample(asked: Asked, hand_over: HandOver = lambda x, sigma, settings: (x, sigma)) -> Generated:
+    """What is asked for: the server delivers, ``hand_over`` says how the client takes it, it finishes."""
+    server = Server(asked.config, asked.models[SERVER], asked.sites, asked.device)
+    delivered = server.deliver(asked.client, asked.count, seed=asked.seed)
+    settings, model = asked.config.client(asked.client), asked.models[asked.client]
     conditions = conditions_for(delivered, model.label_names)
     x, sigma = hand_over(delivered.x, delivered.sigma, settings)
-    parts = [
-        finish(
-            model.denoiser,
-            torch.from_numpy(x[start : start + BATCH]),
-            sigma,
-            conditions[start : start + BATCH],
-            settings,
-            device,
-        )
-        for start in range(0, count, BATCH)
-    ]
-    return Generated(to_uint8(torch.cat(parts).numpy()), delivered.labels, delivered.label_names)
+    pixels = finish_all(model.denoiser, x, sigma, conditions, settings, asked.device)
+    return Generated(pixels, delivered.labels, delivered.label_names)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from ...config import Config
 from ...data.dealing import SiteData
-from ...learning.weights import TrainedModel
-from ...nodes.sites import Site
 from ..generated import Generated
 from . import whole
+from .asked import Asked
 from .part import Part, clean_data, names_of
 
 
@@ -26,15 +23,6 @@ def parts(config: Config, sites: Mapping[str, SiteData], folder: Path) -> list[P
     return made
 
 
-def sample(
-    config: Config,
-    models: Mapping[str, TrainedModel],
-    sites: Mapping[str, Site],
-    client: str,
-    count: int,
-    seed: int,
-    device: torch.device,
-) -> Generated:
+def sample(asked: Asked) -> Generated:
     """Images of this site's own model."""
-    asked = sites[client].label_names or ()
-    return whole.sample(config, models[client], client, asked, count, seed, device)
+    return whole.sample(asked, asked.client)

@@ -22,16 +22,16 @@ from ...core.errors import ConfigError, UsageError
 from ...data.dealing import SiteData, load_sites
 from ...data.listening import UNHEARD, Listener
 from ...learning import weights
-from ...learning.weights import TrainedModel
 from ...nodes.experiment import ObserverOf, refuse_another
 from ...nodes.runfolder import NodeFolder, RunFolder
 from ...nodes.sites import Site, read_sites, write_sites
 from ..generated import Generated
-from . import centralised, fedavg, local, pfdm, reference
+from . import centralised, fedavg, halves, local, pfdm, reference, whole
+from .asked import Asked
 from .part import Part, used_names
 
 Parts = Callable[[Config, Mapping[str, SiteData], Path], list[Part]]
-Sample = Callable[[Config, Mapping[str, TrainedModel], Mapping[str, Site], str, int, int, torch.device], Generated]
+Sample = Callable[[Asked], Generated]
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Method:
 
 
 METHODS = {
-    "centralised": Method(centralised.parts, centralised.sample),
+    "centralised": Method(centralised.parts, whole.sample),
     "local": Method(local.parts, local.sample),
-    "fedavg": Method(fedavg.parts, fedavg.sample),
+    "fedavg": Method(fedavg.parts, whole.sample),
     "reference": Method(reference.parts, reference.sample),
     "reference-repaired": Method(reference.repaired_parts, reference.repaired_sample),
-    "pfdm": Method(pfdm.parts, pfdm.sample),
+    "pfdm": Method(pfdm.parts, halves.sample),
 }
 
 
@@ -106,7 +106,7 @@ def generate(run: RunFolder, client: str, count: int, seed: int, device: torch.d
     method = _method(config)
     config.client(client)
     models = {path.parent.name: weights.load(path) for path in sorted(run.models.glob("*/weights.safetensors"))}
-    return method.sample(config, models, read_sites(run.models / SITES), client, count, seed, device)
+    return method.sample(Asked(config, models, read_sites(run.models / SITES), client, count, seed, device))
 
 
 def _method(config: Config) -> Method:

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ...config import Config
@@ -22,10 +21,8 @@ from ...core import release as releases
 from ...core.atomic import write_bytes
 from ...core.noise import system_noise
 from ...data.dealing import SiteData
-from ...learning.weights import TrainedModel
-from ...nodes.sites import SUFFIX, Site, read_releases
+from ...nodes.sites import SUFFIX, read_releases
 from ..accounting import DELTA, gaussian_epsilon, gaussian_mu
-from ..generated import Generated
 from . import halves
 from .part import Part
 
@@ -74,16 +71,3 @@ def clipped(x0: NDArray[np.float32]) -> NDArray[np.float32]:
     """Images [N, C, H, W], those of a larger root mean square than CLIP_RMS scaled down to it."""
     rms = np.sqrt(np.square(x0, dtype=np.float64).mean(axis=(1, 2, 3), keepdims=True))
     return (x0 * np.minimum(1.0, CLIP_RMS / np.maximum(rms, 1e-12))).astype(np.float32)
-
-
-def sample(
-    config: Config,
-    models: Mapping[str, TrainedModel],
-    sites: Mapping[str, Site],
-    client: str,
-    count: int,
-    seed: int,
-    device: torch.device,
-) -> Generated:
-    """Server, then client, as ours."""
-    return halves.sample(config, models, sites, client, count, seed, device)

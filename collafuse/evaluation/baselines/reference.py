@@ -26,10 +26,9 @@ from ...core.errors import ConfigError
 from ...core.noise import SIGMA_MAX, alpha_bar_from_sigma, sigma_from_alpha_bar, sigma_from_t, t_from_sigma
 from ...data.dealing import SiteData
 from ...learning.training import estimate_sigma_data
-from ...learning.weights import TrainedModel
-from ...nodes.sites import Site
 from ..generated import Generated
 from . import halves
+from .asked import Asked
 from .noising import DoubleNoising
 from .part import Part, clean_data, names_of
 
@@ -63,46 +62,21 @@ def server_part(config: Config, sites: Mapping[str, SiteData]) -> Part:
     return Part(halves.SERVER, "server", config.server.network, training, names_of(sites), data, lowest, DoubleNoising)
 
 
-def sample(
-    config: Config,
-    models: Mapping[str, TrainedModel],
-    sites: Mapping[str, Site],
-    client: str,
-    count: int,
-    seed: int,
-    device: torch.device,
-) -> Generated:
+def sample(asked: Asked) -> Generated:
     """The client starts at t + t (1 - t)."""
-    return _sample(config, models, sites, client, count, seed, device, start(config.client(client)))
+    return _sample(asked, start(asked.config.client(asked.client)))
 
 
-def repaired_sample(
-    config: Config,
-    models: Mapping[str, TrainedModel],
-    sites: Mapping[str, Site],
-    client: str,
-    count: int,
-    seed: int,
-    device: torch.device,
-) -> Generated:
+def repaired_sample(asked: Asked) -> Generated:
     """The client starts where alpha_bar = alpha_bar(cut)^2."""
-    return _sample(config, models, sites, client, count, seed, device, repaired_start(config.client(client)))
+    return _sample(asked, repaired_start(asked.config.client(asked.client)))
 
 
-def _sample(
-    config: Config,
-    models: Mapping[str, TrainedModel],
-    sites: Mapping[str, Site],
-    client: str,
-    count: int,
-    seed: int,
-    device: torch.device,
-    sigma_start: float,
-) -> Generated:
+def _sample(asked: Asked, sigma_start: float) -> Generated:
     def hand_over(x: NDArray[np.float32], sigma: float, settings: ClientSettings) -> tuple[NDArray[np.float32], float]:
         return as_taken(x, sigma, sigma_start), sigma_start
 
-    return halves.sample(without_handover(config), models, sites, client, count, seed, device, hand_over)
+    return halves.sample(replace(asked, config=without_handover(asked.config)), hand_over)
 
 
 def as_taken(x: NDArray[np.float32], sigma_cut: float, sigma_start: float) -> NDArray[np.float32]:

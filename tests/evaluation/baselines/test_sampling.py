@@ -7,6 +7,7 @@ import pytest
 
 from collafuse.core.noise import SIGMA_MAX, SIGMA_MIN
 from collafuse.evaluation.baselines import halves, pfdm, whole
+from collafuse.evaluation.baselines.asked import Asked
 from collafuse.learning.weights import TrainedModel
 from collafuse.nodes.sites import Site
 from tests.nodes.sites import config
@@ -18,9 +19,9 @@ def test_one_model_as_both_halves_makes_what_it_makes_as_a_whole(sampler):
     """The same starting noise, labels and levels: what differs between methods is the models alone."""
     model = TrainedModel(denoiser(), "whole", ("a", "b"), SIGMA_MIN, SIGMA_MAX, 0)
     settings = config(server={"sampler": {"name": sampler}}, handover=1.2, sampler={"name": sampler, "steps": 3})
-    one = whole.sample(settings, model, "a", ("a", "b"), 6, 3, CPU)
     site = Site(0.5, ("a", "b"), simulated=True)
-    two = halves.sample(settings, {"server": model, "a": model}, {"a": site}, "a", 6, 3, CPU)
+    asked = Asked(settings, {"whole": model, "server": model, "a": model}, {"a": site}, "a", 6, 3, CPU)
+    one, two = whole.sample(asked), halves.sample(asked)
     assert np.array_equal(one.labels, two.labels) and one.label_names == two.label_names
     assert np.abs(one.pixels.astype(int) - two.pixels).max() <= 1  # a grey level, where rounding went the other way
 
