@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collafuse.core import bundle as bundles
-from collafuse.core.conditioning import MAX_GUIDANCE, Conditions, conditions_from_labels, guided, indices_of
+from collafuse.core.conditioning import (
+    MAX_GUIDANCE,
+    Conditions,
+    conditions_from_labels,
+    guided,
+    indices_of,
+    same_labels,
+)
 from collafuse.core.errors import MismatchError, UsageError
 from collafuse.core.intermediate import Intermediate, Source
 from collafuse.core.noise import client_sigmas
@@ -178,6 +185,4 @@ class Finisher:
         known = self.bundle.info.label_names
         if self.settings.labels is None:
             return conditions_for(block, known)
-        labels = np.zeros((len(block), len(known)), dtype=np.uint8)
-        labels[:, indices_of(self.settings.labels, known)] = 1
-        return conditions_from_labels(labels, len(block), len(known))
+        return conditions_from_labels(same_labels(len(block), self.settings.labels, known), len(block), len(known))

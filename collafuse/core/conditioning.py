@@ -50,6 +50,13 @@ def dealt_labels(count: int, columns: Sequence[int], num_labels: int) -> Labels:
     return labels
 
 
+def same_labels(count: int, names: Sequence[str], known: Sequence[str]) -> Labels:
+    """Multi-hot labels [count, len(known)] of images that all show these. Raises MismatchError, see indices_of."""
+    labels = np.zeros((count, len(known)), dtype=np.uint8)
+    labels[:, indices_of(names, known)] = 1
+    return labels
+
+
 def one_label_each(labels: Labels) -> bool:
     """Whether each image of [N, K] shows exactly one label."""
     return labels.shape[1] > 0 and bool((labels.sum(axis=1) == 1).all())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..config import Config, unknown_client
 from ..core import release as releases
-from ..core.conditioning import Conditions, Labels, conditions_from_labels, dealt_labels, indices_of
+from ..core.conditioning import Conditions, Labels, conditions_from_labels, dealt_labels, indices_of, same_labels
 from ..core.errors import CollaFuseError, ConfigError, MismatchError, RefusedError, UsageError, first_line
 from ..core.intermediate import Intermediate
 from ..core.noise import SIGMA_MAX, Cut
@@ -191,9 +191,7 @@ class Server:
         if labels is None:
             columns = indices_of(site.label_names or (), self.model.label_names)
             return dealt_labels(count, columns, len(self.model.label_names))
-        multi_hot = np.zeros((count, len(self.model.label_names)), dtype=np.uint8)
-        multi_hot[:, indices_of(labels, self.model.label_names)] = 1
-        return multi_hot
+        return same_labels(count, labels, self.model.label_names)
 
     def deliverable(self, client: str) -> tuple[str, ...]:
         """The labels that may be delivered to a client."""
