@@ -9,8 +9,9 @@ import torch
 
 from collafuse.config import NetworkSettings, load
 from collafuse.core.errors import ConfigError
+from collafuse.learning.blocks import SelfAttention
 from collafuse.learning.denoiser import Denoiser
-from collafuse.learning.networks import SelfAttention, UNet, num_parameters
+from collafuse.learning.networks import UNet, num_parameters
 from tests.tiny import denoiser
 
 
@@ -27,6 +28,8 @@ def conditions(*rows: tuple[float, ...]) -> torch.Tensor:
         ({"multipliers": (1, 1, 1, 1), "blocks": 1, "attention": (1,)}, (1, 8, 8), 1),
         ({"multipliers": (2,), "blocks": 3, "dropout": 0.5}, (1, 5, 5), 40),
         ({"channels": 72, "multipliers": (1, 3), "blocks": 1, "attention": (2,)}, (4, 4, 4), 2),
+        ({"multipliers": (1, 2, 2), "blocks": 1, "attention": (4,), "norm": "magnitude"}, (3, 8, 8), 3),
+        ({"multipliers": (2,), "blocks": 2, "dropout": 0.5, "norm": "magnitude"}, (1, 5, 5), 0),
     ],
 )
 def test_the_output_has_the_shape_of_the_input(settings, image_shape, num_labels):
@@ -67,8 +70,9 @@ def test_attention_at_a_resolution_that_never_occurs_is_refused_with_those_that_
         settings.check_side(24)
 
 
-def test_a_fresh_network_gives_zero():
-    network = UNet(NetworkSettings(channels=8, attention=(4,)), (1, 8, 8), 2)
+@pytest.mark.parametrize("norm", ["group", "magnitude", "none"])
+def test_a_fresh_network_gives_zero(norm):
+    network = UNet(NetworkSettings(channels=8, attention=(4,), norm=norm), (1, 8, 8), 2)
     assert not network(torch.randn(2, 1, 8, 8), torch.zeros(2), torch.ones(2, 3)).any()
 
 
@@ -97,8 +101,10 @@ def test_no_label_is_not_the_same_as_none_of_the_attributes():
     assert min(apart) > 1e-3
 
 
-def test_an_image_does_not_depend_on_its_neighbours_in_the_batch():
-    model = denoiser(NetworkSettings(channels=8, multipliers=(1, 2), blocks=1, attention=(4, 2))).eval()
+@pytest.mark.parametrize("norm", ["group", "magnitude"])
+def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(norm):
+    settings = NetworkSettings(channels=8, multipliers=(1, 2), blocks=1, attention=(4, 2), norm=norm)
+    model = denoiser(settings).eval()
     x, sigma = torch.randn(3, 1, 4, 4), torch.tensor([0.01, 0.5, 70.0])
     rows = conditions((1, 0, 0), (0, 1, 0), (0, 0, 1))
     alone = torch.cat([model(x[i : i + 1], sigma[i : i + 1], rows[i : i + 1]) for i in range(3)])
