@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from collafuse.config import NetworkSettings
+from collafuse.evaluation.work import multiply_accumulates
 from collafuse.learning.magnitude import (
     BRANCH,
     SILU,
@@ -170,6 +171,25 @@ def test_after_every_step_weights_are_of_unit_magnitude(tmp_path: Path):
     used = trainer.ema(*arguments)
     force_magnitudes(trainer.ema)
     assert torch.allclose(trainer.ema(*arguments), used, atol=1e-4)
+
+
+def test_the_layout_of_memory_stays_and_changes_nothing():
+    plain = denoiser(MAGNITUDE).eval()
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    arguments = unit_noise(3, 1, 4, 4), 0.3, torch.eye(3)
+    assert torch.allclose(last(*arguments), plain(*arguments), atol=1e-6)
+    force_magnitudes(last)
+    kernels = [layer.weight for layer in layers_of(last) if layer.weight.ndim == 4]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+def test_the_work_that_is_counted_is_that_of_its_convolutions():
+    settings = NetworkSettings(channels=8, multipliers=(1,), blocks=1, norm="magnitude")
+    network = UNet(settings, (1, 4, 4), 2)
+    counted = multiply_accumulates(lambda: network(unit_noise(1, 1, 4, 4), torch.zeros(1), torch.eye(3)[:1]))
+    assert counted == sum(
+        layer.weight.numel() * (16 if isinstance(layer, Convolution) else 1) for layer in layers_of(network)
+    )
 
 
 # --- folding ------------------------------------------------------------------------------------------------
