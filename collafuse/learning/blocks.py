@@ -1,4 +1,4 @@
-"""The conventional parts of a U-Net: residual blocks as in "DDPM++", with group norm or without.
+"""The conventional parts of a U-Net: residual blocks as in "DDPM++", with group norm.
 
 Shapes: B batch, C image channels, H x W pixels, E embedding, K attributes. The residual block follows the
 "DDPM++" family (Ho et al. 2020; Song et al. 2021; Dhariwal and Nichol 2021: scale and shift from the
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import NetworkSettings
-from .parts import attend, frequencies_of_noise, heads_of, sines_and_cosines
+from .parts import AnyModule, attend, frequencies_of_noise, heads_of, sines_and_cosines
 
 
 class Conventional:
@@ -27,8 +27,8 @@ class Conventional:
     def label_embedding(self, num_conditions: int, size: int) -> nn.Module:
         return nn.Linear(num_conditions, size)
 
-    def first(self, image_channels: int, width: int) -> nn.Module:
-        return nn.Conv2d(image_channels, width, 3, padding=1)
+    def first(self, image_channels: int, width: int, embedding: int) -> nn.Module:
+        return FirstConvolution(image_channels, width, 3, padding=1)
 
     def block(self, channels_in: int, channels_out: int, embedding: int, attends: bool) -> nn.Module:
         return ResidualBlock(channels_in, channels_out, embedding, self.settings, attends)
@@ -37,10 +37,17 @@ class Conventional:
         return torch.cat([h, skip], dim=1)
 
     def before_last(self, width: int) -> nn.Module:
-        return nn.SiLU() if self.settings.norm == "none" else NormSiLU(_groups(width), width)
+        return NormSiLU(_groups(width), width)
 
     def last(self, width: int, image_channels: int) -> nn.Module:
-        return _zeroed(nn.Conv2d(width, image_channels, 3, padding=1))
+        return zeroed(nn.Conv2d(width, image_channels, 3, padding=1))
+
+
+class FirstConvolution(nn.Conv2d):
+    """Of the image alone; the embedding enters in every block."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)
 
 
 class NormSiLU(nn.GroupNorm):
@@ -54,11 +61,11 @@ def _groups(channels: int) -> int:
     return next(g for g in range(min(32, channels // 4), 0, -1) if channels % g == 0)
 
 
-def _norm(channels: int, settings: NetworkSettings) -> nn.Module:
-    return nn.Identity() if settings.norm == "none" else nn.GroupNorm(_groups(channels), channels)
+def _norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(_groups(channels), channels)
 
 
-def _zeroed(module: nn.Conv2d) -> nn.Conv2d:
+def zeroed(module: AnyModule) -> AnyModule:
     """Start at zero, so that a block begins as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -86,14 +93,14 @@ class ResidualBlock(nn.Module):
         self, channels_in: int, channels_out: int, embedding: int, settings: NetworkSettings, attends: bool
     ) -> None:
         super().__init__()
-        self.norm1 = _norm(channels_in, settings)
+        self.norm1 = _norm(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * channels_out)
-        self.norm2 = _norm(channels_out, settings)
+        self.norm2 = _norm(channels_out)
         self.dropout = nn.Dropout(settings.dropout)
-        self.conv2 = _zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1))
+        self.conv2 = zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1))
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
-        self.attention = SelfAttention(channels_out, settings) if attends else nn.Identity()
+        self.attention = SelfAttention(channels_out, _norm(channels_out)) if attends else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
@@ -105,12 +112,12 @@ class ResidualBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Attention among all pixels of an image. [B, C, H, W] -> [B, C, H, W]."""
 
-    def __init__(self, channels: int, settings: NetworkSettings) -> None:
+    def __init__(self, channels: int, norm: nn.Module) -> None:
         super().__init__()
         self.heads = heads_of(channels)
-        self.norm = _norm(channels, settings)
+        self.norm = norm
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = _zeroed(nn.Conv2d(channels, channels, 1))
+        self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.out(attend(self.qkv(self.norm(x)), self.heads))

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import NetworkSettings
-from .parts import attend, frequencies_of_noise, heads_of, sines_and_cosines
+from .parts import AnyModule, attend, frequencies_of_noise, heads_of, sines_and_cosines
 
 SILU = 1 / 0.596
 """Undoes what SiLU takes from the magnitude of standard normal features (eq. 81)."""
@@ -30,8 +29,6 @@ BALANCE = 0.3
 STREAM, BRANCH = ((1 - BALANCE) / math.hypot(1 - BALANCE, BALANCE), BALANCE / math.hypot(1 - BALANCE, BALANCE))
 """What each side of such a sum is multiplied by (eq. 88)."""
 TINY = 1e-4
-
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class MagnitudePreserving:
@@ -46,7 +43,7 @@ class MagnitudePreserving:
     def label_embedding(self, num_conditions: int, size: int) -> nn.Module:
         return LabelEmbedding(num_conditions, size)
 
-    def first(self, image_channels: int, width: int) -> nn.Module:
+    def first(self, image_channels: int, width: int, embedding: int) -> nn.Module:
         return FirstConvolution(image_channels, width)
 
     def block(self, channels_in: int, channels_out: int, embedding: int, attends: bool) -> nn.Module:
@@ -119,12 +116,12 @@ class Convolution(UnitWeight):
 
 
 class FirstConvolution(Convolution):
-    """Of an image and a channel of ones, which takes the place of all biases."""
+    """Of an image and a channel of ones, which takes the place of all biases; the embedding enters in every block."""
 
     def __init__(self, image_channels: int, width: int) -> None:
         super().__init__(image_channels + 1, width, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
 
 

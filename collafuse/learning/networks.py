@@ -1,10 +1,13 @@
 """Raw networks F: a U-Net whose size is configured apart for server and client.
 
 How its parts fit together is here; what they are, a design says: ``blocks`` the conventional one, ``magnitude`` the
-one that keeps magnitudes. Shapes: B batch, C image channels, H x W pixels, E embedding, K attributes.
+one that keeps magnitudes, ``plain`` the one without norms. Shapes: B batch, C image channels, H x W pixels,
+E embedding, K attributes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,10 +17,14 @@ from ..config import NetworkSettings
 from .blocks import Conventional
 from .magnitude import MagnitudePreserving
 from .parts import Parts
+from .plain import Plain
 
-
-def _design(settings: NetworkSettings) -> Parts:
-    return MagnitudePreserving(settings) if settings.norm == "magnitude" else Conventional(settings)
+DESIGNS: dict[str, Callable[[NetworkSettings], Parts]] = {
+    "group": Conventional,
+    "magnitude": MagnitudePreserving,
+    "none": Plain,
+}
+"""The design that each ``norm`` of the settings stands for."""
 
 
 class UNet(nn.Module):
@@ -36,14 +43,14 @@ class UNet(nn.Module):
         embedding = 4 * settings.channels
         widths = [settings.channels * m for m in settings.multipliers]
         sides = [side // 2**level for level in range(len(widths))]
-        parts = _design(settings)
+        parts = DESIGNS[settings.norm](settings)
 
         def block(channels_in: int, level: int) -> nn.Module:
             return parts.block(channels_in, widths[level], embedding, sides[level] in settings.attention)
 
         self.noise_embedding = parts.noise_embedding(embedding)
         self.label_embedding = parts.label_embedding(num_labels + 1, embedding)
-        self.first = parts.first(image_channels, widths[0])
+        self.first = parts.first(image_channels, widths[0], embedding)
         self.down = nn.ModuleList()
         skips, width = [widths[0]], widths[0]
         for level in range(len(widths)):
@@ -69,7 +76,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, conditions: Tensor) -> Tensor:
         embedding = functional.silu(self.noise_embedding(c_noise) + self.label_embedding(conditions))
-        h = self.first(x)
+        h = self.first(x, embedding)
         skips = [h]
         for level, blocks in enumerate(self.down):
             if level > 0:

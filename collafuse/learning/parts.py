@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 HEAD_CHANNELS = 64
 FREQUENCIES = (0.25, 16.0)
 """Lowest and highest frequency at which c_noise is embedded; c_noise spans about -1.6 to 1.1."""
@@ -28,8 +29,8 @@ class Parts(Protocol):
         """conditions [B, K + 1] -> [B, E]. Holds a ``weight`` [E, K + 1], one column a condition. The sum of both
         embeddings goes through a SiLU on its way to the blocks."""
 
-    def first(self, image_channels: int, width: int) -> nn.Module:
-        """The image into features. Holds a ``weight``."""
+    def first(self, image_channels: int, width: int, embedding: int) -> nn.Module:
+        """x [B, C, H, W], embedding [B, E] -> features [B, width, H, W]. Holds a ``weight``."""
 
     def block(self, channels_in: int, channels_out: int, embedding: int, attends: bool) -> nn.Module:
         """x [B, C_in, H, W], embedding [B, E] -> [B, C_out, H, W], with self-attention behind it where it attends."""

@@ -120,7 +120,7 @@ def test_nothing_is_normalised_while_it_runs_and_nothing_has_a_bias():
 
 def test_a_channel_of_ones_stands_in_for_biases():
     with torch.no_grad():
-        found = FirstConvolution(1, 8)(torch.zeros(2, 1, 4, 4))
+        found = FirstConvolution(1, 8)(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4))
     assert found.abs().sum() > 0 and torch.equal(found[0], found[1])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from collafuse.config import NetworkSettings, load
 from collafuse.core.errors import ConfigError
@@ -76,6 +77,17 @@ def test_a_fresh_network_gives_zero(norm):
     assert not network(torch.randn(2, 1, 8, 8), torch.zeros(2), torch.ones(2, 3)).any()
 
 
+def test_a_network_without_norms_is_told_level_and_label():
+    torch.manual_seed(0)
+    network = UNet(NetworkSettings(channels=8, multipliers=(1,), blocks=1, norm="none"), (1, 8, 8), 1)
+    for parameter in network.parameters():
+        if not parameter.any():  # what starts at zero
+            torch.nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1)
+    out = network(x, torch.tensor([0.0, -1.0, 0.0]), conditions((1, 0), (1, 0), (0, 0)))
+    assert not torch.allclose(out[0], out[1], atol=1e-4) and not torch.allclose(out[0], out[2], atol=1e-4)
+
+
 @pytest.mark.parametrize(("attention", "expected"), [((), 0), ((8,), 3), ((4,), 4), ((8, 4), 7)])
 def test_attention_stands_at_the_named_resolutions_only(attention, expected):
     # One block down and two up per level; the middle block belongs to the lowest.
@@ -85,7 +97,7 @@ def test_attention_stands_at_the_named_resolutions_only(attention, expected):
 
 def test_attention_lets_a_pixel_see_all_others():
     torch.manual_seed(0)
-    attention = SelfAttention(8, NetworkSettings())
+    attention = SelfAttention(8, nn.GroupNorm(2, 8))
     torch.nn.init.normal_(attention.out.weight)
     x = torch.randn(1, 8, 4, 4, requires_grad=True)
     attention(x)[0, :, 0, 0].sum().backward()
