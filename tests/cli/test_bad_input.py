@@ -58,6 +58,14 @@ def test_torchrun_with_a_command_that_cannot_be_shared(call_cli, monkeypatch):
     assert not (call_cli.folder / "run").exists()
 
 
+def test_torchrun_with_a_server_that_adds_up_statistics(call_cli, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    adding_up = ("train-server", "digits.yaml", "--set", "server.kind=statistics", "--releases", ".", "-o", "run")
+    assert "work for one process; start train-server without torchrun" in call_cli(*adding_up, code=2).stderr
+    assert not (call_cli.folder / "run").exists()
+
+
 @pytest.mark.parametrize("what", ["empty", "missing", "corrupt"])
 def test_image_folders_that_cannot_be_read(call_cli, what):
     root = call_cli.folder / "images"
