@@ -7,7 +7,6 @@ embedding), kept to operators that export to ONNX opset 18 without loops.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,9 +31,6 @@ class Conventional:
 
     def block(self, channels_in: int, channels_out: int, embedding: int, attends: bool) -> nn.Module:
         return ResidualBlock(channels_in, channels_out, embedding, self.settings, attends)
-
-    def join(self, h: Tensor, skip: Tensor) -> Tensor:
-        return torch.cat([h, skip], dim=1)
 
     def before_last(self, width: int) -> nn.Module:
         return NormSiLU(_groups(width), width)

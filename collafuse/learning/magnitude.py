@@ -5,9 +5,10 @@ one, so nothing has to be measured and divided by while the network runs: a devi
 joins alone. All constants of the design (SiLU's, those of the sums) are multiplied into the weights of the convolution
 before or behind, which costs nothing per pixel; equation numbers are the paper's (arXiv 2312.02696).
 
-Of the paper's network (its configuration G) this leaves out the norm over channels in the encoder, which a device
-would have to carry out for every pixel; so pooling, which takes from features that differ between neighbours, is the
-one place where magnitudes may fall. Shapes: B batch, C channels, H x W pixels, E embedding, K attributes.
+Of the paper's network (its configuration G) this leaves out what a device would have to carry out for every pixel: the
+norm over channels in the encoder, so pooling, which takes from features that differ between neighbours, is the one
+place where magnitudes may fall; and the factors of a join (eq. 103), so its sides count by their channels, as a plain
+join keeps their magnitude too. Shapes: B batch, C channels, H x W pixels, E embedding, K attributes.
 """
 
 from __future__ import annotations
@@ -48,13 +49,6 @@ class MagnitudePreserving:
 
     def block(self, channels_in: int, channels_out: int, embedding: int, attends: bool) -> nn.Module:
         return ResidualBlock(channels_in, channels_out, embedding, self.settings.dropout, attends)
-
-    def join(self, h: Tensor, skip: Tensor) -> Tensor:
-        """Each side counts by its magnitude, not by its number of channels (eq. 103 with t = 1/2)."""
-        if h.shape[1] == skip.shape[1]:
-            return torch.cat([h, skip], dim=1)
-        total = h.shape[1] + skip.shape[1]
-        return torch.cat([math.sqrt(total / (2 * side.shape[1])) * side for side in (h, skip)], dim=1)
 
     def before_last(self, width: int) -> nn.Module:
         return nn.Identity()

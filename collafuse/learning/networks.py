@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -70,7 +71,6 @@ class UNet(nn.Module):
                 blocks.append(block(width + skips.pop(), level))
                 width = widths[level]
             self.up.append(blocks)
-        self._join = parts.join
         self.last_norm = parts.before_last(width)
         self.last = parts.last(width, image_channels)
 
@@ -90,7 +90,7 @@ class UNet(nn.Module):
             if level > 0:
                 h = functional.interpolate(h, scale_factor=2.0, mode="nearest")
             for block in blocks:
-                h = self._through(block, self._join(h, skips.pop()), embedding)
+                h = self._through(block, torch.cat([h, skips.pop()], dim=1), embedding)
         return self.last(self.last_norm(h))
 
     def _through(self, block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:

@@ -35,9 +35,6 @@ class Parts(Protocol):
     def block(self, channels_in: int, channels_out: int, embedding: int, attends: bool) -> nn.Module:
         """x [B, C_in, H, W], embedding [B, E] -> [B, C_out, H, W], with self-attention behind it where it attends."""
 
-    def join(self, h: Tensor, skip: Tensor) -> Tensor:
-        """Features on the way up and those of the same size on the way down, [B, C + C_skip, H, W]."""
-
     def before_last(self, width: int) -> nn.Module:
         """Between the last block and the last convolution."""
 

@@ -38,9 +38,6 @@ class Plain:
     def block(self, channels_in: int, channels_out: int, embedding: int, attends: bool) -> nn.Module:
         return ResidualBlock(channels_in, channels_out, self.settings, attends)
 
-    def join(self, h: Tensor, skip: Tensor) -> Tensor:
-        return torch.cat([h, skip], dim=1)
-
     def before_last(self, width: int) -> nn.Module:
         return nn.Identity()
 

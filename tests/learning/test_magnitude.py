@@ -22,7 +22,6 @@ from collafuse.learning.magnitude import (
     FirstConvolution,
     LabelEmbedding,
     Linear,
-    MagnitudePreserving,
     NoiseEmbedding,
     ResidualBlock,
     UnitWeight,
@@ -74,15 +73,6 @@ def test_a_sum_keeps_the_magnitude_and_the_shares_of_its_sides():
     summed = STREAM * unit_noise(100, 100) + BRANCH * unit_noise(200, 100)[100:]
     assert size(summed) == pytest.approx(1, rel=0.02)
     assert pytest.approx(7 / 3) == STREAM / BRANCH
-
-
-@pytest.mark.parametrize("channels", [(64, 32), (32, 32), (8, 96)])
-def test_joined_features_count_by_their_magnitude(channels):
-    h, skip = (unit_noise(2, one, 16, 16) for one in channels)
-    joined = MagnitudePreserving(MAGNITUDE).join(h, skip)
-    assert size(joined) == pytest.approx(1, rel=0.02)
-    sides = [side.square().sum() for side in joined.split(channels, dim=1)]
-    assert float(sides[0] / sides[1]) == pytest.approx(1, rel=0.05)
 
 
 def test_the_embeddings_together_are_of_unit_magnitude():
