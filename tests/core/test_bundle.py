@@ -275,6 +275,7 @@ def test_any_value_in_any_field_is_accepted_or_refused(field, value):
         return
     assert (field, value) == ("loss", None) or field in {
         "client",
+        "labels_kept",
         "sigma_min",
         "sigma_max",
         "steps",
