@@ -26,6 +26,9 @@ def serve(
         typer.Option("--fit", help="Evaluate only as many rows as are used: faster when few are, not byte-identical."),
     ] = False,
     queue: Annotated[int, typer.Option("--queue", min=1, help="Images accepted and not finished, at most.")] = 1024,
+    stretch: Annotated[
+        float, typer.Option("--stretch", min=1, help="Times as long as alone that a request may take, at most.")
+    ] = 64.0,
     deadline: Annotated[float, typer.Option("--deadline", min=1, help="Seconds for a request.")] = 120.0,
     max_images: Annotated[int, typer.Option("--max-images", min=1, help="Images in one request, at most.")] = 256,
     rate: Annotated[int, typer.Option("--rate", min=1, help="Images a minute for one token.")] = 6000,
@@ -59,7 +62,7 @@ def serve(
         from collafuse.nodes.server import Server
         from collafuse.serving.engine import Engine
 
-        engine = Engine(Server.load(folder, choose_device(device)), slots, fit=fit, queue_images=queue)
+        engine = Engine(Server.load(folder, choose_device(device)), slots, fit=fit, queue_images=queue, stretch=stretch)
     service = Service.open(folder, engine, limits, accept_simulated=accept_simulated)
 
     def started(url: str) -> None:
@@ -73,3 +76,4 @@ def serve(
     finally:
         if engine is not None:
             engine.stop()
+        service.close()

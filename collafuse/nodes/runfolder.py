@@ -18,6 +18,8 @@ CONFIG = "config.yaml"
 SPLIT = "split.csv"
 REGISTRY = "registry.sqlite"
 """In a server's folder: the tokens and received releases of ``serve``."""
+LIMITS = "limits.sqlite"
+"""Beside it: what is left of each token's minute. It may be deleted when nothing serves."""
 RESULTS = tuple(
     f"{CONFIG} {SPLIT} weights.safetensors checkpoints metrics.jsonl samples sites.json distilled "
     "tensorboard wandb".split()

@@ -1,45 +1,22 @@
-"""How much work is accepted: the measured drain rate, and what one token may ask for."""
+"""What one token, and one request, may ask for."""
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..core.errors import BusyError, UsageError
+from .buckets import Buckets, Taken
 
-FORGET_SECONDS = 20.0
-"""The drain rate is that of about the last so many busy seconds."""
-LONGEST_RETRY_SECONDS = 600
 FAILURES_PER_MINUTE = 60
 """Wrong tokens from one address before it is told to wait."""
 REMEMBERED_ADDRESSES = 4096
-
-
-class DrainRate:
-    """Images finished per second of work, measured over the last busy seconds."""
-
-    def __init__(self) -> None:
-        self._images = self._seconds = 0.0
-
-    @property
-    def per_second(self) -> float | None:
-        """None before the first image is finished."""
-        return self._images / self._seconds if self._images and self._seconds else None
-
-    def record(self, images: int, seconds: float) -> None:
-        """A step took this long and finished so many images."""
-        keep = math.exp(-seconds / FORGET_SECONDS)
-        self._images = keep * self._images + images
-        self._seconds = keep * self._seconds + seconds
-
-    def seconds_for(self, images: int, otherwise: int) -> int:
-        """Whole seconds in which so many images are finished, at least 1; ``otherwise`` before any measurement."""
-        if self.per_second is None:
-            return otherwise
-        return min(LONGEST_RETRY_SECONDS, max(1, math.ceil(images / self.per_second)))
 
 
 class OverLimitError(BusyError):
@@ -81,18 +58,19 @@ class Bucket:
             return None
         return max(1, math.ceil((units - self._level) / self.per_second))
 
-    def give_back(self, units: float) -> None:
-        """Units that were taken and not used."""
-        self._level = min(self.size, self._level + units)
-
 
 class Shares:
-    """Holds each token to its share. For one thread."""
+    """Holds each token to its share. For the thread of an event loop.
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    Images a minute are counted in ``buckets``, which several processes may share; open requests in this one alone.
+    """
+
+    def __init__(self, limits: Limits, buckets: Buckets | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.limits, self._clock = limits, clock
+        self._buckets = buckets or Buckets(None, limits.images_per_minute)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="limits")
         self._open: Counter[str] = Counter()
-        self._images: dict[str, Bucket] = {}
+        self._used_up: dict[str, float] = {}
 
     def check_size(self, count: int) -> None:
         """Raise UsageError for more images than one request may bring."""
@@ -102,15 +80,30 @@ class Shares:
                 "parts of the delivery with start and stop."
             )
 
-    @contextmanager
-    def request(self, token: str) -> Iterator[None]:
-        """One open request of a token. Raises OverLimitError when it has too many."""
+    @property
+    def times_alone(self) -> int:
+        """How often images were counted in this process alone, because the shared file could not be used."""
+        return self._buckets.times_alone
+
+    def check_any(self, token: str) -> None:
+        """Raise OverLimitError when a token may ask for nothing now, as far as is known without asking the buckets."""
+        self._check_open(token)
+        wait = self._used_up.get(token, 0.0) - self._clock()
+        if wait > 0:
+            raise self._over(math.ceil(wait))
+
+    def _check_open(self, token: str) -> None:
         if self._open[token] >= self.limits.open_requests:
             raise OverLimitError(
                 f"this token has {self._open[token]} requests open, at most {self.limits.open_requests} are allowed; "
                 "wait for one of them.",
                 1,
             )
+
+    @contextmanager
+    def request(self, token: str) -> Iterator[None]:
+        """One open request of a token. Raises OverLimitError when it has too many."""
+        self._check_open(token)
         self._open[token] += 1
         try:
             yield
@@ -119,20 +112,35 @@ class Shares:
             if not self._open[token]:
                 del self._open[token]
 
-    def take_images(self, token: str, count: int, now: float) -> None:
+    async def take_images(self, token: str, count: int) -> None:
         """Count images against a token's minute. Raises OverLimitError, with the seconds to wait."""
-        bucket = self._images.setdefault(token, Bucket(self.limits.images_per_minute, now))
-        wait = bucket.take(count, now)
-        if wait is not None:
-            raise OverLimitError(
-                f"this token may ask for {self.limits.images_per_minute} images a minute and has used them; "
-                f"ask again in {wait} s.",
-                wait,
-            )
+        now = self._clock()
+        taken = await self._counted(token, count, now)
+        if not taken.granted:
+            self._used_up[token] = now + (1 - taken.level) / self._buckets.per_second
+            wait = max(1, math.ceil((count - taken.level) / self._buckets.per_second))
+            raise self._over(wait)
 
-    def give_back_images(self, token: str, count: int) -> None:
+    async def give_back_images(self, token: str, count: int) -> None:
         """Images that were counted and then refused for another reason."""
-        self._images[token].give_back(count)
+        await self._counted(token, -count, self._clock())
+
+    def close(self) -> None:
+        """End what it holds open."""
+        self._thread.shutdown()
+        self._buckets.close()
+
+    async def _counted(self, token: str, count: int, now: float) -> Taken:
+        # On a thread, because another process may be counting just now.
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._buckets.take, token, count, now)
+
+    def _over(self, wait: int) -> OverLimitError:
+        return OverLimitError(
+            f"this token may ask for {self.limits.images_per_minute} images a minute and has used them; "
+            f"ask again in {wait} s.",
+            wait,
+        )
 
 
 class Strangers:

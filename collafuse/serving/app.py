@@ -24,6 +24,7 @@ from ..core.errors import BusyError, CollaFuseError, FileFormatError, RefusedErr
 from .authentication import Authentication
 from .bodies import Application, Bodies
 from .engine import Engine
+from .gate import PATH, Gate
 from .orders import Job, Order
 from .page import gallery, page
 from .registry import Token
@@ -42,6 +43,7 @@ from .replies import (
 from .service import Readiness, Service
 
 SAFETENSORS = "application/octet-stream"
+BLOCK_BYTES = 1 << 20
 ReleaseId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 _bearer = HTTPBearer(auto_error=False, description="A token that `collafuse tokens add` made.")
@@ -61,15 +63,15 @@ def make_app(service: Service) -> Application:
     _add_model(app, service)
     _add_releases(app, service)
     _add_page(app, service)
-    return Authentication(Bodies(app, service.limits.release_bytes), service)
+    return Authentication(Gate(Bodies(app, service.limits.release_bytes), service), service)
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorReply} for status in (400, 401, 403, 408, 411, 413, 415, 422, 429, *statuses)}
 
 
-def _token(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Token:
-    """The token that the authentication has found; a dependency."""
+async def _token(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Token:
+    """The token that the authentication has found; a dependency. Async, or FastAPI would ask a thread for it."""
     token: Token = request.state.token
     return token
 
@@ -138,7 +140,7 @@ def _engine(service: Service) -> Engine:
 def _add_model(app: FastAPI, service: Service) -> None:
     binary = {200: {"content": {SAFETENSORS: {"schema": {"type": "string", "format": "binary"}}}}}
 
-    @app.post("/v1/intermediates", responses=_errors(409, 503) | binary, response_class=Response)
+    @app.post(PATH, responses=_errors(409, 503) | binary, response_class=Response)
     async def intermediates_(asked: IntermediatesRequest, request: Request, token: Authenticated) -> Response:
         """Half-denoised images at the client's cut, as a safetensors file. Scope: sample."""
         token.require("sample", asked.client)
@@ -155,19 +157,19 @@ def _add_model(app: FastAPI, service: Service) -> None:
                 sampler=asked.sampler,
                 rows=rows,
             )
-            service.shares.take_images(token.id, order.count, began)
+            await service.shares.take_images(token.id, order.count)
             longest = service.limits.deadline_seconds
             try:
                 job = engine.submit(order, min(asked.deadline_seconds or longest, longest))
             except BusyError:
-                service.shares.give_back_images(token.id, order.count)
+                await service.shares.give_back_images(token.id, order.count)
                 raise
             if not await _finished(engine, job, request):
                 service.metrics.left.inc()
                 return Response(status_code=499)  # nobody reads it
             data = await asyncio.to_thread(lambda: intermediates.to_bytes(engine.package(job, half=asked.half)))
         service.metrics.seconds.observe(time.monotonic() - began)
-        return Response(data, media_type=SAFETENSORS)
+        return _whole(data)
 
     @app.get("/v1/model", responses=_errors(503))
     async def model(token: Authenticated) -> ModelReply:
@@ -207,9 +209,21 @@ async def _left(request: Request) -> None:
         pass
 
 
+def _whole(data: bytes) -> Response:
+    """Bytes as a reply. Many go out block by block, so that others are answered in between."""
+    if len(data) <= BLOCK_BYTES:
+        return Response(data, media_type=SAFETENSORS)
+    return StreamingResponse(_slices(data), media_type=SAFETENSORS, headers={"Content-Length": str(len(data))})
+
+
+async def _slices(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), BLOCK_BYTES):
+        yield data[start : start + BLOCK_BYTES]
+
+
 async def _blocks(file: Any) -> AsyncIterator[bytes]:
     with file:
-        while block := await asyncio.to_thread(file.read, 1 << 20):
+        while block := await asyncio.to_thread(file.read, BLOCK_BYTES):
             yield block
 
 

@@ -52,7 +52,9 @@ class Authentication:
         try:
             if kind.lower() != "bearer" or not text.strip():
                 raise AccessError("a token is needed; send the header Authorization: Bearer TOKEN.")
-            return await asyncio.to_thread(self._service.registry.authenticate, text.strip())
+            # Within microseconds, on this thread: a request that is refused must not wait for those that are not.
+            token = self._service.lookup.authenticate(text.strip())
+            return token or await asyncio.to_thread(self._service.registry.authenticate, text.strip())
         except AccessError as error:
             address = scope["client"][0] if scope.get("client") else ""
             wait = self._service.strangers.failed(address, time.monotonic())

@@ -25,17 +25,17 @@ from ..core.errors import BusyError
 from ..core.intermediate import Intermediate
 from ..core.samplers import evaluations
 from ..nodes.server import Server, start_noise
-from .admission import DrainRate
 from .batch import MULTISTEP, Batch, Row
+from .line import FIRST_RETRY_SECONDS, Line
 from .orders import Job, Order
 
 DEFAULT_SLOTS = 16
 DEFAULT_QUEUE_IMAGES = 1024
 """Images that may be accepted and not finished, over all requests."""
+DEFAULT_STRETCH = 64.0
+"""How many times as long as alone a request may take because of those before it."""
 GALLERY_IMAGES, GALLERY_BYTES = 48, 8 << 20
 """The images that left last are remembered, at most so many, for whoever wants to look."""
-FIRST_RETRY_SECONDS = 5
-"""What a refused client is told before anything has been measured."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,17 @@ class Engine:
         *,
         fit: bool = False,
         queue_images: int = DEFAULT_QUEUE_IMAGES,
+        stretch: float = DEFAULT_STRETCH,
     ) -> None:
         self.server = server
-        self.queue_images = queue_images
         guidance = server.config.server.sampler.guidance
         self._batch = Batch(server.model.denoiser, slots, guidance, server.device, fit=fit)
         self._wake = threading.Condition()
         self._jobs: list[Job] = []
         self._turns: deque[Job] = deque()
+        self._draws: deque[Job] = deque()
         self._beats: list[Future[None]] = []
-        self._rate = DrainRate()
+        self._line = Line(slots, queue_images, stretch)
         size = 4 * math.prod(server.model.denoiser.image_shape)
         self._recent: deque[NDArray[np.float32]] = deque(maxlen=max(1, min(GALLERY_IMAGES, GALLERY_BYTES // size)))
         self._finished, self._steps = 0, 0
@@ -95,16 +96,20 @@ class Engine:
         """
         job = Job(order, time.monotonic() + seconds, *self._space(order.count))
         with self._wake:
-            self._admit(order.count, seconds)
-            if len(order.sigmas) > 1:
-                self._jobs.append(job)
-                self._turns.append(job)
-                self._wake.notify()
-                return job
-        # No step is to be made: a cut at SIGMA_MAX, where the client does everything, or a draw from statistics.
-        job.x[:] = self.server.begin(order.indices, order.labels, order.sigmas[0], order.seed)
-        job.future.set_result((job.x, job.x0_hat))
+            self._refuse_at_the_end()
+            self._line.check(order.count, sum(min(other.pending, order.count) for other in self._jobs), seconds)
+            self._jobs.append(job)
+            # Without a step it is a draw: from statistics, or at SIGMA_MAX, where the client does everything.
+            (self._turns if order.steps else self._draws).append(job)
+            self._line.images, self._line.requests = self._line.images + order.count, len(self._jobs)
+            self._wake.notify()
         return job
+
+    def check_room(self) -> None:
+        """Raise BusyError when not even a request for one image would be accepted. Takes no lock and waits for nothing,
+        so that a full server can say so at once."""
+        self._refuse_at_the_end()
+        self._line.check_any()
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for this job any more: its rows are free at the next step."""
@@ -154,7 +159,7 @@ class Engine:
                 waiting=sum(job.waiting for job in self._jobs),
                 finished=self._finished,
                 steps=self._steps,
-                images_per_second=self._rate.per_second,
+                images_per_second=self._line.rate.per_second,
             )
 
     def recent(self) -> list[NDArray[np.float32]]:
@@ -166,26 +171,9 @@ class Engine:
         shape = (count, *self.server.model.denoiser.image_shape)
         return np.empty(shape, np.float32), np.empty(shape, np.float32)
 
-    def _admit(self, count: int, seconds: float) -> None:
+    def _refuse_at_the_end(self) -> None:
         if self._stopping or self._ended:
             raise BusyError("the server is shutting down; ask again when it is back.", FIRST_RETRY_SECONDS)
-        pending = sum(job.pending for job in self._jobs)
-        if pending and pending + count > self.queue_images:
-            wait = self._rate.seconds_for(pending + count - self.queue_images, FIRST_RETRY_SECONDS)
-            raise BusyError(
-                f"the server has {pending} images to make and accepts at most {self.queue_images}; "
-                f"ask again in {wait} s.",
-                wait,
-            )
-        # Rows are dealt in turn, so of each other job at most as many images come before the last of this one.
-        ahead = sum(min(job.pending, count) for job in self._jobs) + count
-        if self._rate.per_second is not None and pending and ahead / self._rate.per_second > seconds:
-            wait = self._rate.seconds_for(ahead - int(seconds * self._rate.per_second), FIRST_RETRY_SECONDS)
-            raise BusyError(
-                f"with {pending} images to make before, {count} more would not be finished within {seconds:g} s; "
-                f"ask again in {wait} s, or for fewer.",
-                wait,
-            )
 
     # --- the engine's own thread ----------------------------------------------------------------------------
 
@@ -211,41 +199,67 @@ class Engine:
             return not self._stopping
 
     def _tick(self) -> None:
-        """One step of the whole batch, with who joins before it and who leaves after it."""
-        started = time.monotonic()
+        """One step of the whole batch, with who joins before it and who leaves after it; and one draw."""
         with self._wake:
-            self._drop_lost(started)
+            self._drop_lost(time.monotonic())
             new = self._deal()
+            draw = self._draws.popleft() if self._draws else None
             beats, self._beats = self._beats, []
-        if new:
-            self._join(new)
-        if not self._batch.rows and not beats:
-            return
-        done = self._batch.step()
-        complete = self._collect(done) if done else []
+        complete = [] if draw is None else [self._draw(draw)]
+        if new or self._batch.rows or beats:
+            complete += self._step(new)
         with self._wake:
-            self._steps += 1
-            self._finished += len(done)
-            self._rate.record(len(done), time.monotonic() - started)
-            self._batch.leave(done)
             self._jobs = [job for job in self._jobs if job.pending]
+            self._count()
         # Last, so that whoever hears of it finds the books in order.
         for job in complete:
             _succeed(job.future, (job.x, job.x0_hat))
         for beat in beats:
             _succeed(beat, None)
 
+    def _count(self) -> None:
+        self._line.requests = len(self._jobs)
+        self._line.images = sum(job.pending for job in self._jobs)
+
+    def _draw(self, job: Job) -> Job:
+        """Make the images of a job that takes no step, all at once, as a file of them is made."""
+        started, order = time.monotonic(), job.order
+        job.x[:] = self.server.begin(order.indices, order.labels, order.sigmas[0], order.seed)
+        with self._wake:
+            job.started = job.finished = order.count
+            self._finished += order.count
+            self._line.rate.record(order.count, time.monotonic() - started, [1] * order.count)
+            self._recent.extend(job.x[-GALLERY_IMAGES:] / (1.0 + order.sigmas[0]))
+        return job
+
+    def _step(self, new: Sequence[tuple[Job, int]]) -> list[Job]:
+        """One step of the batch, with these images; returns the jobs that are complete with it."""
+        started = time.monotonic()
+        if new:
+            self._join(new)
+        width = self._batch.width
+        done = self._batch.step()
+        complete = self._collect(done) if done else []
+        with self._wake:
+            steps = [self._batch.rows[slot].position for slot in done]
+            self._steps += 1
+            self._finished += len(done)
+            self._line.rate.record(width, time.monotonic() - started, steps)
+            self._batch.leave(done)
+        return complete
+
     def _drop_lost(self, now: float) -> None:
         """Forget jobs that nobody waits for or that are too late."""
         for job in self._jobs:
             if job.deadline < now and not job.future.done():
-                seconds = self._rate.seconds_for(job.pending, FIRST_RETRY_SECONDS)
+                seconds = self._line.rate.seconds_for(job.pending)
                 message = (
                     f"{job.pending} of {job.order.count} images were not finished in time; ask again, or for fewer."
                 )
                 _fail(job.future, BusyError(message, seconds))
         self._jobs = [job for job in self._jobs if not job.future.done()]
         self._turns = deque(job for job in self._turns if not job.future.done())
+        self._draws = deque(job for job in self._draws if not job.future.done())
         self._batch.leave([slot for slot, row in self._batch.rows.items() if row.owner.future.done()])
 
     def _deal(self) -> list[tuple[Job, int]]:

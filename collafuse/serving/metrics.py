@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from .admission import Shares
 from .engine import Engine
 
 LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -16,8 +17,9 @@ LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 class Metrics:
     """The counters of one service."""
 
-    def __init__(self, engine: Engine | None) -> None:
+    def __init__(self, engine: Engine | None, shares: Shares) -> None:
         self.registry = CollectorRegistry()
+        self.registry.register(_SharesCounter(shares))
         if engine is not None:
             self.registry.register(_EngineGauges(engine))
         self.requests = Counter(
@@ -35,6 +37,18 @@ class Metrics:
     def text(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _SharesCounter(Collector):
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
+
+    def collect(self) -> Iterable[Metric]:
+        yield CounterMetricFamily(
+            "collafuse_limits_alone",
+            "Times a token's images were counted in this process alone: limits.sqlite could not be used.",
+            self._shares.times_alone,
+        )
 
 
 class _EngineGauges(Collector):

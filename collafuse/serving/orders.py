@@ -58,6 +58,11 @@ class Order:
         )
 
     @property
+    def steps(self) -> int:
+        """How many steps an image takes; none where it is drawn at its level."""
+        return len(self.sigmas) - 1
+
+    @property
     def indices(self) -> range:
         """The images' numbers in the whole delivery, which key their noise."""
         return range(self.first, self.first + self.count)

@@ -12,12 +12,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from ..core import received as releases
 from ..core.atomic import PARTIAL_PREFIX, give_name, storage_error, sync_folder
@@ -27,6 +28,9 @@ from ..core.tensorfile import file_digest
 from ..nodes.sites import SUFFIX
 from .registry import Received, Registry
 
+Result = TypeVar("Result")
+
+DISK_THREADS = 4
 SPARE_BYTES = 64 << 20
 """Room on the disk that an upload must leave."""
 
@@ -50,6 +54,8 @@ class Receiver:
         self._folder, self._registry, self._known = folder, registry, known
         self._accept_simulated = accept_simulated
         self._naming = asyncio.Lock()
+        # Their own: an upload may wait for the disk, and whoever samples must not stand behind it.
+        self._threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for left in folder.glob(f"{PARTIAL_PREFIX}*{SUFFIX}"):
@@ -57,6 +63,10 @@ class Receiver:
                     left.unlink()
         except OSError as error:
             raise storage_error(folder, error) from error
+
+    def close(self) -> None:
+        """End its threads."""
+        self._threads.shutdown()
 
     def held(self, client: str, release_id: str) -> Received | None:
         """A release that lies here already, or None."""
@@ -70,20 +80,24 @@ class Receiver:
         ``digest`` is the SHA-256 that its sender states. The same bytes once more are acknowledged and kept once.
         Raises FileFormatError, MismatchError, RefusedError, OutputExistsError or StorageError; nothing is left then.
         """
-        held = await asyncio.to_thread(self.held, client, release_id)
+        held = await self._aside(self.held, client, release_id)
         if held is not None and digest is not None:
             return _same(held, digest), False
-        partial, file = self._begin(size)
+        partial, file = await self._aside(self._begin, size)
         try:
             with file:
-                found = await _stream(file, body, partial, size)
+                found = await self._stream(file, body, partial, size)
             if digest is not None and digest != found:
                 raise FileFormatError(f"the release has SHA-256 {found}, its sender said {digest}; send it again.")
             async with self._naming:  # of two at once the second finds the first
-                return await asyncio.to_thread(self._keep, partial, client, release_id, found, size)
+                return await self._aside(self._keep, partial, client, release_id, found, size)
         finally:
             with suppress(OSError):
-                partial.unlink(missing_ok=True)
+                await self._aside(partial.unlink, True)  # missing_ok
+
+    async def _aside(self, work: Callable[..., Result], *arguments: object) -> Result:
+        """Do what may wait for the disk in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     def _begin(self, size: int) -> tuple[Path, IO[bytes]]:
         try:
@@ -94,6 +108,21 @@ class Receiver:
             return Path(name), os.fdopen(descriptor, "wb")
         except OSError as error:
             raise storage_error(self._folder, error) from error
+
+    async def _stream(self, file: IO[bytes], body: AsyncIterator[bytes], partial: Path, size: int) -> str:
+        """Write a body to a file and to the disk; its SHA-256. Raises FileFormatError when it ends too early."""
+        digest, count = hashlib.sha256(), 0
+        try:
+            async for block in body:
+                count += len(block)
+                digest.update(block)
+                await self._aside(file.write, block)
+            await self._aside(_sync, file)
+        except OSError as error:
+            raise storage_error(partial, error) from error
+        if count != size:
+            raise FileFormatError(f"the release ended after {count} of {size} bytes; send it again.")
+        return digest.hexdigest()
 
     def _keep(self, partial: Path, client: str, release_id: str, digest: str, size: int) -> tuple[Received, bool]:
         """Check a complete upload, give it its name, and list it."""
@@ -147,21 +176,9 @@ class Receiver:
         return release
 
 
-async def _stream(file: IO[bytes], body: AsyncIterator[bytes], partial: Path, size: int) -> str:
-    """Write a body to a file and to the disk; its SHA-256. Raises FileFormatError when it ends too early."""
-    digest, count = hashlib.sha256(), 0
-    try:
-        async for block in body:
-            count += len(block)
-            digest.update(block)
-            await asyncio.to_thread(file.write, block)
-        file.flush()
-        await asyncio.to_thread(os.fsync, file.fileno())
-    except OSError as error:
-        raise storage_error(partial, error) from error
-    if count != size:
-        raise FileFormatError(f"the release ended after {count} of {size} bytes; send it again.")
-    return digest.hexdigest()
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _same(held: Received, digest: str) -> Received:

@@ -18,7 +18,7 @@ import re
 import secrets
 import sqlite3
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -133,13 +133,18 @@ class Registry:
                 return token
         raise UsageError(f"there is no token {token_id!r}; `collafuse tokens list` shows the ids.")
 
-    def authenticate(self, text: str, *, now: datetime | None = None) -> Token:
-        """The token of this text. Raises AccessError when it is unknown, has expired or was revoked."""
+    def authenticate(
+        self, text: str, *, now: datetime | None = None, connection: sqlite3.Connection | None = None
+    ) -> Token:
+        """The token of this text. Raises AccessError when it is unknown, has expired or was revoked.
+
+        connection: one to this file that the caller keeps, whose errors are the caller's too.
+        """
         parts = TOKEN.fullmatch(text)
         token_id, secret = parts.groups() if parts else ("", "")
-        with self._open() as connection:
+        with self._open() if connection is None else nullcontext(connection) as opened:
             query = "SELECT id, client, scopes, made, expires, revoked, digest FROM tokens WHERE id = ?"
-            row = connection.execute(query, (token_id,)).fetchone()
+            row = next(iter(opened.execute(query, (token_id,)).fetchall()), None)
         # Compared also where there is no such id, so that the time does not tell.
         matches = hmac.compare_digest(row[-1] if row else bytes(32), _digest(secret))
         if row is None or not matches:

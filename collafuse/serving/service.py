@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import RefusedError
-from ..nodes.runfolder import REGISTRY, NodeFolder
+from ..nodes.runfolder import LIMITS, REGISTRY, NodeFolder
 from ..nodes.server import Server
 from .admission import Limits, Shares, Strangers
+from .buckets import Buckets
 from .engine import Engine
+from .lookup import Lookup
 from .metrics import Metrics
 from .receiving import Known, Receiver
 from .registry import Registry
@@ -27,6 +29,7 @@ class Service:
     """The parts of one service. Without an engine it receives releases only."""
 
     registry: Registry
+    lookup: Lookup
     receiver: Receiver
     limits: Limits
     shares: Shares
@@ -45,7 +48,24 @@ class Service:
         shape = server.model.denoiser.image_shape if server is not None else None
         cuts = {name: site.taught_from for name, site in server.sites.items()} if server is not None else {}
         receiver = Receiver(folder.releases, registry, Known(shape, cuts), accept_simulated=accept_simulated)
-        return cls(registry, receiver, limits, Shares(limits), Strangers(), Metrics(engine), engine, folder.weights)
+        shares = Shares(limits, Buckets(folder.path / LIMITS, limits.images_per_minute))
+        return cls(
+            registry,
+            Lookup(registry),
+            receiver,
+            limits,
+            shares,
+            Strangers(),
+            Metrics(engine, shares),
+            engine,
+            folder.weights,
+        )
+
+    def close(self) -> None:
+        """End what it holds open. For the time after the last request."""
+        self.lookup.close()
+        self.shares.close()
+        self.receiver.close()
 
 
 def refuse_simulated(server: Server) -> None:

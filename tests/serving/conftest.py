@@ -22,7 +22,7 @@ from collafuse.nodes.server import Server, train_server
 from collafuse.nodes.sites import read_releases
 from collafuse.serving.admission import Limits
 from collafuse.serving.app import make_app
-from collafuse.serving.engine import Engine
+from collafuse.serving.engine import DEFAULT_STRETCH, Engine
 from collafuse.serving.listening import Address, bind, http_server, url_of
 from collafuse.serving.service import Service
 from tests.nodes.sites import config, release_of
@@ -86,6 +86,7 @@ def run_service(
         finally:
             server.should_exit = True
             thread.join(SECONDS)
+            service.close()
             if engine is not None and not engine.ended:
                 engine.stop()
 
@@ -102,6 +103,7 @@ def serve(trained_folder: NodeFolder, tmp_path: Path) -> Iterator[Any]:
             address: Address = ANYWHERE,
             slots: int = 4,
             queue_images: int = 1024,
+            stretch: float = DEFAULT_STRETCH,
             accept_simulated: bool = False,
             **limits: Any,
         ) -> Running:
@@ -112,7 +114,7 @@ def serve(trained_folder: NodeFolder, tmp_path: Path) -> Iterator[Any]:
             engine = None
             if not receive_only:
                 made = server or Server.load(folder, CPU)
-                engine = Engine(made, slots, queue_images=queue_images)
+                engine = Engine(made, slots, queue_images=queue_images, stretch=stretch)
             running = run_service(folder, engine, Limits(**limits), address, accept_simulated=accept_simulated)
             return stack.enter_context(running)
 

@@ -32,6 +32,11 @@ class Process:
         if self._process.poll() is None:
             self.kill()
 
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
     def kill(self) -> None:
         """As the power would: kill -9."""
         self._process.kill()

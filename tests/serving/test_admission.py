@@ -1,26 +1,13 @@
-"""How much is accepted: the measured rate, and each token's share of it."""
+"""What one token may ask for, and what a stranger may try."""
 
 from __future__ import annotations
+
+import asyncio
 
 import pytest
 
 from collafuse.core.errors import BusyError, UsageError
-from collafuse.serving.admission import Bucket, DrainRate, Limits, OverLimitError, Shares, Strangers
-
-
-def test_the_drain_rate_is_that_of_the_last_busy_seconds():
-    rate = DrainRate()
-    assert rate.per_second is None
-    assert rate.seconds_for(10, otherwise=7) == 7
-    for _ in range(100):
-        rate.record(images=2, seconds=1.0)
-    assert rate.per_second == pytest.approx(2.0)
-    assert rate.seconds_for(31, otherwise=7) == 16
-    for _ in range(200):
-        rate.record(images=10, seconds=1.0)
-    assert rate.per_second == pytest.approx(10.0, rel=0.01)
-    assert rate.seconds_for(1, otherwise=7) == 1
-    assert rate.seconds_for(10**9, otherwise=7) == 600
+from collafuse.serving.admission import Bucket, Limits, OverLimitError, Shares, Strangers
 
 
 def test_a_bucket_fills_at_its_pace_and_no_further():
@@ -31,15 +18,51 @@ def test_a_bucket_fills_at_its_pace_and_no_further():
     assert bucket.take(61, now=1000.0) == 1  # a minute's worth is the most that it holds
 
 
+class Clock:
+    """A clock that a test moves."""
+
+    seconds = 1e9
+
+    def __call__(self):
+        return self.seconds
+
+
 def test_a_token_has_so_many_images_a_minute_and_others_theirs():
-    shares = Shares(Limits(request_images=60, images_per_minute=60))
-    shares.take_images("a", 60, now=0.0)
-    with pytest.raises(OverLimitError, match="60 images a minute and has used them; ask again in 10 s") as refused:
-        shares.take_images("a", 10, now=0.0)
-    assert isinstance(refused.value, BusyError)
-    assert refused.value.retry_after == 10
-    shares.take_images("b", 60, now=0.0)
-    shares.take_images("a", 10, now=10.0)
+    clock = Clock()
+    shares = Shares(Limits(request_images=60, images_per_minute=60), clock=clock)
+
+    async def ask():
+        await shares.take_images("a", 60)
+        with pytest.raises(OverLimitError, match="60 images a minute and has used them; ask again in 10 s") as refused:
+            await shares.take_images("a", 10)
+        assert isinstance(refused.value, BusyError)
+        assert refused.value.retry_after == 10
+        await shares.take_images("b", 60)
+        clock.seconds += 10
+        await shares.take_images("a", 10)
+        await shares.give_back_images("a", 4)
+        await shares.take_images("a", 4)
+
+    asyncio.run(ask())
+    shares.close()
+
+
+def test_who_has_used_up_a_minute_is_refused_without_asking_until_the_next_image_is_there():
+    clock = Clock()
+    shares = Shares(Limits(request_images=60, images_per_minute=60), clock=clock)
+
+    async def ask():
+        await shares.take_images("a", 60)
+        with pytest.raises(OverLimitError):
+            await shares.take_images("a", 10)
+
+    asyncio.run(ask())
+    with pytest.raises(OverLimitError, match="has used them; ask again in 1 s"):
+        shares.check_any("a")
+    shares.check_any("b")
+    clock.seconds += 1
+    shares.check_any("a")
+    shares.close()
 
 
 def test_a_token_has_so_many_requests_open():

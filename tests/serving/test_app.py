@@ -173,6 +173,15 @@ def test_metrics_count_requests_and_name_nobody(serve):
     assert "north" not in text
 
 
+def test_a_small_reply_is_sent_at_once(serve):
+    running = serve()
+    with running.http() as http:
+        assert http.get("/livez").status_code == 200
+        (connection,) = running.server.server_state.connections
+        sent_by = connection.transport.get_extra_info("socket")
+        assert sent_by.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_the_description_of_the_api_covers_what_it_answers(serve):
     with serve().http() as http:
         paths = http.get("/openapi.json").json()["paths"]

@@ -185,6 +185,33 @@ def test_what_cannot_be_done_in_time_is_refused_at_once(started):
     assert engine.submit(Order.plan(made, "a", 1), 100 / rate)  # a small one is dealt rows in turn
 
 
+def test_what_takes_no_step_is_in_the_line_too(started):
+    made = server(sampler={"steps": 2})
+    engine = started(made, slots=2, run=False, queue_images=10)
+    drawn = engine.submit(Order.plan(made, "all", 8, seed=1), SECONDS)
+    with pytest.raises(BusyError, match="8 images to make and accepts at most 10"):
+        engine.submit(Order.plan(made, "all", 3), SECONDS)
+    engine.start()
+    assert made_by(engine, drawn) == intermediates.to_bytes(made.deliver("all", 8, seed=1))
+    after = engine.submit(Order.plan(made, "all", 3), SECONDS)
+    after.future.result(timeout=SECONDS)
+    assert engine.state().finished == len(engine.recent()) == 11
+
+
+def test_a_request_that_would_take_many_times_as_long_as_alone_is_refused(started):
+    made = server(sampler={"steps": 2})
+    engine = started(made, slots=2, run=False, stretch=2.0)
+    engine.submit(Order.plan(made, "a", 50), SECONDS)
+    for _ in range(2):
+        engine.submit(Order.plan(made, "b", 1), SECONDS)
+        engine.check_room()
+    engine.submit(Order.plan(made, "b", 1), SECONDS)
+    with pytest.raises(BusyError, match="with 4 images before it this would take more than 2 times as long as alone"):
+        engine.check_room()
+    with pytest.raises(BusyError):
+        engine.submit(Order.plan(made, "b", 1), SECONDS)
+
+
 def test_a_beat_is_a_step_of_the_model_even_when_there_is_nothing_to_do(started):
     model = Gated(denoiser(num_labels=3))
     engine = started(server(model), slots=2)

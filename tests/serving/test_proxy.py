@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -15,11 +16,13 @@ import httpx
 import pytest
 
 from collafuse.core import release as releases
+from collafuse.nodes.server import Server
 from edge_client.fetching import Wanted, fetched, send_release
 from edge_client.remote import Remote, Trust
 from tests.nodes.sites import release_of
-from tests.serving.parts import SECONDS
+from tests.serving.parts import SECONDS, Gated
 from tests.serving.test_slow_clients import trickle
+from tests.tiny import CPU
 
 SHIPPED = Path(__file__).parents[2] / "docs" / "nginx.conf"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -76,6 +79,28 @@ def test_devices_and_sites_reach_the_service_through_it(serve, authority, tmp_pa
         assert send_release(remote, tmp_path / "north.safetensors")["client"] == "north"
         large = httpx.post(f"{url}/v1/intermediates", content=bytes(70_000), verify=trust.context())
     assert large.status_code == 413
+
+
+def test_where_one_process_is_full_another_is_asked(serve, authority, tmp_path, trained_folder):
+    model = Server.load(trained_folder, CPU)
+    gate = Gated(model.model.denoiser)
+    object.__setattr__(model.model, "denoiser", gate)
+    full, free = serve(model, slots=1, stretch=1.0), serve(slots=1)
+    changes = {"# least_conn;": "least_conn;", "# server 127.0.0.1:8766": f"server {free.url.removeprefix('http://')}"}
+    context = ssl.create_default_context(cafile=authority / "ca.pem")
+    asked = {"json": {"client": "north"}, "headers": {"Authorization": f"Bearer {full.token()}"}}
+    with ExitStack() as stack:
+        url = stack.enter_context(proxy(tmp_path, full.url, authority, **changes))
+        pool, http = stack.enter_context(ThreadPoolExecutor(1)), stack.enter_context(httpx.Client(verify=context))
+        stack.callback(gate.open)
+        pool.submit(httpx.post, f"{full.url}/v1/intermediates", **asked)
+        while full.service.engine.state().jobs < 1:
+            time.sleep(0.01)
+        assert [http.post(f"{url}/v1/intermediates", **asked).status_code for _ in range(6)] == [200] * 6
+        free.service.engine.stop()
+        reply = http.post(f"{url}/v1/intermediates", **asked)
+    assert reply.status_code == 503
+    assert int(reply.headers["retry-after"]) >= 1
 
 
 def test_it_cuts_slow_clients_off_before_they_reach_the_service(serve, authority, tmp_path):
