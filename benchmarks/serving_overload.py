@@ -1,7 +1,7 @@
 """Open load: requests come when they come, whether or not the earlier ones were answered.
 
 First at 90 % of what the service can do, then at four times as much for a minute, then one at a time until it is as
-fast as before. The queue holds no more than two batches, which is what bounds the wait of what is accepted.
+fast as before. No request may take more than twice as long as alone, which is what bounds the wait of what is accepted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .served import Served
 
 SECONDS = 60.0
 USUAL, OVER = 0.9, 4.0
-QUEUE_BATCHES = 2
+STRETCH = 2
 CALIBRATION_IMAGES = 320
 PATIENCE_SECONDS = 60.0
 
@@ -39,12 +39,12 @@ class Overload:
 
 async def overload(served: Served, slots: int) -> Overload:
     """Measure on a service of its own with this batch."""
-    queue = QUEUE_BATCHES * slots
-    with served.process("--slots", slots, "--queue", queue) as (url, _):
+    bearable = STRETCH * slots
+    with served.process("--slots", slots, "--stretch", STRETCH) as (url, _):
         async with served.asker(url) as asker:
             await _together(asker, slots, slots)  # the first evaluations are slow
             began = time.perf_counter()
-            await _together(asker, CALIBRATION_IMAGES, queue)
+            await _together(asker, CALIBRATION_IMAGES, bearable)
             capacity = CALIBRATION_IMAGES / (time.perf_counter() - began)
             usual = await _open_load(asker, USUAL * capacity)
             over = await _open_load(asker, OVER * capacity)
