@@ -47,6 +47,7 @@ test: $(STAMP) ## run the tests (PYTEST_ARGS="-k cut" for some of them)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 torture: $(STAMP) ## the tests that try to break everything, at length, one after another; half an hour
+	$(INSTALL) -e '.[$(EXTRAS),fuzz,ray]'
 	OMP_NUM_THREADS=1 OTHER_PYTHON="$(OTHER_PYTHON)" $(BIN)/python -m pytest -m torture $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hypothesis --hypothesis-profile torture tests/core tests/config
 
