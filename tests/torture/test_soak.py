@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import shutil
 import statistics
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from benchmarks.asking import Answer, Asker
 from collafuse.nodes.runfolder import REGISTRY
 from collafuse.serving.registry import Registry
+from tests.serving.conftest import train
 from tests.serving.processes import Process
 from tests.torture.amounts import amount
 
@@ -65,7 +65,7 @@ async def soak(asker: Asker, seconds: float, process: int) -> tuple[list[int], l
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             if len(sizes) <= due - began:
                 sizes.append(resident_bytes(process))
-            task = asyncio.create_task(asker.images(labels=["0"]) if chance.random() < 0.5 else asker.images())
+            task = asyncio.create_task(asker.images(labels=["x"]) if chance.random() < 0.5 else asker.images())
             asked.add(task)
             task.add_done_callback(heard)
             if chance.random() < LEAVES:
@@ -77,10 +77,10 @@ async def soak(asker: Asker, seconds: float, process: int) -> tuple[list[int], l
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc, which is Linux's")
 @amount(5, SOAK_SECONDS)
-def test_it_bears_a_steady_load_without_an_error_and_without_growing(tiny_run, tmp_path, amount, figure):
-    run = shutil.copytree(tiny_run / "run", tmp_path / "run")
-    token, _ = Registry(run / "server" / REGISTRY).add_token("north", ["sample"])
-    with Process(run, "--accept-simulated", "--rate", 10_000_000) as process:
+def test_it_bears_a_steady_load_without_an_error_and_without_growing(tmp_path, amount, figure):
+    folder = train(tmp_path)
+    token, _ = Registry(folder.path / REGISTRY).add_token("north", ["sample"])
+    with Process(tmp_path, "--rate", 10_000_000) as process:
         asker = Asker(process.url, token, "north")
         statuses, sizes = asyncio.run(soak(asker, amount, process.pid))
         assert process.end() == 0

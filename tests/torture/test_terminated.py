@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import threading
@@ -23,6 +22,7 @@ from collafuse.core import tensorfile
 from collafuse.nodes.runfolder import REGISTRY
 from collafuse.serving.registry import Registry
 from tests.nodes.sites import release_of
+from tests.serving.conftest import train
 from tests.serving.parts import SECONDS
 from tests.torture.amounts import amount
 from tests.torture.nursery import Nursery
@@ -45,14 +45,15 @@ class Service:
     @contextmanager
     def started(self):
         """Its process id; the block ends it."""
-        words = ("--port", 0, "--slots", 2, "--device", "cpu", "--accept-simulated", "--rate", 1_000_000)
+        words = ("--port", 0, "--slots", 2, "--device", "cpu", "--rate", 1_000_000)
+        self._nursery.log.write_text("")
         process = self._nursery.start("serve", self._run, *words)
-        until = time.monotonic() + SECONDS
-        while not (found := re.search(r"Serving at (\S+):", self._nursery.log.read_text(errors="replace"))):
-            assert time.monotonic() < until, self._nursery.log.read_text()
-            time.sleep(0.01)
-        self.url = found.group(1)
         try:
+            until = time.monotonic() + SECONDS
+            while not (found := re.search(r"Serving at (\S+):", self._nursery.log.read_text(errors="replace"))):
+                assert time.monotonic() < until, self._nursery.log.read_text()
+                time.sleep(0.01)
+            self.url = found.group(1)
             yield process
         except BaseException:
             os.kill(process, signal.SIGKILL)
@@ -74,6 +75,24 @@ def ask(http: httpx.Client, count: int) -> int:
         file = tensorfile.from_bytes(reply.content, intermediates.KIND, intermediates.VERSION, source="the reply")
         assert len(intermediates.from_tensorfile(file, "the reply")) == count
     return reply.status_code
+
+
+@contextmanager
+def asking(http: httpx.Client, statuses: list[int]):
+    """Somebody who asks for one image after the other while the block runs."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            statuses.append(ask(http, 1))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def wait_until_accepted(http: httpx.Client, jobs: list[Future[int]]) -> None:
@@ -99,37 +118,30 @@ def half_an_upload(service: Service, name: str, body: bytes):
 
 
 @pytest.fixture
-def service(tiny_run, tmp_path):
+def service(tmp_path):
+    train(tmp_path / "run")
     with Nursery(tmp_path) as nursery:
-        yield Service(nursery, shutil.copytree(tiny_run / "run", tmp_path / "run"))
+        yield Service(nursery, tmp_path / "run")
 
 
 @amount(2, 100)
 def test_no_accepted_request_is_lost_when_it_is_ended(service, amount, figure):
     chance, others = random.Random(0), []
     for number in range(amount):
-        body = releases.to_bytes(release_of(0.5, ("0", "1", "2"), side=8, count=20 + number))
-        with service.started() as process, ThreadPoolExecutor(JOBS + 2) as pool:
-            ended = threading.Event()
+        body = releases.to_bytes(release_of(0.5, count=20 + number))
+        with service.started() as process, ThreadPoolExecutor(JOBS) as pool:
             with (
                 service.http(service.token) as http,
                 service.http(service.admin) as operator,
                 half_an_upload(service, f"r{number}", body) as rest,
             ):
-
-                def others_ask(http=http, ended=ended):
-                    while not ended.is_set():
-                        others.append(ask(http, 1))
-
                 jobs = [pool.submit(ask, http, IMAGES) for _ in range(JOBS)]
                 wait_until_accepted(operator, jobs)
-                more = pool.submit(others_ask)
-                time.sleep(chance.uniform(0, LATEST_SECONDS))
-                os.kill(process, signal.SIGTERM)
-                assert rest() == b"HTTP/1.1 201 Created"
-                assert [one.result(SECONDS) for one in jobs] == [200] * JOBS
-                ended.set()
-                more.result(SECONDS)
+                with asking(http, others):
+                    time.sleep(chance.uniform(0, LATEST_SECONDS))
+                    os.kill(process, signal.SIGTERM)
+                    assert rest() == b"HTTP/1.1 201 Created"
+                    assert [one.result(SECONDS) for one in jobs] == [200] * JOBS
         assert service.code == 0
     assert set(others) <= {0, 200, 503}  # 0: it came when nobody listened any more
     figure(
