@@ -60,18 +60,22 @@ class MagnitudePreserving:
 class UnitWeight(nn.Module):
     """Weights [C_out, C_in, ...] that are used at unit magnitude (eq. 47), times a gain.
 
-    The raw weights are kept at a root mean square of 1 (see ``force_magnitudes``), so that a learning rate means the
-    same for every layer. What is averaged and saved are the raw ones; averaging shortens them, using them undoes it.
+    The raw weights are kept at length 1 (see ``force_magnitudes``); the paper's, at length sqrt(fan_in), want learning
+    rates that much higher, these about those of other designs. What is averaged and saved are the raw ones; averaging
+    shortens them, using them undoes it.
     """
 
-    def __init__(self, shape: tuple[int, ...], gain: float, *, over: tuple[int, ...], learned_gain: bool) -> None:
-        """``over``: the dimensions that share a magnitude. A learned gain starts at zero."""
+    def __init__(
+        self, shape: tuple[int, ...], scale: float, *, over: tuple[int, ...], learned_gain: bool = False
+    ) -> None:
+        """scale: times the weights at length 1. over: the dimensions of that length. A learned gain starts at zero."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(shape))
         self.gain = nn.Parameter(torch.zeros(())) if learned_gain else None
         self.folded = False
         self._over = over
-        self._scale = gain
+        self._scale = scale
+        self.force()
 
     def used(self) -> Tensor:
         """The weights as they multiply."""
@@ -81,17 +85,23 @@ class UnitWeight(nn.Module):
         return weight if self.gain is None else self.gain * weight
 
     def _unit(self) -> Tensor:
-        return self.weight / (self.weight.square().mean(self._over, keepdim=True).sqrt() + TINY)
+        return self.weight / (self.weight.square().sum(self._over, keepdim=True).sqrt() + TINY)
 
     @torch.no_grad()
     def force(self) -> None:
-        """Bring the raw weights back to a root mean square of 1."""
+        """Bring the raw weights back to length 1."""
         self.weight.copy_(self._unit())
 
     @torch.no_grad()
     def fold(self) -> None:
         """Keep the weights as they are used, for good."""
         self.weight, self.gain, self.folded = nn.Parameter(self.used(), requires_grad=False), None, True
+
+
+def _scale(gain: float, fan_in: int, learned_gain: bool) -> float:
+    """Of a layer that gives sums as large as the gain; a learned gain is in the unit of a single weight instead: it
+    grows by a learning rate a step, and would need hundreds of steps to let a whole sum through."""
+    return gain * math.sqrt(fan_in) if learned_gain else gain
 
 
 class Convolution(UnitWeight):
@@ -102,7 +112,7 @@ class Convolution(UnitWeight):
     ) -> None:
         fan_in = channels_in * size**2
         shape = (channels_out, channels_in, size, size)
-        super().__init__(shape, gain / math.sqrt(fan_in), over=(1, 2, 3), learned_gain=learned_gain)
+        super().__init__(shape, _scale(gain, fan_in, learned_gain), over=(1, 2, 3), learned_gain=learned_gain)
         self._padding = size // 2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,9 +133,8 @@ class Linear(UnitWeight):
     """[B, C_in] -> [B, C_out]."""
 
     def __init__(self, channels_in: int, channels_out: int, gain: float = 1.0, *, learned_gain: bool = False) -> None:
-        super().__init__(
-            (channels_out, channels_in), gain / math.sqrt(channels_in), over=(1,), learned_gain=learned_gain
-        )
+        scale = _scale(gain, channels_in, learned_gain)
+        super().__init__((channels_out, channels_in), scale, over=(1,), learned_gain=learned_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.used())
@@ -156,7 +165,7 @@ class LabelEmbedding(UnitWeight):
     """
 
     def __init__(self, num_conditions: int, size: int) -> None:
-        super().__init__((size, num_conditions), math.sqrt(0.5), over=(0,), learned_gain=False)
+        super().__init__((size, num_conditions), math.sqrt(0.5 * size), over=(0,))
 
     def forward(self, conditions: Tensor) -> Tensor:
         return functional.linear(conditions, self.used())
@@ -211,7 +220,7 @@ def _unit_vectors(x: Tensor) -> Tensor:
 
 
 def force_magnitudes(network: nn.Module) -> None:
-    """Bring the raw weights of every layer here back to unit magnitude; nothing to do in other designs.
+    """Bring the raw weights of every layer here back to length 1; nothing to do in other designs.
 
     For after each step of an optimiser: gradients are at right angles to weights that are normalised at use, so steps
     make them longer and every later step would count less (section 2.3; eq. 66).

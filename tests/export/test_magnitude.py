@@ -27,7 +27,7 @@ def model_of(network: NetworkSettings, north) -> TrainedModel:
     made = denoiser(network, (1, 8, 8), 3)
     for name, parameter in made.named_parameters():
         if name.endswith("gain"):
-            parameter.data.fill_(0.5)  # near zero as they start, a graph without the network would agree with torch
+            parameter.data.fill_(0.05)  # near zero as they start, a graph without the network would agree with torch
     return TrainedModel(made.eval(), "client", north.labels, SIGMA_MIN, north.handover_sigma, steps=0, id="tiny")
 
 
