@@ -58,9 +58,9 @@ class NetworkSettings(Section):
     dropout: Share = 0.0
     norm: Literal["group", "magnitude", "none"] = "group"
     """What keeps features at one size. group: group norm. magnitude: weights that are normalised themselves (Karras et
-    al. 2024), which costs a device nothing and is not shown to learn as well yet (docs/results.md). none: nothing, as in
-    networks for image restoration (Zhang et al. 2021): ReLU, and noise level and labels as planes beside the image, so
-    that a device does little else than convolutions."""
+    al. 2024), which costs a device nothing. none: nothing, as in networks for image restoration (Zhang et al. 2021):
+    ReLU, and noise level and labels as planes beside the image, so that a device does little else than convolutions.
+    What each costs and gains: docs/results.md."""
 
     def check_side(self, side: int) -> None:
         """Raise ConfigError, naming what works, unless a U-Net of this kind can halve an image's side cleanly and has
