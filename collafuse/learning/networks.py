@@ -1,6 +1,6 @@
 """Raw networks F: a U-Net whose size is configured apart for server and client.
 
-Shapes: B batch, C image channels, H x W pixels, E embedding, K attributes. The residual block follows the
+Shapes: B batch, C image channels, H x W pixels, E embedding, W numbers of a condition. The residual block follows the
 "DDPM++" family (Ho et al. 2020; Song et al. 2021; Dhariwal and Nichol 2021: scale and shift from the
 embedding), kept to operators that export to ONNX opset 18 without loops.
 """
@@ -92,14 +92,14 @@ class SelfAttention(nn.Module):
 
 
 class UNet(nn.Module):
-    """F(x_in [B, C, H, W], c_noise [B], conditions [B, K + 1]) -> [B, C, H, W].
+    """F(x_in [B, C, H, W], c_noise [B], conditions [B, W]) -> [B, C, H, W].
 
     With ``recompute`` a block keeps only its input while training and is computed again on the way back: a third more
     work for a fraction of the memory. Raises ConfigError when the image side cannot be halved as often as there are
     levels.
     """
 
-    def __init__(self, settings: NetworkSettings, image_shape: tuple[int, int, int], num_labels: int) -> None:
+    def __init__(self, settings: NetworkSettings, image_shape: tuple[int, int, int], condition_width: int) -> None:
         super().__init__()
         self.recompute = False
         image_channels, side, _ = image_shape
@@ -113,7 +113,7 @@ class UNet(nn.Module):
             return ResidualBlock(channels_in, widths[level], embedding, settings, attends)
 
         self.noise_embedding = NoiseEmbedding(embedding)
-        self.label_embedding = nn.Linear(num_labels + 1, embedding)
+        self.label_embedding = nn.Linear(condition_width, embedding)
         self.first = nn.Conv2d(image_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         skips, width = [widths[0]], widths[0]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from collafuse.config import NetworkSettings, load
+from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.errors import ConfigError
 from collafuse.learning.denoiser import Denoiser
 from collafuse.learning.networks import SelfAttention, UNet, num_parameters
@@ -30,7 +31,7 @@ def conditions(*rows: tuple[float, ...]) -> torch.Tensor:
     ],
 )
 def test_the_output_has_the_shape_of_the_input(settings, image_shape, num_labels):
-    network = UNet(NetworkSettings(**{"channels": 8} | settings), image_shape, num_labels)
+    network = UNet(NetworkSettings(**{"channels": 8} | settings), image_shape, num_labels + 1)
     x = torch.randn(3, *image_shape)
     assert network(x, torch.zeros(3), torch.ones(3, num_labels + 1)).shape == x.shape
 
@@ -45,7 +46,7 @@ def test_a_side_that_cannot_be_halved_is_refused_with_the_nearest_that_can(side,
 
 def test_the_network_itself_refuses_such_a_side():
     with pytest.raises(ConfigError, match="image_size=9"):
-        UNet(NetworkSettings(channels=8, multipliers=(1, 2)), (1, 9, 9), 0)
+        UNet(NetworkSettings(channels=8, multipliers=(1, 2)), (1, 9, 9), 1)
 
 
 def test_a_network_without_norms_has_none_and_is_not_swayed_by_a_pixel_far_away():
@@ -68,14 +69,14 @@ def test_attention_at_a_resolution_that_never_occurs_is_refused_with_those_that_
 
 
 def test_a_fresh_network_gives_zero():
-    network = UNet(NetworkSettings(channels=8, attention=(4,)), (1, 8, 8), 2)
+    network = UNet(NetworkSettings(channels=8, attention=(4,)), (1, 8, 8), 3)
     assert not network(torch.randn(2, 1, 8, 8), torch.zeros(2), torch.ones(2, 3)).any()
 
 
 @pytest.mark.parametrize(("attention", "expected"), [((), 0), ((8,), 3), ((4,), 4), ((8, 4), 7)])
 def test_attention_stands_at_the_named_resolutions_only(attention, expected):
     # One block down and two up per level; the middle block belongs to the lowest.
-    network = UNet(NetworkSettings(channels=8, multipliers=(1, 1), blocks=1, attention=attention), (1, 8, 8), 0)
+    network = UNet(NetworkSettings(channels=8, multipliers=(1, 1), blocks=1, attention=attention), (1, 8, 8), 1)
     assert sum(isinstance(m, SelfAttention) for m in network.modules()) == expected
 
 
@@ -89,7 +90,7 @@ def test_attention_lets_a_pixel_see_all_others():
 
 
 def test_no_label_is_not_the_same_as_none_of_the_attributes():
-    model = denoiser(num_labels=2).eval()
+    model = denoiser().eval()
     x = torch.randn(1, 1, 4, 4).expand(4, -1, -1, -1)
     rows = conditions((0, 0, 1), (0, 0, 0), (1, 0, 0), (1, 1, 0))
     out = model(x, 0.5, rows)
@@ -114,7 +115,7 @@ def test_dropout_acts_in_training_only():
 
 def test_server_and_client_may_have_very_different_sizes():
     sizes = [
-        num_parameters(UNet(NetworkSettings(channels=c, multipliers=m), (1, 8, 8), 3))
+        num_parameters(UNet(NetworkSettings(channels=c, multipliers=m), (1, 8, 8), 4))
         for c, m in ((64, (1, 2)), (8, (1,)))
     ]
     assert sizes[0] > 50 * sizes[1]
@@ -130,5 +131,5 @@ def test_the_networks_of_every_shipped_configuration_can_be_built_and_run(path):
     shape = config.data.image_shape
     for network in (config.server.network, *(config.client(name).network for name in config.clients)):
         with torch.device("meta"):
-            built = Denoiser(network, shape, 10)
+            built = Denoiser(network, shape, ConditionSpace(tuple("0123456789")))
             assert built(torch.zeros(2, *shape), torch.ones(2), torch.zeros(2, 11)).shape == (2, *shape)
