@@ -96,7 +96,7 @@ class ShortOfMemory(torch.nn.Module):
     def __init__(self, inner, most):
         super().__init__()
         self.inner, self.most, self.seen = inner, most, []
-        self.image_shape = inner.image_shape
+        self.image_shape, self.space = inner.image_shape, inner.space
 
     def forward(self, x, sigma, conditions):
         if len(x) > self.most:
