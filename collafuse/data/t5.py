@@ -1,7 +1,7 @@
 """A T5 text encoder that lies on this disk (Raffel et al. 2020), for captions and prompts. Needs transformers.
 
-A folder with config.json, model.safetensors (or its parts) and tokenizer.json. Nothing is fetched and no pickle is
-read: the weights go from safetensors into a network built here, whatever else lies in the folder.
+A folder with config.json, model.safetensors (or its parts) and tokenizer.json. Nothing is fetched, and nothing
+is read that could run code: the weights go from safetensors into a network built here, whatever else lies in the folder.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def find(encoder: str) -> EncoderFiles:
 def how_to_get(folder: Path) -> str:
     """Which files are expected where, and how a person gets them there."""
     return (
-        f"Expected are {CONFIG}, {TOKENIZER} and model.safetensors of a T5 in {folder}; a pickle such as "
-        "pytorch_model.bin is not read, and nothing is fetched from here. Once, where there is a network "
+        f"Expected are {CONFIG}, {TOKENIZER} and model.safetensors of a T5 in {folder}; pytorch_model.bin "
+        "is not read, since that can run code, and nothing is fetched from here. Once, where there is a network "
         f"({EXAMPLE}: 240 MB, Apache 2.0): hf download {EXAMPLE} {CONFIG} {TOKENIZER} model.safetensors --local-dir "
         "FOLDER"
     )

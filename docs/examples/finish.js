@@ -98,7 +98,8 @@ function conditionsOf(tensors, metadata, bundle, count) {
 /** Whether this machine computes what the bundle's maker computed; see known_answer_input in core/bundle.py. */
 async function checkKnownAnswer(session, bundle) {
   const { sigmas, values, tolerance } = bundle.known_answer;
-  const [count, width, names, numbers] = [sigmas.length, widthOf(bundle), bundle.label_names.length, bundle.text_width ?? 0];
+  const [count, width] = [sigmas.length, widthOf(bundle)];
+  const [names, numbers] = [bundle.label_names.length, bundle.text_width ?? 0];
   const size = bundle.image_shape.reduce((a, b) => a * b);
   const x = Float32Array.from({ length: count * size }, (_, i) =>
     (0.5 * Math.cos(0.37 * i) + 0.5 * Math.sin(1.73 * i)) * (0.5 + Math.fround(sigmas[Math.floor(i / size)])));

@@ -91,7 +91,7 @@ def test_a_missing_file_is_named_with_how_to_get_it(folder, tmp_path, missing):
 def test_a_pickle_is_no_substitute(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "t5")
     (tmp_path / "t5" / "model.safetensors").rename(tmp_path / "t5" / "pytorch_model.bin")
-    with pytest.raises(DataError, match=r"pytorch_model\.bin is not read"):
+    with pytest.raises(DataError, match=r"pytorch_model\.bin is not read, since that can run code"):
         find(str(tmp_path / "t5"))
 
 

@@ -126,7 +126,7 @@ def test_labels_reach_the_network_by_name(finisher, tiny_intermediate):
 
 def test_settings_come_from_the_bundle(finisher):
     info = finisher.bundle.info
-    own = {"steps": info.steps, "sampler": info.sampler, "guidance": info.guidance, "labels": None}
+    own = {"steps": info.steps, "sampler": info.sampler, "guidance": info.guidance, "labels": None, "prompts": None}
     assert vars(finisher.settings) == own
     assert finisher.settings.describe() == {"steps": "4", "sampler": "dpmpp_2m", "guidance": "1.0"}
 

@@ -266,7 +266,7 @@ def test_a_network_that_torch_cannot_export_is_refused_in_one_sentence(tiny_mode
 
     broken = denoiser()
     broken.network = Undecided()
-    model = dataclasses.replace(tiny_model, denoiser=broken.eval(), label_names=("a", "b"))
+    model = dataclasses.replace(tiny_model, denoiser=broken.eval())
     with pytest.raises(ExportError, match="torch could not export the client's network to opset 18: ") as caught:
         export_client(model, north, "north", tmp_path / "a.onnx")
     assert "\n" not in str(caught.value)
