@@ -22,7 +22,17 @@ CONFIG = {
     "pad_token_id": 0,
     "eos_token_id": 1,
     "decoder_start_token_id": 0,
+    "dropout_rate": 0.1,
+    "feed_forward_proj": "relu",
+    "initializer_factor": 1.0,
+    "is_encoder_decoder": True,
+    "layer_norm_epsilon": 1e-06,
+    "n_positions": 512,
+    "output_past": True,
+    "relative_attention_num_buckets": 32,
+    "task_specific_params": {"translation_en_to_de": {"max_length": 300, "prefix": "translate English to German: "}},
 }
+"""As the published ones have it, but smaller."""
 
 
 def tiny_t5(folder: Path, seed: int = 0) -> Path:

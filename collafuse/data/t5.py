@@ -1,7 +1,7 @@
 """A T5 text encoder that lies on this disk (Raffel et al. 2020), for captions and prompts. Needs transformers.
 
-A folder with config.json, model.safetensors (or its parts) and tokenizer.json. Nothing is fetched, and nothing
-is read that could run code: the weights go from safetensors into a network built here, whatever else lies in the folder.
+A folder with config.json, model.safetensors (or its parts) and tokenizer.json. Nothing is fetched, and nothing is
+read that could run code: the weights go from safetensors into a network built here, whatever else lies in the folder.
 """
 
 from __future__ import annotations

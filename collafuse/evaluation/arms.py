@@ -25,8 +25,9 @@ from ..learning import weights
 from ..learning.denoiser import Denoiser
 from ..learning.training import keyed_seed
 from ..nodes.client import finish_all
+from ..nodes.planned import Planned
 from ..nodes.runfolder import RunFolder
-from ..nodes.server import Planned, Server, start_noise
+from ..nodes.server import Server, start_noise
 from . import baselines
 from .generated import Generated
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from ..learning import gaussian, weights
 from ..learning.denoiser import Denoiser, guided_together
 from ..learning.distributed import ALONE, Ranks
 from ..learning.training import Observer, Trainer, fresh_denoiser
+from .planned import Planned, text_like
 from .runfolder import NodeFolder
 from .sites import Site, check_names, mixture_warning, read_sites, sites_of, space_of, training_data, write_sites
 from .watching import NodeObserver
@@ -59,28 +60,6 @@ class ServerModel(Protocol):
     def mixes_labels(self) -> bool: ...
     def levels(self, handover: float, num_steps: int) -> list[float]: ...
     def begin(self, noise: NDArray[np.float32], sigma: float, conditions: Conditions) -> NDArray[np.float32]: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Planned:
-    """What each image of a delivery is to show: labels [N, K] in the model's order, text [N, T], or None of either."""
-
-    labels: Labels | None
-    text: EncodedText | None = None
-
-    def take(self, rows: Any) -> Planned:
-        """The same of these images."""
-        labels, text = self.labels, self.text
-        return Planned(None if labels is None else labels[rows], None if text is None else text.take(rows))
-
-    @property
-    def conditioned(self) -> bool:
-        """Whether anything is asked for."""
-        return self.labels is not None or self.text is not None
-
-    def conditions(self, count: int, space: ConditionSpace) -> Conditions:
-        """The same as conditions [count, W] of a model."""
-        return space.conditions(count, self.labels, None if self.text is None else self.text.rows)
 
 
 class Server:
@@ -228,13 +207,7 @@ class Server:
         if images.text is None or not self.delivers_text(client):
             return Planned(labels)
         check_same_text(images.text.space, self.model.space.text, "the data")
-        rows = np.arange(count) % len(images)
-        for column, name in enumerate(self.model.label_names if labels is not None else ()):
-            places = np.flatnonzero(labels[:, column])
-            own = images.rows_with(name)
-            if len(own):
-                rows[places] = own[np.arange(len(places)) % len(own)]
-        return Planned(labels, images.text.take(rows))
+        return Planned(labels, text_like(count, labels, self.model.label_names, images))
 
     def delivers_text(self, client: str) -> bool:
         """Whether text was released at or below this client's cut."""

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ..core.errors import UsageError
 from ..core.texts import EncodedText
-from ..nodes.server import Planned, Server
+from ..nodes.planned import Planned
+from ..nodes.server import Server
 
 
 @dataclass(frozen=True, eq=False)
