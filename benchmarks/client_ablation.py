@@ -1,9 +1,11 @@
 """Which client network to put on a device: quality against milliseconds, on trained weights.
 
-Every variant is trained on the same images, for the same number of them, exported, and finishes the same true
-noised images at the cut, so that no server stands between the variants. The loss is the design's objective on
-held-out images over the client's noise range; the Fréchet distance is in the features of a classifier trained on
-the same data set, finished held-out images against other held-out ones.
+Every variant is trained on the same images, exported in fp32 and int8, and finishes the same true noised images at the
+cut, so that no server stands between the variants. Designs want different learning rates, so each variant is trained
+with all of ``--learning-rates`` and shown with the best. The loss is the project's objective on held-out images over
+the client's noise range, at fixed levels; the Fréchet distance is in the features of a classifier trained on the same
+data set, finished held-out images against other held-out ones. What has been trained is kept in ``--out``; an
+interrupted command goes on.
 """
 
 from __future__ import annotations
@@ -11,139 +13,215 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from cli.console import reporting
 from collafuse.config import Config, from_mapping
-from collafuse.data.dealing import load_site
+from collafuse.core import intermediate
+from collafuse.data.dealing import SiteData, load_site
 from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.classifier import Classifier, train_classifier
 from collafuse.evaluation.quality import frechet_distance
 from collafuse.learning.networks import num_parameters
 from collafuse.learning.objective import denoising_loss
 from collafuse.learning.training import to_float
+from collafuse.learning.weights import TrainedModel
 from collafuse.nodes.client import Client
-from collafuse.nodes.runfolder import RunFolder
+from collafuse.nodes.runfolder import NodeFolder, RunFolder
 from edge_client import Finisher
 from export.writer import export_client
 
 from .judge import noised
 
+MIDDLE: dict[str, Any] = {"channels": 32, "multipliers": [1, 2], "blocks": 1}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "width-16": {"channels": 16, "multipliers": [1, 2], "blocks": 1},
-    "width-32": {"channels": 32, "multipliers": [1, 2], "blocks": 1},
-    "width-48": {"channels": 48, "multipliers": [1, 2], "blocks": 1},
-    "blocks-2": {"channels": 32, "multipliers": [1, 2], "blocks": 2},
-    "levels-3": {"channels": 32, "multipliers": [1, 2, 2], "blocks": 1},
-    "attention": {"channels": 32, "multipliers": [1, 2], "blocks": 1, "attention": [8]},
-    "no-norm": {"channels": 32, "multipliers": [1, 2], "blocks": 1, "norm": "none"},
+    "width-16": MIDDLE | {"channels": 16},
+    "width-32": MIDDLE,
+    "width-48": MIDDLE | {"channels": 48},
+    "blocks-2": MIDDLE | {"blocks": 2},
+    "levels-3": MIDDLE | {"multipliers": [1, 2, 2]},
+    "attention": MIDDLE | {"attention": [8]},
+    "no-norm": MIDDLE | {"norm": "none"},
+    "magnitude": MIDDLE | {"norm": "magnitude"},
 }
-"""Around the middle one (width-32), one thing changed at a time."""
+"""Around the middle one (width-32, with group norm), one thing changed at a time."""
 CUT = {"t": 0.2, "schedule": "cosine"}
+LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+BATCH = 64
+PRECISIONS = ("fp32", "int8")
+CALIBRATION = 256
 CALLS = 10
 ROUNDS = 15
-LEVELS = 8
-SAMPLES = 2000
+LEVELS = 6
+JUDGED = 512
+"""Held-out images of the loss, each at every level with the same noise for all variants."""
+SAMPLES = 1000
+"""Images on each side of the Fréchet distance."""
+CLASSIFIER_STEPS = 400
+
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one variant reached. loss and frechet: lower is better."""
+    """What one variant reached at its best learning rate. losses: of fp32 by learning rate, and in int8."""
 
+    by_rate: dict[float, float]
     parameters: int
-    loss: float
+    in_int8: float
     frechet: float
-    finisher: Finisher
+    finishers: dict[str, Finisher]
 
 
-def main(data: Path, out: Path, images: int, side: int, names: list[str]) -> None:
+@dataclass(frozen=True)
+class Ablation:
+    """The images, half of the held-out ones to finish and half to compare with, and where trainings lie."""
+
+    data: Path
+    side: int
+    images: int
+    out: Path
+    site: SiteData
+    given: ImageSet
+    reference: ImageSet
+
+    @classmethod
+    def of(cls, data: Path, side: int, images: int, out: Path) -> Ablation:
+        config = _config(data, side, "any", MIDDLE, BATCH, LEARNING_RATES[0])
+        site = load_site(config, "any")
+        half = len(site.held_out) // 2
+        parts = (site.held_out.take(np.arange(start, start + min(half, SAMPLES))) for start in (0, half))
+        return cls(data, side, images, out, site, *parts)
+
+    def trained(self, variant: str, rate: float) -> tuple[TrainedModel, Client]:
+        """A variant, trained; at once where that was done before."""
+        images = self.images
+        name = f"{variant}-{rate * 1e4:.0f}e-4-{images}"
+        client = Client(_config(self.data, self.side, name, VARIANTS[variant], images, rate), name, self.site)
+        with reporting() as reporter:
+            observer = reporter.observer(name)
+            model = client.train(self.folder(client), torch.device("cpu"), observer, resume=True)
+        return model, client
+
+    def folder(self, client: Client) -> NodeFolder:
+        return RunFolder(self.out).client(client.name)
+
+    def row(self, variant: str, rates: Sequence[float], classifier: Classifier) -> Row:
+        """Train a variant at each rate, export the best in each precision, and measure what comes out."""
+        done = {rate: self.trained(variant, rate) for rate in rates}
+        sigma = done[rates[0]][1].settings.handover_sigma
+        losses = {rate: self.loss(model.denoiser, sigma) for rate, (model, _) in done.items()}
+        model, client = done[min(losses, key=lambda rate: losses[rate])]
+        finishers = {precision: self._bundle(model, client, precision) for precision in PRECISIONS}
+        given = noised(self.given, sigma, np.random.default_rng(0))
+        finished = finishers["fp32"].finish(given).transpose(0, 3, 1, 2)
+        return Row(
+            losses,
+            num_parameters(model.denoiser),
+            self.loss(_on_arrays(finishers["int8"]), sigma),
+            frechet_distance(classifier.features(finished), classifier.features(self.reference.pixels)),
+            finishers,
+        )
+
+    def _bundle(self, model: TrainedModel, client: Client, precision: str) -> Finisher:
+        folder = self.folder(client).path
+        bundle, calibration = folder / f"{precision}.onnx", folder / "calibration.safetensors"
+        shaping = self.site.train.take(np.arange(CALIBRATION))
+        data = intermediate.to_bytes(noised(shaping, client.settings.handover_sigma, np.random.default_rng(1)))
+        calibration.write_bytes(data)
+        export_client(
+            model, client.settings, client.name, bundle,
+            precision=precision, intermediates=calibration, force=True, overwrite=True,
+        )  # fmt: skip
+        return Finisher.load(bundle, threads=1)
+
+    @torch.inference_mode()
+    def loss(self, denoise: Denoise, sigma_high: float) -> float:
+        """The objective, averaged over levels evenly spaced in ln sigma from 0.02 to the cut."""
+        images, generator = self.given.take(np.arange(min(JUDGED, len(self.given)))), torch.Generator().manual_seed(0)
+        conditions = torch.from_numpy(images.conditions())
+        z, floor = to_float(torch.from_numpy(images.pixels)), torch.zeros(len(images))
+        losses = []
+        for level in np.geomspace(0.02, sigma_high, LEVELS):
+            noise, sigma = torch.randn(z.shape, generator=generator), torch.full((len(z),), float(level))
+            for rows in torch.arange(len(z)).split(200):
+                part: Any = conditions[rows]
+                losses.append(
+                    denoising_loss(
+                        lambda x, s, part=part: denoise(x, s, part), z[rows], floor[rows], sigma[rows], noise[rows], 0.5
+                    )
+                )
+        return float(torch.cat(losses).mean())
+
+
+def main(data: Path, out: Path, images: int, side: int, names: Sequence[str], rates: Sequence[float]) -> None:
     """Train what is not trained yet, measure all, print the table."""
-    config = _config(data, images, side)
-    site = load_site(config, next(iter(config.clients)))
-    half = len(site.held_out) // 2
-    count = min(half, SAMPLES)
-    given, reference = (site.held_out.take(np.arange(start, start + count)) for start in (0, half))
-    classifier = train_classifier(site.train)
-    floor = frechet_distance(classifier.features(given.pixels), classifier.features(reference.pixels))
-    rows = {}
-    for name in names:
-        client = Client(config, name, site)
-        rows[name] = _row(client, config, RunFolder(out), given, reference, classifier)
-    latencies = _latencies({name: row.finisher for name, row in rows.items()})
     print(
-        f"{images} training images of {side}x{side} each, cut at {config.clients[names[0]].cut.resolve().describe()}; "
-        f"classifier right on {classifier.accuracy(site.held_out):.1%} of held-out images; Frechet distance of real "
-        f"to real {floor:.2f} with {count} images on each side.\n"
+        f"{len(names)} variants learn from {images:,} images at each of {len(rates)} learning rates; what is done is "
+        f"kept in {out}.",
+        flush=True,
     )
-    print("| variant | parameters | held-out loss | Frechet | ms per call |\n|---|---|---|---|---|")
+    ablation = Ablation.of(data, side, images, out)
+    classifier = train_classifier(ablation.site.train, steps=CLASSIFIER_STEPS)
+    given, reference = ablation.given.pixels, ablation.reference.pixels
+    floor = frechet_distance(classifier.features(given), classifier.features(reference))
+    rows = {name: ablation.row(name, rates, classifier) for name in names}
+    latencies = _latencies({(name, p): row.finishers[p] for name, row in rows.items() for p in PRECISIONS})
+    cut = rows[names[0]].finishers["fp32"].bundle.info.sigma_max
+    print(
+        f"\n{images} training images of {side}x{side} each, cut at sigma {cut:.3g}; classifier right on "
+        f"{classifier.accuracy(ablation.site.held_out):.1%} of held-out images; Frechet distance of real to real "
+        f"{floor:.2f} with {len(given)} images on each side.\n"
+    )
+    print(
+        f"| variant | parameters | {' | '.join(f'loss at {rate:g}' for rate in rates)} | best, in int8 | Frechet "
+        "| ms per call | in int8 |\n|---|---|---|---|---|---|" + "---|" * len(rates)
+    )
     for name, row in rows.items():
-        print(f"| {name} | {row.parameters:,} | {row.loss:.4f} | {row.frechet:.2f} | {latencies[name]:.2f} |")
+        losses = " | ".join(f"{row.by_rate[rate]:.4f}" for rate in rates)
+        ms = " | ".join(f"{latencies[name, p]:.2f}" for p in PRECISIONS)
+        print(f"| {name} | {row.parameters:,} | {losses} | {row.in_int8:.4f} | {row.frechet:.2f} | {ms} |")
 
 
-def _config(data: Path, images: int, side: int) -> Config:
-    batch = 64
+def _config(data: Path, side: int, name: str, network: Mapping[str, Any], images: int, rate: float) -> Config:
     training = {
-        "steps": images // batch, "batch_size": batch, "warmup_steps": 100, "ema_halflife_images": images // 20,
-        "sample_every": 10**9, "checkpoint_every": 200, "learning_rate": 1e-3,
+        "steps": images // BATCH, "batch_size": BATCH, "warmup_steps": min(100, images // BATCH // 5),
+        "ema_halflife_images": images // 20, "sample_every": 10**9, "checkpoint_every": 200, "learning_rate": rate,
     }  # fmt: skip
     return from_mapping(
         {
             "data": {
                 "dataset": "folder", "image_size": side, "channels": 3, "held_out": 0.1,
-                "horizontal_flip": True,
+                "horizontal_flip": True, "path": str(data),
             },
-            "client": {"cut": CUT, "training": training, "sampler": {"steps": 6, "sigma_low": 0.02}},
-            "clients": {name: {"network": network, "path": str(data)} for name, network in VARIANTS.items()},
+            "client": {
+                "cut": CUT, "network": dict(network), "training": training,
+                "sampler": {"steps": 6, "sigma_low": 0.02},
+            },
+            "clients": {name: {}},
         }
     )  # fmt: skip
 
 
-def _row(
-    client: Client, config: Config, run: RunFolder, given: ImageSet, reference: ImageSet, classifier: Classifier
-) -> Row:
-    folder = run.client(client.name)
-    with reporting() as reporter:
-        model = client.train(folder, torch.device("cpu"), reporter.observer(client.name), resume=True)
-    bundle = folder.path / "client.onnx"
-    export_client(model, client.settings, client.name, bundle, overwrite=True)
-    finisher = Finisher.load(bundle, threads=1)
-    finished = finisher.finish(noised(given, client.settings.handover_sigma, np.random.default_rng(0))).transpose(
-        0, 3, 1, 2
-    )
-    frechet = frechet_distance(classifier.features(finished), classifier.features(reference.pixels))
-    loss = _held_out_loss(model.denoiser, given, client.settings.handover_sigma)
-    return Row(num_parameters(model.denoiser), loss, frechet, finisher)
+def _on_arrays(finisher: Finisher) -> Denoise:
+    """A bundle as a denoiser of torch's tensors."""
+
+    def denoise(x: Tensor, sigma: Tensor, conditions: Tensor) -> Tensor:
+        return torch.from_numpy(finisher.model(x.numpy(), float(sigma[0]), conditions.numpy()))
+
+    return denoise
 
 
-@torch.inference_mode()
-def _held_out_loss(denoiser: torch.nn.Module, images: ImageSet, sigma_high: float) -> float:
-    """The objective, averaged over levels evenly spaced in ln sigma from 0.02 to the cut."""
-    generator = torch.Generator().manual_seed(0)
-    conditions = torch.from_numpy(images.conditions())
-    z, floor = to_float(torch.from_numpy(images.pixels)), torch.zeros(len(images))
-    losses = []
-    for level in np.geomspace(0.02, sigma_high, LEVELS):
-        noise, sigma = torch.randn(z.shape, generator=generator), torch.full((len(z),), float(level))
-        for rows in torch.arange(len(z)).split(200):
-            part: NDArray[Any] | Any = conditions[rows]
-            losses.append(
-                denoising_loss(
-                    lambda x, s, part=part: denoiser(x, s, part), z[rows], floor[rows], sigma[rows], noise[rows], 0.5
-                )
-            )
-    return float(torch.cat(losses).mean())
-
-
-def _latencies(finishers: Mapping[str, Finisher]) -> dict[str, float]:
+def _latencies(finishers: Mapping[tuple[str, str], Finisher]) -> dict[tuple[str, str], float]:
     """Milliseconds per network evaluation of one image, one thread: medians of alternating rounds."""
-    measured: dict[str, list[float]] = {name: [] for name in finishers}
+    measured: dict[tuple[str, str], list[float]] = {name: [] for name in finishers}
     for _ in range(ROUNDS):
         for name, finisher in finishers.items():
             info = finisher.bundle.info
@@ -160,8 +238,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.client_ablation", description=__doc__)
     parser.add_argument("data", type=Path, help="folder of images, one sub-folder per label")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="where trainings lie and resume")
-    parser.add_argument("--images", type=int, default=64_000, help="training images per variant")
+    parser.add_argument("--images", type=int, default=32_000, help="images each training learns from")
     parser.add_argument("--size", type=int, default=32, help="side in pixels")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--learning-rates", nargs="*", type=float, default=LEARNING_RATES, metavar="RATE")
     given = parser.parse_args()
-    main(given.data, given.out, given.images, given.size, given.variants)
+    main(given.data, given.out, given.images, given.size, given.variants, given.learning_rates)

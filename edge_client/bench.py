@@ -26,6 +26,7 @@ from .child import environment
 from .finisher import Finisher, Settings
 from .providers import default_batch_size
 from .trial import seconds_per_call
+from .trust import keys_in_force
 
 STARTS = 3
 """Each start is measured so many times."""
@@ -140,7 +141,15 @@ def bench(
     say("Starting fresh processes ...")
     options = [*_option("--provider", provider), *_option("--threads", threads)]
     options += [*_option("--steps", steps), *_option("--sampler", sampler)]
-    finisher = Finisher.load(path, provider=provider, threads=threads, steps=steps, sampler=sampler, say=say)
+    finisher = Finisher.load(
+        path,
+        provider=provider,
+        threads=threads,
+        steps=steps,
+        sampler=sampler,
+        trust=keys_in_force(None),  # which the processes ask as well
+        say=say,
+    )
     info, model = finisher.bundle.info, finisher.model
     start = measure_start([*command, str(path.resolve())], options, sample(info, 1))
     sizes = tuple(batch_sizes) or (default_batch_size(finisher.provider, info.image_shape),)

@@ -16,12 +16,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from collafuse.core.errors import CollaFuseError, RuntimeMissingError
 
 from . import machine
 from .child import ChildError, run_child
 from .cores import allowed_processors, default_threads, physical_cores, processor_quota
+
+if TYPE_CHECKING:
+    from collafuse.core.bundle import Bundle
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 PACKAGES = {"numpy": "1.26", "onnxruntime": "1.23", "pillow": "11", "safetensors": "0.5", "typer": "0.26"}
@@ -222,12 +226,14 @@ def _bundle(path: Path, names: list[str], threads: int) -> Iterator[Check]:
     from .trial import try_isolated
 
     try:
-        info = bundles.read(path).info
+        bundle = bundles.read(path)
     except CollaFuseError as error:
         yield Check("bundle", PROBLEM, str(error), "get it anew from its site", error.exit_code)
         return
+    info = bundle.info
     shape = "x".join(map(str, info.image_shape))
     yield Check("bundle", OK, f"{path.name}: {shape}, {info.precision}, {info.steps} steps of {info.sampler}")
+    yield from _trust(bundle, path)
     trials = [try_isolated(path, name, threads) for name in names]
     any_works = any(trial.milliseconds is not None for trial in trials)
     for name, trial in zip(names, trials, strict=True):
@@ -239,6 +245,18 @@ def _bundle(path: Path, names: list[str], threads: int) -> Iterator[Check]:
             count = evaluations(info.sampler, sigmas, guided=info.guidance != 1.0)
             found = f"known answer met; {trial.milliseconds:.1f} ms an evaluation, about "
             yield Check(f"bundle on {name}", OK, f"{found}{trial.milliseconds * count:.0f} ms an image")
+
+
+def _trust(bundle: Bundle, path: Path) -> Iterator[Check]:
+    """Where keys are pinned, ``finish`` refuses what none of them has signed."""
+    from . import trust
+
+    if (keys := trust.keys_in_force(None)) is None:
+        return
+    try:
+        yield Check("trust", OK, trust.require(bundle, path.name, keys, remember=False))
+    except CollaFuseError as error:
+        yield Check("trust", PROBLEM, str(error), "get a bundle that a pinned key has signed", error.exit_code)
 
 
 def main(arguments: list[str]) -> None:

@@ -45,7 +45,7 @@ def keys_in_force(given: Path | None) -> Path | None:
     return pinned if pinned.exists() else None
 
 
-def require(bundle: Bundle, source: str, keys: Path) -> str:
+def require(bundle: Bundle, source: str, keys: Path, *, remember: bool = True) -> str:
     """Return who signed a bundle, in words, once it is known to be trusted; remember when it was signed.
 
     Raises TrustError for one that is unsigned, signed by another key, changed after it was signed, or older than one
@@ -59,7 +59,7 @@ def require(bundle: Bundle, source: str, keys: Path) -> str:
         raise TrustError(f"{source} is signed by {signature.key}, which is none of the keys in {keys}. {OTHERWISE}")
     if not signing.is_valid(signature):
         raise TrustError(f"{source} is not what {signature.key} signed; it was forged. Get it anew.")
-    _refuse_older(bundle, signature, source, keys)
+    _refuse_older(bundle, signature, source, keys, remember)
     name = trusted[signature.key]
     return f"signed by {name or signature.key} on {signature.date}"
 
@@ -69,7 +69,7 @@ def seen_file(keys: Path) -> Path:
     return keys.with_name(f"{keys.name}.seen")
 
 
-def _refuse_older(bundle: Bundle, signature: signing.Signature, source: str, keys: Path) -> None:
+def _refuse_older(bundle: Bundle, signature: signing.Signature, source: str, keys: Path, remember: bool) -> None:
     """A site may have several bundles of a client at once, one of each precision and graph; each has its own time."""
     path = seen_file(keys)
     seen = _read_seen(path)
@@ -81,7 +81,7 @@ def _refuse_older(bundle: Bundle, signature: signing.Signature, source: str, key
             f"{source} was signed on {signature.date}, and one of {newer} was accepted here before; an older bundle "
             f"may be one that was withdrawn. {OTHERWISE}"
         )
-    if signature.signed > before:
+    if remember and signature.signed > before:
         write_bytes(path, json.dumps(seen | {kind: signature.signed}, sort_keys=True).encode(), overwrite=True)
 
 

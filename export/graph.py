@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from collafuse.core.bundle import INPUTS, OUTPUT
 from collafuse.core.errors import ExportError, UsageError, first_line
 from collafuse.learning.denoiser import Denoiser
+from collafuse.learning.magnitude import folded
 
 DEFAULT_OPSET = 18
 """Loads in onnxruntime 1.18 and newer and was the fastest on CPUs (research/edge.md, section 2)."""
@@ -40,7 +41,7 @@ def export_graph(denoiser: Denoiser, opset: int = DEFAULT_OPSET) -> onnx.ModelPr
     """
     if opset not in OPSETS:
         raise UsageError(f"opset {opset}; expected one of {', '.join(map(str, OPSETS))}.")
-    denoiser = denoiser.eval().cpu()
+    denoiser = folded(denoiser.eval().cpu())
     # An example batch of 2: torch.export takes a dimension of 1 as a constant.
     batch = torch.export.Dim("N", min=1, max=MAX_BATCH)
     example = (torch.zeros(2, *denoiser.image_shape), torch.ones(2), torch.zeros(2, denoiser.condition_width))

@@ -56,9 +56,11 @@ class NetworkSettings(Section):
     attention: tuple[Count, ...] = ()
     """Resolutions (in pixels) at which self-attention is used."""
     dropout: Share = 0.0
-    norm: Literal["group", "none"] = "group"
-    """none: no normalisation, as denoisers for image restoration are often built: less work on a device, and a
-    little more loss (docs/results.md)."""
+    norm: Literal["group", "magnitude", "none"] = "group"
+    """What keeps features at one size. group: group norm. magnitude: weights that are normalised themselves (Karras et
+    al. 2024), which costs a device nothing; wants a higher learning rate. none: nothing, as in networks for image
+    restoration (Zhang et al. 2021): ReLU, and noise level and labels as planes beside the image, so that a device does
+    little else than convolutions (docs/results.md)."""
 
     def check_side(self, side: int) -> None:
         """Raise ConfigError, naming what works, unless a U-Net of this kind can halve an image's side cleanly and has

@@ -73,8 +73,8 @@ MAX_PSNR_DB = 100.0
 OPERATORS = frozenset(
     "Add And AveragePool Cast Clip Concat Constant ConstantOfShape Conv Cos DequantizeLinear Div Equal Erf Exp "
     "Expand Flatten Gather Gemm GlobalAveragePool Identity InstanceNormalization LayerNormalization Log MatMul "
-    "Max Min Mul Neg Pad Pow QuantizeLinear Range ReduceMax ReduceMean ReduceSum Reciprocal Reshape Resize Round Shape "
-    "Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze Where".split()
+    "Max Min Mul Neg Pad Pow QuantizeLinear Range ReduceMax ReduceMean ReduceSum Reciprocal Relu Reshape Resize Round "
+    "Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze Where".split()
 )
 """The operators a bundle may use; all of them are plain arithmetic on tensors."""
 

@@ -42,7 +42,7 @@ class Denoiser(nn.Module):
         self.space = space
         self.sigma_data = float(sigma_data)
         self.mixed_precision: MixedPrecision = False
-        self.network = UNet(network, image_shape, space.width)
+        self.network = UNet(network, image_shape, space.width, space.text_columns)
 
     @property
     def condition_width(self) -> int:

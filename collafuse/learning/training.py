@@ -29,6 +29,7 @@ from .denoiser import Denoiser
 from .distributed import ALONE, Ranks
 from .feeding import feed
 from .losses import LossWindow
+from .magnitude import force_magnitudes
 from .objective import denoising_loss, draw_levels, lowest_level
 
 EMA_RAMP = 0.1
@@ -330,6 +331,7 @@ class Trainer:
         losses = [self._learn(batch.take(part), last=part == self._parts[-1]) for part in self._parts]
         nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
         self.optimizer.step()
+        force_magnitudes(self.model)
         if self.ranks.leads:
             self._update_ema(step)
         return batch.sigma, torch.cat(losses)

@@ -141,8 +141,8 @@ def _check_tensors(
 def warm_start(denoiser: Denoiser, teacher: TrainedModel) -> None:
     """Start a denoiser from a teacher of the same size; label columns are matched by name.
 
-    A label that the teacher does not know starts as "no condition"; text starts without effect where the teacher has
-    none. Raises MismatchError, naming both sizes or both text encoders.
+    A label that the teacher does not know starts as "no condition"; where the teacher has no text, ours starts as it
+    was. Raises MismatchError, naming both sizes or both text encoders.
     """
     theirs = teacher.denoiser
     for name, ours, other in (
@@ -158,6 +158,7 @@ def warm_start(denoiser: Denoiser, teacher: TrainedModel) -> None:
     key = "network.label_embedding.weight"
     state[key] = state[key][:, denoiser.space.columns_from(teacher.space)]
     if teacher.space.text is None:
-        state[key][:, denoiser.space.text_columns] = 0.0
+        own = denoiser.state_dict()[key]  # not zeros: a design that normalises them could not learn from there
+        state[key][:, denoiser.space.text_columns] = own[:, denoiser.space.text_columns]
     denoiser.load_state_dict(state)
     denoiser.sigma_data = theirs.sigma_data

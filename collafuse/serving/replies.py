@@ -91,7 +91,7 @@ class IntermediatesRequest(_Body):
             description="What every image shows; without it and without text the client's labels are dealt out.",
         ),
     ] = None
-    text: Annotated[TextRequest | None, Field(description="What the images show, in words.")] = None
+    text: Annotated[TextRequest | None, Field(description="What the images show: texts as numbers.")] = None
     seed: Annotated[
         int | None, Field(ge=0, le=MAX_SEED, strict=True, description="Makes the same intermediates again.")
     ] = None

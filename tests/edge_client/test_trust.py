@@ -7,7 +7,8 @@ import pytest
 from collafuse.core import bundle as bundles
 from collafuse.core.errors import FileFormatError, TrustError
 from collafuse.core.signing import SigningKey, public_of
-from edge_client import Finisher, trust
+from edge_client import Finisher, doctor, trust
+from edge_client.bench import bench
 from tests.bundles import halving_bundle
 from tests.core.test_signing import signed_bundle
 
@@ -85,3 +86,22 @@ def test_pinned_keys_add_up_and_are_in_force(site, tmp_path, monkeypatch):
     pinned = trust.keys_in_force(None)
     assert pinned == tmp_path / "config/collafuse/trusted-keys" and trust.keys_in_force(keys) == keys
     assert trust.require(read(signed_bundle(other)), "a.onnx", pinned).startswith("signed by other on ")
+
+
+def test_doctor_and_bench_refuse_what_finishing_would_refuse(site, tmp_path, monkeypatch):
+    key, keys = site
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    trust.pin(keys)
+    path = tmp_path / "a.onnx"
+    path.write_bytes(halving_bundle())
+    checks = list(doctor.examine(path))
+    refusal = next(check for check in checks if check.name == "trust")
+    assert "a.onnx is not signed" in refusal.found and doctor.exit_code(checks) == TrustError.exit_code
+    with pytest.raises(TrustError, match="is not signed"):
+        bench(path, ["collafuse", "finish"], provider="cpu")
+
+    path.write_bytes(signed_bundle(key))
+    checks = list(doctor.examine(path))
+    assert next(check for check in checks if check.name == "trust").found.startswith("signed by site on")
+    assert doctor.exit_code(checks) == 0
+    assert not trust.seen_file(trust.pinned_file()).exists()  # looking at a bundle does not accept it

@@ -92,10 +92,11 @@ def test_mixed_precision_changes_nothing_on_a_cpu():
     assert torch.equal(denoiser(*arguments), plain)
 
 
+@pytest.mark.parametrize("norm", ["group", "magnitude"])
 @pytest.mark.parametrize(("asked", "close"), [(True, 0.0), ("cpu", 0.02)])
-def test_a_cpu_multiplies_in_bfloat16_where_that_is_asked_for(asked, close):
+def test_a_cpu_multiplies_in_bfloat16_where_that_is_asked_for(asked, close, norm):
     x, sigma, conditions = torch.randn(8, 1, 4, 4), torch.linspace(0.1, 5, 8), torch.ones(8, 3)
-    plain, mixed = denoiser(), denoiser()
+    plain, mixed = (denoiser(NETWORK.model_copy(update={"norm": norm})) for _ in range(2))
     mixed.mixed_precision = asked
     found = mixed(x, sigma, conditions)
     furthest = float((found - plain(x, sigma, conditions)).detach().abs().max())

@@ -12,7 +12,7 @@ from collafuse.core.noise import client_sigmas
 from collafuse.core.samplers import STEPS, run
 from collafuse.learning.distillation import Distiller, Teacher
 from collafuse.learning.training import TrainingData
-from tests.tiny import CPU, Recorder, denoiser, training_settings
+from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
 
 
 def noised(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,15 +41,16 @@ def data() -> TrainingData:
     return TrainingData(images, torch.eye(3)[torch.arange(12) % 2], torch.zeros(12), sigma_high=0.5)
 
 
-def distiller(folder, steps: int, observer: Recorder) -> Distiller:
-    trained = denoiser()
+def distiller(folder, steps: int, observer: Recorder, norm: str = "group") -> Distiller:
+    trained = denoiser(NETWORK.model_copy(update={"norm": norm}))
     settings = training_settings(steps=steps, batch_size=12, learning_rate=3e-3, label_dropout=0.1)
     teacher = Teacher(trained, "dpmpp_2m", 6, 0.02)
     return Distiller(copy.deepcopy(trained), teacher, data(), settings, folder, CPU, observer, "distilled")
 
 
-def test_a_student_arrives_at_once_nearer_to_where_its_teacher_arrives(tmp_path):
-    made = distiller(tmp_path, 200, Recorder())
+@pytest.mark.parametrize("norm", ["group", "magnitude"])
+def test_a_student_arrives_at_once_nearer_to_where_its_teacher_arrives(tmp_path, norm):
+    made = distiller(tmp_path, 200, Recorder(), norm)
     student = made.run()
     sigma = torch.full((64,), 0.5)
     x, conditions = noised(sigma)

@@ -83,6 +83,12 @@ def test_two_ranks_follow_the_losses_of_one_process(folder, alone):
     assert agrees(curve(logged(folder / "two-on-0")), curve(alone))
 
 
+def test_so_they_do_with_weights_that_are_brought_back_to_their_size(folder, tmp_path):
+    observer = Recorder()
+    trainer(tmp_path / "magnitude", observer).run()
+    assert agrees(curve(logged(folder / "magnitude-on-0")), curve(observer.records))
+
+
 def test_parts_of_a_batch_follow_the_losses_of_the_whole(tmp_path, alone):
     observer = Recorder()
     trainer(tmp_path, observer, accumulate=4).run()

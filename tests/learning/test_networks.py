@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from collafuse.config import NetworkSettings, load
 from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.errors import ConfigError
+from collafuse.learning.blocks import SelfAttention
 from collafuse.learning.denoiser import Denoiser
-from collafuse.learning.networks import SelfAttention, UNet, num_parameters
+from collafuse.learning.networks import UNet, num_parameters
 from tests.tiny import denoiser
 
 
@@ -28,6 +30,8 @@ def conditions(*rows: tuple[float, ...]) -> torch.Tensor:
         ({"multipliers": (1, 1, 1, 1), "blocks": 1, "attention": (1,)}, (1, 8, 8), 1),
         ({"multipliers": (2,), "blocks": 3, "dropout": 0.5}, (1, 5, 5), 40),
         ({"channels": 72, "multipliers": (1, 3), "blocks": 1, "attention": (2,)}, (4, 4, 4), 2),
+        ({"multipliers": (1, 2, 2), "blocks": 1, "attention": (4,), "norm": "magnitude"}, (3, 8, 8), 3),
+        ({"multipliers": (2,), "blocks": 2, "dropout": 0.5, "norm": "magnitude"}, (1, 5, 5), 0),
     ],
 )
 def test_the_output_has_the_shape_of_the_input(settings, image_shape, num_labels):
@@ -51,7 +55,7 @@ def test_the_network_itself_refuses_such_a_side():
 
 def test_a_network_without_norms_has_none_and_is_not_swayed_by_a_pixel_far_away():
     settings = NetworkSettings(channels=8, multipliers=(1,), blocks=1, norm="none")
-    network = denoiser(settings, (1, 16, 16), 0).network
+    network = denoiser(settings, (1, 16, 16), ()).network
     assert not any(isinstance(m, torch.nn.GroupNorm) for m in network.modules())
     x = torch.randn(1, 1, 16, 16)
     other = x.clone()
@@ -68,9 +72,21 @@ def test_attention_at_a_resolution_that_never_occurs_is_refused_with_those_that_
         settings.check_side(24)
 
 
-def test_a_fresh_network_gives_zero():
-    network = UNet(NetworkSettings(channels=8, attention=(4,)), (1, 8, 8), 3)
+@pytest.mark.parametrize("norm", ["group", "magnitude", "none"])
+def test_a_fresh_network_gives_zero(norm):
+    network = UNet(NetworkSettings(channels=8, attention=(4,), norm=norm), (1, 8, 8), 3)
     assert not network(torch.randn(2, 1, 8, 8), torch.zeros(2), torch.ones(2, 3)).any()
+
+
+def test_a_network_without_norms_is_told_level_and_label():
+    torch.manual_seed(0)
+    network = UNet(NetworkSettings(channels=8, multipliers=(1,), blocks=1, norm="none"), (1, 8, 8), 2)
+    for parameter in network.parameters():
+        if not parameter.any():  # what starts at zero
+            torch.nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1)
+    out = network(x, torch.tensor([0.0, -1.0, 0.0]), conditions((1, 0), (1, 0), (0, 0)))
+    assert not torch.allclose(out[0], out[1], atol=1e-4) and not torch.allclose(out[0], out[2], atol=1e-4)
 
 
 @pytest.mark.parametrize(("attention", "expected"), [((), 0), ((8,), 3), ((4,), 4), ((8, 4), 7)])
@@ -82,7 +98,7 @@ def test_attention_stands_at_the_named_resolutions_only(attention, expected):
 
 def test_attention_lets_a_pixel_see_all_others():
     torch.manual_seed(0)
-    attention = SelfAttention(8, NetworkSettings())
+    attention = SelfAttention(8, nn.GroupNorm(2, 8))
     torch.nn.init.normal_(attention.out.weight)
     x = torch.randn(1, 8, 4, 4, requires_grad=True)
     attention(x)[0, :, 0, 0].sum().backward()
@@ -98,8 +114,10 @@ def test_no_label_is_not_the_same_as_none_of_the_attributes():
     assert min(apart) > 1e-3
 
 
-def test_an_image_does_not_depend_on_its_neighbours_in_the_batch():
-    model = denoiser(NetworkSettings(channels=8, multipliers=(1, 2), blocks=1, attention=(4, 2))).eval()
+@pytest.mark.parametrize("norm", ["group", "magnitude"])
+def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(norm):
+    settings = NetworkSettings(channels=8, multipliers=(1, 2), blocks=1, attention=(4, 2), norm=norm)
+    model = denoiser(settings).eval()
     x, sigma = torch.randn(3, 1, 4, 4), torch.tensor([0.01, 0.5, 70.0])
     rows = conditions((1, 0, 0), (0, 1, 0), (0, 0, 1))
     alone = torch.cat([model(x[i : i + 1], sigma[i : i + 1], rows[i : i + 1]) for i in range(3)])

@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch._inductor.config
 
+from collafuse.config import NetworkSettings
 from collafuse.core.errors import CollaFuseError, ConfigError, FileFormatError, MismatchError
 from collafuse.core.rows import FileRows
 from collafuse.learning.losses import BUCKET_NAMES
@@ -36,6 +37,8 @@ from collafuse.nodes.metrics import MetricsLog
 from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
 
 DROPPING = NETWORK.model_copy(update={"dropout": 0.3})
+MAGNITUDE = DROPPING.model_copy(update={"norm": "magnitude"})
+DESIGNS = pytest.mark.parametrize("network", [DROPPING, MAGNITUDE], ids=["group", "magnitude"])
 
 
 def clean_data(count: int = 10, seed: int = 0) -> TrainingData:
@@ -65,10 +68,14 @@ class Interrupt(Recorder):
 
 
 def trainer(
-    folder: Path, observer: Recorder | None = None, data: TrainingData | None = None, **settings: Any
+    folder: Path,
+    observer: Recorder | None = None,
+    data: TrainingData | None = None,
+    network: NetworkSettings = DROPPING,
+    **settings: Any,
 ) -> Trainer:
     data = clean_data() if data is None else data
-    return Trainer(denoiser(DROPPING), data, training_settings(**settings), folder, CPU, observer or Recorder())
+    return Trainer(denoiser(network), data, training_settings(**settings), folder, CPU, observer or Recorder())
 
 
 def state(trained: Trainer) -> dict[str, torch.Tensor]:
@@ -148,6 +155,15 @@ def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(tmp_path, unint
     resumed.run(resume=True)
     assert observer.starts == [(3 if stop > 3 else 0, 6)]  # checkpoints are written every three steps
     assert equal(resumed, uninterrupted)
+
+
+def test_a_magnitude_preserving_training_resumes_bit_for_bit_too(tmp_path):
+    whole = trainer(tmp_path / "whole", network=MAGNITUDE)
+    whole.run()
+    interrupted(tmp_path / "resumed", at=4, network=MAGNITUDE)
+    resumed = trainer(tmp_path / "resumed", network=MAGNITUDE)
+    resumed.run(resume=True)
+    assert equal(resumed, whole)
 
 
 def test_it_resumes_from_the_newest_checkpoint_that_is_whole(tmp_path, uninterrupted):
@@ -366,8 +382,9 @@ def test_keyed_seeds_are_fixed_forever_and_tell_places_apart():
 # --- how a step is computed ---------------------------------------------------------------------------------
 
 
-def test_blocks_that_are_computed_again_learn_the_same_and_keep_less(tmp_path, uninterrupted):
-    kept = {}
+@DESIGNS
+def test_blocks_that_are_computed_again_learn_the_same_and_keep_less(tmp_path, network):
+    kept, trained = {}, {}
 
     def remember(recompute: bool) -> Any:
         kept[recompute] = 0
@@ -379,10 +396,10 @@ def test_blocks_that_are_computed_again_learn_the_same_and_keep_less(tmp_path, u
         return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
 
     for recompute in (False, True):
-        one = trainer(tmp_path / str(recompute), recompute=recompute)
+        trained[recompute] = trainer(tmp_path / str(recompute), network=network, recompute=recompute)
         with remember(recompute):
-            one.run()
-        assert equal(one, uninterrupted)  # with dropout, whose masks are drawn again
+            trained[recompute].run()
+    assert equal(trained[True], trained[False])  # with dropout, whose masks are drawn again
     assert kept[True] < 0.6 * kept[False]
 
 
@@ -410,12 +427,12 @@ def test_where_compiling_fails_training_goes_on_and_says_so(tmp_path, uninterrup
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_a_compiled_training_learns_what_a_plain_one_does(tmp_path):
+@pytest.mark.parametrize("norm", ["group", "magnitude"])
+def test_a_compiled_training_learns_what_a_plain_one_does(tmp_path, norm):
     observers = Recorder(), Recorder()
+    network = NETWORK.model_copy(update={"norm": norm})
     for observer, compiled in zip(observers, (False, True), strict=True):
-        network = denoiser(NETWORK)
-        settings = training_settings(compile=compiled)
-        Trainer(network, clean_data(), settings, tmp_path / str(compiled), CPU, observer).run()
+        trainer(tmp_path / str(compiled), observer, network=network, compile=compiled).run()
     assert not observers[1].notes
     losses = [[record["loss"] for record in observer.records] for observer in observers]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)

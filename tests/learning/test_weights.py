@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -37,6 +39,12 @@ def test_weights_come_back_as_they_were(path):
         assert getattr(found, name) == getattr(expected, name)
     assert found.denoiser.network_settings == NETWORK and found.denoiser.sigma_data == 0.5
     assert not found.denoiser.training and not any(p.requires_grad for p in found.denoiser.parameters())
+
+
+def test_magnitude_preserving_weights_come_back_as_they_were(tmp_path):
+    model = dataclasses.replace(trained(), denoiser=denoiser(NETWORK.model_copy(update={"norm": "magnitude"})))
+    weights.save(tmp_path / "weights", model)
+    assert same_values(weights.load(tmp_path / "weights").denoiser, model.denoiser)
 
 
 def test_the_id_belongs_to_the_values(tmp_path, path):
@@ -134,8 +142,11 @@ def answer(model: torch.nn.Module, row: list[float]) -> torch.Tensor:
     return model.eval()(x, 0.7, torch.tensor([row]))
 
 
-def test_a_warm_start_gives_each_label_its_own_column_by_name():
-    teacher, pupil = trained(("a", "b", "c")), denoiser(label_names=("c", "new", "a"), seed=5)
+@pytest.mark.parametrize("norm", ["group", "magnitude"])
+def test_a_warm_start_gives_each_label_its_own_column_by_name(norm):
+    network = NETWORK.model_copy(update={"norm": norm})
+    teacher = dataclasses.replace(trained(("a", "b", "c")), denoiser=denoiser(network, label_names=("a", "b", "c")))
+    pupil = denoiser(network, label_names=("c", "new", "a"), seed=5)
     warm_start(pupil, teacher)
     expected = {
         (1.0, 0.0, 0.0, 0.0): [0.0, 0.0, 1.0, 0.0],  # c

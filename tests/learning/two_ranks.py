@@ -2,7 +2,8 @@
 
     torchrun --standalone --nproc-per-node 2 two_ranks.py FOLDER
 
-It trains into FOLDER/two, and goes on with the training of one process that lies half done in FOLDER/one.
+It trains into FOLDER/two and, with a magnitude-preserving network, into FOLDER/magnitude; and it goes on with the
+training of one process that lies half done in FOLDER/one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from collafuse.learning.distributed import ALONE, Ranks, meeting
 from collafuse.learning.training import Trainer, TrainingData
 from collafuse.nodes.metrics import MetricsLog
-from tests.tiny import CPU, Recorder, denoiser, training_settings
+from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
 
 SETTINGS = {"steps": 100, "batch_size": 8, "learning_rate": 3e-3, "checkpoint_every": 50, "log_every": 1}
 
@@ -31,15 +32,16 @@ def data() -> TrainingData:
 
 
 def trainer(folder: Path, observer: Recorder, ranks: Ranks = ALONE, **changes: int) -> Trainer:
-    """A training in float64, in which only rounding can tell one rank from two."""
+    """A training in float64, in which only rounding can tell one rank from two; of the design that its folder names."""
     settings = training_settings(**(SETTINGS | changes))
-    return Trainer(denoiser().double(), data(), settings, folder, CPU, observer, ranks=ranks)
+    network = NETWORK.model_copy(update={"norm": "magnitude"}) if folder.name == "magnitude" else NETWORK
+    return Trainer(denoiser(network).double(), data(), settings, folder, CPU, observer, ranks=ranks)
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     with meeting(CPU) as (ranks, _):
-        for name, resume in (("two", False), ("one", True)):
+        for name, resume in (("two", False), ("one", True), ("magnitude", False)):
             observer = Recorder()
             trainer(folder / name, observer, ranks).run(resume=resume)
             log = MetricsLog(folder / f"{name}-on-{ranks.rank}")

@@ -21,7 +21,7 @@ from collafuse.nodes.runfolder import NodeFolder
 from collafuse.nodes.server import Server, train_server
 from collafuse.nodes.sites import Site, mixture_warning, read_releases, read_sites, sites_of, space_of, training_data
 from tests.nodes.sites import client, config, release_of
-from tests.tiny import CPU, Recorder, denoiser, image_set
+from tests.tiny import CPU, NETWORK, Recorder, denoiser, image_set
 
 SPACE = TextSpace("t5-4-00", 4)
 OTHER = TextSpace("t5-4-11", 4)
@@ -82,24 +82,26 @@ def test_weights_of_before_there_was_text_know_labels_alone(tmp_path):
     assert b"text" not in path.read_bytes()[:2000] and load(path).space == ConditionSpace(("a", "b"))
 
 
-def test_a_warm_start_takes_text_over_or_begins_without_its_effect():
+@pytest.mark.parametrize("norm", ["group", "magnitude", "none"])
+def test_a_warm_start_takes_text_over_and_leaves_it_where_the_teacher_has_none(norm):
     x, sigma = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4), torch.tensor([0.7])
     labels, text = np.array([[1, 0]], dtype=np.uint8), rows(1)
 
     def answer(model, text=None):
         return model.eval()(x, sigma, torch.from_numpy(model.space.conditions(1, labels, text)))
 
-    teacher = TrainedModel(denoiser(text=SPACE), "server", 0.5, SIGMA_MAX, 0)
-    pupil = denoiser(text=SPACE, seed=5)
+    network = NETWORK.model_copy(update={"norm": norm})
+    teacher = TrainedModel(denoiser(network, text=SPACE), "server", 0.5, SIGMA_MAX, 0)
+    pupil = denoiser(network, text=SPACE, seed=5)
     warm_start(pupil, teacher)
     assert torch.equal(answer(pupil, text), answer(teacher.denoiser, text))
     assert not torch.equal(answer(pupil, text), answer(pupil))
-    plain = TrainedModel(denoiser(), "server", 0.5, SIGMA_MAX, 0)
+    plain = TrainedModel(denoiser(network), "server", 0.5, SIGMA_MAX, 0)
     warm_start(pupil, plain)
-    assert torch.equal(answer(pupil, text), answer(pupil))
+    assert not torch.equal(answer(pupil, text), answer(pupil))
     assert torch.allclose(answer(pupil), answer(plain.denoiser), atol=1e-6)
     with pytest.raises(MismatchError, match="t5-4-00, here it is t5-4-11"):
-        warm_start(denoiser(text=OTHER), teacher)
+        warm_start(denoiser(network, text=OTHER), teacher)
 
 
 # --- what a server learns -----------------------------------------------------------------------------------

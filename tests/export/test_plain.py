@@ -1,0 +1,71 @@
+"""A client without norms as a bundle: per pixel a device has convolutions to do, and what folds into them."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+
+from collafuse.config import NetworkSettings
+from collafuse.core import bundle as bundles
+from collafuse.core.noise import SIGMA_MIN
+from collafuse.learning.weights import TrainedModel
+from edge_client import Finisher
+from export.parity import TOLERANCE
+from export.writer import export_client
+from tests.tiny import denoiser
+
+NETWORK = NetworkSettings(channels=8, multipliers=(1, 2), blocks=1, norm="none")
+
+
+@pytest.fixture(scope="module")
+def north(tiny_config):
+    return tiny_config.client("north").model_copy(update={"network": NETWORK})
+
+
+@pytest.fixture(scope="module")
+def model(north) -> TrainedModel:
+    """Weights as after some training: fresh ones give zero, and a graph without the network would agree with that."""
+    made = denoiser(NETWORK, (1, 8, 8), north.labels)
+    torch.manual_seed(1)
+    for name, parameter in made.named_parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1 if name.endswith("weight") else 0.5)
+    return TrainedModel(made.eval(), "client", SIGMA_MIN, north.handover_sigma, steps=0, id="tiny")
+
+
+@pytest.mark.parametrize("precision", list(bundles.PRECISIONS))
+def test_every_precision_agrees_with_torch_and_runs(model, north, delivered, tmp_path, precision):
+    path = tmp_path / "a.onnx"
+    done = export_client(model, north, "north", path, precision=precision, intermediates=delivered)
+    assert precision == "fp16" or 0 < done.parity.trajectory < TOLERANCE / 2
+    assert Finisher.load(path).bundle.info.precision == precision
+
+
+def test_between_the_first_and_the_last_convolution_all_folds_into_convolutions(model, north, tmp_path):
+    export_client(model, north, "north", tmp_path / "a.onnx")
+    nodes = list(onnx.load(tmp_path / "a.onnx").graph.node)
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    between = behind(convolutions[0], nodes) & before(convolutions[-1], nodes)
+    found = {node.op_type for i, node in enumerate(nodes) if i in between}
+    assert found == {"Conv", "Relu", "Add", "Concat", "AveragePool", "Resize"}
+
+
+def behind(first: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> set[int]:
+    """Positions of the nodes, which are in order, that need the output of this one."""
+    tensors, found = set(first.output), set()
+    for i, node in enumerate(nodes):
+        if tensors & set(node.input):
+            tensors |= set(node.output)
+            found.add(i)
+    return found
+
+
+def before(last: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> set[int]:
+    """Positions of the nodes whose output this one needs."""
+    tensors, found = set(last.input), set()
+    for i, node in reversed(list(enumerate(nodes))):
+        if tensors & set(node.output):
+            tensors |= set(node.input)
+            found.add(i)
+    return found
