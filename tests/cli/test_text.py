@@ -12,6 +12,7 @@ from PIL import Image
 from collafuse.core import intermediate as intermediates
 from collafuse.core import release as releases
 from tests.cli.conftest import InProcess
+from tests.cli.test_serve import serving, token_of
 
 pytest.importorskip("transformers", reason="text encoders need collafuse[text]")
 
@@ -61,6 +62,22 @@ def test_from_captions_to_pictures_with_a_text_that_is_shared(run):
         assert told["kind"] == kind and told["text_encoder"].startswith("t5-8-") and told["text_width"] == 8
 
 
+def test_a_device_asks_a_server_for_a_text_and_it_is_what_a_file_would_be(run):
+    folder = run.folder
+    run("train", "digits.yaml", *TEXT, *ONE_SITE, "-o", "run")
+    run("export-client", "run", "--client", "north", "-o", "north.onnx")
+    run("text", "1", "2", "--encoder", "t5", "-o", "prompts.safetensors")
+    (folder / "token").write_text(token_of(run, "sample"))
+    asked = ("-n", 4, "--seed", 4, "--text", "prompts.safetensors")
+    with serving(folder, "--accept-simulated", "--slots", "2") as (_, url):
+        run("finish", "north.onnx", "--server", url, "--token-file", "token", *asked, "-o", "web")
+    run("deliver", "run", "--client", "north", *asked, "--batch-size", 2, "-o", "file.safetensors")
+    run("finish", "north.onnx", "file.safetensors", "-o", "file")
+    for index in range(4):
+        web, file = (Image.open(folder / name / f"{index:06d}.png") for name in ("web", "file"))
+        assert web.tobytes() == file.tobytes() and web.text == file.text
+
+
 def test_from_captions_to_pictures_on_separate_machines_with_a_text_that_is_kept(run):
     folder, kept = run.folder, ("--set", "client.share_text=false")
     run(
@@ -88,6 +105,7 @@ def test_from_captions_to_pictures_on_separate_machines_with_a_text_that_is_kept
     assert prompts_of(folder / "pictures") == ["1", "1", "2", "2"]
 
 
+@pytest.mark.slow
 def test_a_run_with_text_is_measured_and_attacked(run):
     held_out = ("--set", "data.held_out=0.3")
     run("train", "digits.yaml", *TEXT, *ONE_SITE, *held_out, "-o", "run")
