@@ -2,7 +2,7 @@
 
 # The interpreter that .venv is made with: 3.10 or newer.
 PYTHON ?= python3
-EXTRAS ?= train,serve,sign,tables,medical,dev
+EXTRAS ?= train,serve,sign,tables,medical,text,dev
 # Handed on: INSTALL_ARGS to the installer, PYTEST_ARGS to pytest, BENCH_ARGS to the benchmarks.
 INSTALL_ARGS ?=
 PYTEST_ARGS ?=

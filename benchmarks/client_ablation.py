@@ -25,7 +25,6 @@ from torch import Tensor
 from cli.console import reporting
 from collafuse.config import Config, from_mapping
 from collafuse.core import intermediate
-from collafuse.core.conditioning import conditions_from_labels
 from collafuse.data.dealing import SiteData, load_site
 from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.classifier import Classifier, train_classifier
@@ -147,7 +146,7 @@ class Ablation:
     def loss(self, denoise: Denoise, sigma_high: float) -> float:
         """The objective, averaged over levels evenly spaced in ln sigma from 0.02 to the cut."""
         images, generator = self.given.take(np.arange(min(JUDGED, len(self.given)))), torch.Generator().manual_seed(0)
-        conditions = torch.from_numpy(conditions_from_labels(images.labels, len(images), len(images.label_names)))
+        conditions = torch.from_numpy(images.conditions())
         z, floor = to_float(torch.from_numpy(images.pixels)), torch.zeros(len(images))
         losses = []
         for level in np.geomspace(0.02, sigma_high, LEVELS):
@@ -227,7 +226,7 @@ def _latencies(finishers: Mapping[tuple[str, str], Finisher]) -> dict[tuple[str,
         for name, finisher in finishers.items():
             info = finisher.bundle.info
             x = np.zeros((1, *info.image_shape), dtype=np.float32)
-            conditions = conditions_from_labels(None, 1, len(info.label_names))
+            conditions = info.space.conditions(1, None)
             started = time.perf_counter()
             for _ in range(CALLS):
                 finisher.model(x, info.sigma_max, conditions)

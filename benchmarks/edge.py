@@ -24,7 +24,6 @@ import torch
 
 from cli.bench import FINISH
 from collafuse.config import load
-from collafuse.core.conditioning import conditions_from_labels
 from collafuse.core.intermediate import Intermediate
 from collafuse.core.noise import client_sigmas
 from collafuse.core.samplers import STEPS
@@ -135,7 +134,7 @@ def _speeds(edge: EdgeRun, bundles: Bundles, threads: int) -> str:
     cifar10 = load("cifar10.yaml", ["data.path=unused"]).server.network
     one = _one_image(edge)
     peers = [
-        reference(cifar10, shape, labels, info.sigma_max),
+        reference(cifar10, shape, info.space, info.sigma_max),
         *diffusers_peers(shape, labels, flops, info.steps, threads),
         Peer("ours, torch", flops, info.steps, _in_torch(model, edge)),
         *(Peer(f"ours, {p}", flops, info.steps, lambda f=f: f.finish(one)) for p, f in bundles.by_precision.items()),
@@ -194,7 +193,7 @@ def _in_torch(model: weights.TrainedModel, edge: EdgeRun) -> Callable[[], None]:
     settings = edge.config.client(edge.name)
     sampler = settings.sampler
     sigmas = client_sigmas(settings.handover_sigma, sampler.steps, sampler.sigma_low)
-    conditions = torch.from_numpy(conditions_from_labels(None, 1, len(model.label_names)))
+    conditions = torch.from_numpy(model.space.conditions(1, None))
 
     @torch.inference_mode()
     def finish() -> None:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from collafuse.config import load
+from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.noise import SIGMA_MAX
 from collafuse.core.rows import FileRows
 from collafuse.learning.denoiser import Denoiser
@@ -28,6 +29,7 @@ STEPS = 12
 EVERY = 3
 """Steps that are timed together; the first of them warm up and are not counted."""
 BATCHES = 50
+SPACE = ConditionSpace(tuple("0123456789"))
 Shape = tuple[int, int, int]
 CASES: dict[str, tuple[tuple[str, int, Shape], ...]] = {
     "cpu": (("digits.yaml", 1_400, (1, 8, 8)), ("cifar10-small.yaml", 50_000, (3, 16, 16))),
@@ -67,7 +69,14 @@ def step_seconds(name: str, node: str, images: NDArray[Any], device: torch.devic
     changes = {"steps": STEPS, "log_every": EVERY, "sample_every": STEPS, "checkpoint_every": STEPS}
     heard = _Rates()
     training = settings.training.model_copy(update=changes)
-    Trainer(Denoiser(settings.network, images.shape[1:], 10), data, training, folder, device, heard).run()
+    Trainer(
+        Denoiser(settings.network, images.shape[1:], SPACE),
+        data,
+        training,
+        folder,
+        device,
+        heard,
+    ).run()
     return settings.training.batch_size / statistics.median(heard.images_per_second[1:])
 
 

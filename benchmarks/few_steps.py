@@ -151,7 +151,7 @@ def _finish(part: Part, way: Way, steps: int) -> NDArray[np.uint8]:
     info = finisher.bundle.info
     sigmas = way.spacing(given.sigma, steps, info.sigma_low * (way.sigma_low or 1.0))
     history = given.history(slice(None)) if way.warm else None
-    conditions = conditions_for(given, info.label_names)
+    conditions = conditions_for(given, info.space)
     denoise = guided(finisher.model, conditions, info.guidance)
     x, _ = run(STEPS[way.solver], denoise, given.x.astype(np.float32), sigmas, history)
     return to_uint8(x)

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from collafuse.config import NetworkSettings
+from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.noise import SIGMA_MIN, karras_sigmas
 from collafuse.core.samplers import euler_ancestral
 from collafuse.learning.denoiser import Denoiser
@@ -49,15 +50,15 @@ def convolution_flops(call: Callable[[], Any]) -> int:
 def denoiser_call(denoiser: Denoiser, batch: int = 1) -> Callable[[], Any]:
     """One evaluation of one of our denoisers in torch."""
     x = torch.zeros(batch, *denoiser.image_shape)
-    conditions = torch.zeros(batch, denoiser.num_labels + 1)
+    conditions = torch.zeros(batch, denoiser.condition_width)
     return lambda: denoiser(x, torch.ones(batch), conditions)
 
 
-def reference(network: NetworkSettings, image_shape: tuple[int, int, int], num_labels: int, cut: float) -> Peer:
+def reference(network: NetworkSettings, image_shape: tuple[int, int, int], space: ConditionSpace, cut: float) -> Peer:
     """The published procedure: a client of the server's size, 200 ancestral steps from the cut, eager torch in fp32."""
-    denoiser = Denoiser(network, image_shape, num_labels).eval()
+    denoiser = Denoiser(network, image_shape, space).eval()
     sigmas = [*karras_sigmas(cut, SIGMA_MIN, REFERENCE_STEPS - 1), 0.0]
-    conditions = torch.zeros(1, num_labels + 1)
+    conditions = torch.zeros(1, space.width)
 
     @torch.inference_mode()
     def finish() -> None:

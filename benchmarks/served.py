@@ -18,6 +18,7 @@ import torch
 
 import configs
 from collafuse.config import load
+from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.noise import SIGMA_MAX
 from collafuse.learning import weights
 from collafuse.learning.denoiser import Denoiser
@@ -82,9 +83,9 @@ def _untrained(folder: RunFolder) -> None:
     names = ("0", "1")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        denoiser = Denoiser(config.server.network, config.data.image_shape, len(names), SIGMA_DATA)
+        denoiser = Denoiser(config.server.network, config.data.image_shape, ConditionSpace(names), SIGMA_DATA)
     sites = {name: Site(client.cut.resolve().sigma, names) for name, client in config.clients.items()}
     lowest = min(site.sigma_cut for site in sites.values())
     folder.server.write_config(config.for_server())
     write_sites(folder.server.sites, sites)
-    weights.save(folder.server.weights, weights.TrainedModel(denoiser, "server", names, lowest, SIGMA_MAX, 0))
+    weights.save(folder.server.weights, weights.TrainedModel(denoiser, "server", lowest, SIGMA_MAX, 0))

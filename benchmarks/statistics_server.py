@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from collafuse.config import DataSettings, NetworkSettings, TrainingSettings
-from collafuse.core.conditioning import Conditions, conditions_from_labels, guided
+from collafuse.core.conditioning import Conditions, guided
 from collafuse.core.mechanism import Budget
 from collafuse.core.moments import Basis, default_coefficients, moments_of, noised, pool, statistics_of
 from collafuse.core.noise import SIGMA_MAX, client_sigmas, server_sigmas
@@ -54,9 +54,9 @@ class Bench:
 
     @property
     def conditions(self) -> Conditions:
-        """One label for each picture, [N, K + 1]."""
+        """One label for each picture, [N, W]."""
         labels = np.eye(len(self.train.label_names), dtype=np.uint8)[self.asked]
-        return conditions_from_labels(labels, len(labels), labels.shape[1])
+        return self.train.space.conditions(len(labels), labels)
 
     def noise(self, seed: int = 0) -> NDArray[np.float32]:
         """Standard normal, one image per picture that is asked for; the same for every row of a table."""
@@ -88,7 +88,7 @@ def prepare(images: ImageSet, steps: int, channels: int, scratch: Path) -> Bench
     """Train the judge and the denoiser on four fifths, resuming in ``scratch``; the others set what is asked for."""
     order = np.random.default_rng(0).permutation(len(images))
     held_out, train = images.take(order[: len(images) // 5]), images.take(order[len(images) // 5 :])
-    conditions = conditions_from_labels(train.labels, len(train), len(train.label_names))
+    conditions = train.conditions()
     data = TrainingData(
         images=torch.from_numpy(train.pixels),
         conditions=torch.from_numpy(conditions),
@@ -97,7 +97,7 @@ def prepare(images: ImageSet, steps: int, channels: int, scratch: Path) -> Bench
     )
     settings = TrainingSettings(steps=steps, batch_size=64, warmup_steps=100, ema_halflife_images=10_000)
     network = NetworkSettings(channels=channels, multipliers=(1, 2), blocks=1)
-    fresh = fresh_denoiser(network, train.pixels.shape[1:], len(train.label_names), data, settings, "whole")
+    fresh = fresh_denoiser(network, train.pixels.shape[1:], train.space, data, settings, "whole")
     denoiser = Trainer(fresh, data, settings, scratch, torch.device("cpu"), Silent()).run(
         (scratch / "checkpoints").is_dir()
     )
@@ -135,7 +135,7 @@ def over_cuts(bench: Bench, pictures: list[NDArray[np.uint8]]) -> None:
     known = gaussians(bench, default_coefficients(bench.train.pixels.shape[1:]), None, 1.0)
     print("| cut | network | Gaussian per label | one Gaussian of all | real images, noised |")
     print("|---|---|---|---|---|")
-    blank = conditions_from_labels(None, len(bench.asked), len(bench.train.label_names))
+    blank = bench.train.space.conditions(len(bench.asked), None)
     real = bench.train.take(_one_of_each(bench))
     for cut in CUTS:
         noise = bench.noise()

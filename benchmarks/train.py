@@ -28,7 +28,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from collafuse.config import Config, load
-from collafuse.core.conditioning import conditions_from_labels
+from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.noise import SIGMA_MAX, server_sigmas
 from collafuse.core.samplers import STEPS, run
 from collafuse.learning.denoiser import Denoiser
@@ -40,7 +40,7 @@ from .train_peers import TrainPeer, diffusers_peer, trainer_peer
 from .train_ranks import ranks_table
 from .train_ways import profile_table, sampling_ways, ways
 
-LABELS = 10
+SPACE = ConditionSpace(tuple("0123456789"))
 IMAGES = 4096
 CUT = 0.5
 SAMPLING_ROUNDS = 3
@@ -80,12 +80,12 @@ def our_trainer(config: Config, batch: int, device: torch.device, folder: Path, 
     shape, generator = config.data.image_shape, torch.Generator().manual_seed(0)
     data = TrainingData(
         (0.7 * torch.randn(min(IMAGES, 32 * batch), *shape, generator=generator)).half(),
-        torch.eye(LABELS + 1)[torch.arange(min(IMAGES, 32 * batch)) % LABELS],
+        torch.eye(SPACE.width)[torch.arange(min(IMAGES, 32 * batch)) % len(SPACE.label_names)],
         torch.full((min(IMAGES, 32 * batch),), CUT),
         SIGMA_MAX,
     )
     settings = config.server.training.model_copy(update={"batch_size": batch, **changes})
-    trainer = Trainer(Denoiser(config.server.network, shape, LABELS), data, settings, folder, device, UNWATCHED)
+    trainer = Trainer(Denoiser(config.server.network, shape, SPACE), data, settings, folder, device, UNWATCHED)
     trainer.model.train()
     return trainer
 
@@ -94,7 +94,7 @@ def our_sampling(trainer: Trainer, config: Config, batch: int) -> Callable[[], A
     """The server's half for a batch of one label, as it is delivered."""
     sampler, device = config.server.sampler, trainer.device
     sigmas = server_sigmas(CUT, sampler.steps)
-    conditions = torch.from_numpy(conditions_from_labels(None, batch, LABELS)).to(device)
+    conditions = torch.from_numpy(SPACE.conditions(batch, None)).to(device)
 
     @torch.inference_mode()
     def sample() -> None:
@@ -131,7 +131,7 @@ def peers_table(config: Config, batch: int, device: torch.device, threads: int, 
     shape, network = config.data.image_shape, config.server.network
     with tempfile.TemporaryDirectory() as scratch:
         trainer = our_trainer(config, batch, device, Path(scratch) / "ours")
-        flops = convolution_flops(denoiser_call(Denoiser(network, shape, LABELS).eval()))
+        flops = convolution_flops(denoiser_call(Denoiser(network, shape, SPACE).eval()))
         steps = iter(range(1 << 30))
         ours = TrainPeer("ours", flops, lambda: trainer._step(next(steps)), our_sampling(trainer, config, batch))
         evaluations = len(server_sigmas(CUT, config.server.sampler.steps)) - 1
@@ -213,7 +213,7 @@ def sizes_table(device: torch.device, batch: int | None, rounds: int) -> None:
             trainer = our_trainer(config, size, device, Path(scratch))
             memory = step_memory(trainer)
             took = turns({"step": partial(trainer._step, 0)}, rounds, device)["step"]
-        one = Denoiser(config.server.network, config.data.image_shape, LABELS).eval()
+        one = Denoiser(config.server.network, config.data.image_shape, SPACE).eval()
         gflop = counted_flops(denoiser_call(one)) / 1e9
         shape = "x".join(map(str, config.data.image_shape))
         print(

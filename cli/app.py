@@ -26,6 +26,7 @@ from . import (
     release,
     report,
     serve,
+    text,
     tokens,
     train,
     train_client,
@@ -49,6 +50,7 @@ COMMANDS = {
     "release": release.release,
     "train-server": train_server.train_server,
     "train-client": train_client.train_client,
+    "text": text.text,
     "deliver": deliver.deliver,
     "serve": serve.serve,
     "tokens": tokens.app,
@@ -74,6 +76,7 @@ WANTED = {
     ),
     **dict.fromkeys(("fastapi", "uvicorn", "starlette", "prometheus_client"), "collafuse[serve]"),
     "cryptography": "collafuse[sign]",
+    **dict.fromkeys(("transformers", "tokenizers"), "collafuse[text]"),
     "httpx": "httpx",  # finishing from files does without
 }
 """Packages that a device may not have, and what to install for each."""

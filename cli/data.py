@@ -84,10 +84,16 @@ def _show(found: Survey) -> None:
         print()
         rows = [(label, *(str(site.labels.get(label, "-")) for site in found.sites.values())) for label in labels]
         print_table(("label", *found.sites), rows)
+    for name, site in found.sites.items():
+        if site.captions is not None:
+            count, example = site.captions
+            such = f", such as {example!r}" if count else ""
+            print(f"\n{name}: {count} of {site.train} images to train on have a caption{such}.")
     print()
     for name, site in found.sites.items():
         plan = site.release
         shared = "without labels" if plan.labels is None else f"with {len(plan.labels)} labels"
+        shared += "" if plan.text is None else f" and text of {plan.text}"
         copies = f" ({plan.copies_left_out} equal copies are not sent again)" if plan.copies_left_out else ""
         print(
             f"{name}'s release: {plan.images} images noised to sigma {plan.sigma_cut:.3g}{copies}, {shared}, "

@@ -17,6 +17,7 @@ def deliver(
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many images.")] = 16,
     label: options.LabelOption = None,
     attributes: options.Attributes = None,
+    text: options.TextFile = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Makes the same intermediates again.")
     ] = None,
@@ -28,22 +29,30 @@ def deliver(
 ) -> None:
     """Run the server's half: half-denoised intermediates for a client, at its cut, to a file.
 
-    Without --label the client's labels are dealt out evenly.
+    Without --label and --text the client's labels are dealt out evenly; several prompts of --text are too.
     """
-    from collafuse.core import intermediate
+    from collafuse.core import intermediate, texts
     from collafuse.core.atomic import refuse_existing, write_bytes
     from collafuse.learning.training import choose_device
     from collafuse.nodes.runfolder import RunFolder
     from collafuse.nodes.server import Server
 
     shown = options.shown_labels(label, attributes)
+    prompts = None if text is None else texts.read(text).text
     refuse_existing(out, overwrite)
     RunFolder(run).refuse_baseline("deliver")
     server = Server.load(RunFolder(run).server, choose_device(device))
     with reporting() as reporter:
         bar = reporter.bar("deliver", count)
         made = server.deliver(
-            client, count, labels=shown, seed=seed, batch_size=batch_size, half=half, advance=bar.advance
+            client,
+            count,
+            labels=shown,
+            text=prompts,
+            seed=seed,
+            batch_size=batch_size,
+            half=half,
+            advance=bar.advance,
         )
     data = intermediate.to_bytes(made)
     write_bytes(out, data, overwrite=overwrite)

@@ -28,6 +28,7 @@ def finish(
     ] = None,
     label: options.LabelOption = None,
     attributes: options.Attributes = None,
+    text: options.TextFile = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="From a server: makes the same images again.")
     ] = None,
@@ -61,9 +62,10 @@ def finish(
     when the same command is run again. However many images there are, they need no more memory than a few; from a
     server, than the 64 that come at a time.
 
-    --label and --attributes say what all images show: a server is asked for it. Where the site keeps its labels from
-    the server, they are chosen here, and so for a FILE that came without labels.
+    --label and --attributes say what all images show, --text what they show in turn: a server is asked for it. Where
+    the site keeps its labels or its text from the server, they are chosen here, and so for a FILE that came without.
     """
+    from collafuse.core import texts
     from edge_client.finisher import Finisher
     from edge_client.finishing import Order, finish_from
 
@@ -71,6 +73,7 @@ def finish(
     reached = {"--token-file": token_file, "--ca": ca, "--cert": cert, "--key": key, "--patience": patience}
     _check_source(file, server, {**asked, **reached})
     shown = options.shown_labels(label, attributes)
+    prompts = None if text is None else texts.read(text)
     finisher = Finisher.load(
         bundle,
         provider=provider,
@@ -97,6 +100,7 @@ def finish(
                 out,
                 progress=lambda name, total: reporter.bar(name, total).advance,
                 labels=shown,
+                prompts=prompts,
                 batch_size=batch_size,
                 overwrite=overwrite,
             )

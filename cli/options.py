@@ -40,6 +40,10 @@ LabelOption = Annotated[
 Attributes = Annotated[
     str | None, typer.Option("--attributes", metavar="A,B", help="The same in one word: several at once.")
 ]
+TextFile = Annotated[
+    Path | None,
+    typer.Option("--text", metavar="FILE", help="What the images show in turn: prompts that `collafuse text` wrote."),
+]
 ServerUrl = Annotated[
     str | None, typer.Option("--server", metavar="URL", help="A server that runs `collafuse serve`: https://NAME:PORT.")
 ]

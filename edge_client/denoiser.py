@@ -47,7 +47,7 @@ class OnnxDenoiser:
 def known_answer_error(denoiser: OnnxDenoiser, bundle: Bundle) -> float:
     """Largest absolute difference between this machine's answer and the bundle's; NaN counts as infinite."""
     answer, info = bundle.info.known_answer, bundle.info
-    inputs = known_answer_input(info.image_shape, len(info.label_names), answer.sigmas)
+    inputs = known_answer_input(info.image_shape, info.space, answer.sigmas)
     # As many at once as a job takes, so that the test needs no more memory than the work.
     batch = default_batch_size(denoiser.provider, info.image_shape)
     parts = [denoiser(*(part[i : i + batch] for part in inputs)) for i in range(0, len(answer.sigmas), batch)]

@@ -22,9 +22,11 @@ import numpy as np
 from collafuse.core import intermediate as intermediates
 from collafuse.core import received, tensorfile
 from collafuse.core.atomic import storage_error, write_bytes
-from collafuse.core.errors import FileFormatError, MismatchError, RefusedError
+from collafuse.core.conditioning import MAX_TEXT_WIDTH
+from collafuse.core.errors import FileFormatError, MismatchError, RefusedError, UsageError
 from collafuse.core.intermediate import IntermediateFile, Source
 from collafuse.core.parts import Parts
+from collafuse.core.texts import MAX_ASKED, EncodedText
 
 if TYPE_CHECKING:
     from .remote import Remote
@@ -38,6 +40,25 @@ ID_DIGITS = 32
 
 
 @dataclass(frozen=True)
+class WantedText:
+    """Texts as numbers, as a request carries them: each row the base64 of its float16 numbers."""
+
+    encoder: str
+    rows: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: EncodedText) -> WantedText:
+        """These texts. Raises UsageError for more than a server takes at once."""
+        if len(text) > MAX_ASKED:
+            raise UsageError(
+                f"{len(text)} prompts; a server takes at most {MAX_ASKED} at once. Make several files of them, or let "
+                "it deliver to a file (collafuse deliver --text)."
+            )
+        rows = (base64.b64encode(row.astype("<f2").tobytes()).decode("ascii") for row in text.rows)
+        return cls(text.space.encoder, tuple(rows))
+
+
+@dataclass(frozen=True)
 class Wanted:
     """A delivery: how many images of what, for which client."""
 
@@ -47,6 +68,7 @@ class Wanted:
     seed: int | None = None
     sampler: str | None = None
     half: bool = False
+    text: WantedText | None = None
 
 
 @contextmanager
@@ -118,8 +140,9 @@ def _part(
             path.unlink()
     body = {name: value for name, value in asdict(wanted).items() if value is not None}
     body |= {"start": rows.start, "stop": rows.stop}
-    # Two arrays of float32 images, labels of at most a byte each, and the header.
-    limit = 2 * 4 * len(rows) * int(np.prod(image_shape)) + 4096 * len(rows) + tensorfile.MAX_HEADER_BYTES
+    # Two arrays of float32 images, labels of at most a byte each, text in half precision, and the header.
+    described = 4096 + (0 if wanted.text is None else 2 * MAX_TEXT_WIDTH)
+    limit = 2 * 4 * len(rows) * int(np.prod(image_shape)) + described * len(rows) + tensorfile.MAX_HEADER_BYTES
     data = remote.ask("POST", "/v1/intermediates", body=body, limit=limit).content
     source = f"the reply of {remote.url}"
     file = tensorfile.from_bytes(data, intermediates.KIND, intermediates.VERSION, source=source)

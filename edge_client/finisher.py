@@ -14,7 +14,8 @@ from collafuse.core import bundle as bundles
 from collafuse.core.conditioning import (
     MAX_GUIDANCE,
     Conditions,
-    conditions_from_labels,
+    check_same_text,
+    dealt_rows,
     guided,
     indices_of,
     same_labels,
@@ -25,6 +26,7 @@ from collafuse.core.noise import client_sigmas
 from collafuse.core.pairing import check_pair, conditions_for
 from collafuse.core.pictures import to_uint8
 from collafuse.core.samplers import STEPS, Counted, run
+from collafuse.core.texts import Prompts
 
 from . import proof
 from .choice import open_fastest
@@ -35,17 +37,23 @@ from .session import Say, open_session
 
 @dataclass(frozen=True)
 class Settings:
-    """How to finish; what is not given comes from the bundle. labels: what all images show, where it is chosen here."""
+    """How to finish; what is not given comes from the bundle. labels: what all images show, where it is chosen here.
+    prompts: what the images show, in turn, where it is chosen here."""
 
     steps: int
     sampler: str
     guidance: float
     labels: tuple[str, ...] | None = None
+    prompts: Prompts | None = None
 
     def describe(self) -> dict[str, str]:
         """Name and value of each setting, for a picture's metadata."""
         text = {"steps": str(self.steps), "sampler": self.sampler, "guidance": str(self.guidance)}
-        return text if self.labels is None else {**text, "labels": ", ".join(self.labels)}
+        if self.labels is not None:
+            text["labels"] = ", ".join(self.labels)
+        if self.prompts is not None:
+            text["prompts"] = f"{len(self.prompts)}, {self.prompts.digest[:16]}"
+        return text
 
 
 class Finisher:
@@ -126,6 +134,14 @@ class Finisher:
         indices_of(labels, self.bundle.info.label_names)
         return Finisher(self.bundle, self.model, replace(self.settings, labels=tuple(dict.fromkeys(labels))))
 
+    def reading(self, prompts: Prompts) -> Finisher:
+        """The same for images that show these prompts in turn, chosen here, for intermediates that come without text.
+
+        Raises MismatchError unless the bundle was trained with text of the same encoder.
+        """
+        check_same_text(prompts.text.space, self.bundle.info.text, "the file of prompts")
+        return Finisher(self.bundle, self.model, replace(self.settings, prompts=prompts))
+
     def finish(self, intermediate: Intermediate, batch_size: int | None = None) -> NDArray[np.uint8]:
         """Finished images, uint8 [N, H, W, C]. Raises MismatchError when the intermediate does not fit.
 
@@ -142,7 +158,8 @@ class Finisher:
     def check(self, intermediate: Source, batch_size: int | None = None) -> int:
         """The batch size, by default the one that suits provider and image size.
 
-        Raises MismatchError when the intermediate does not fit the bundle, UsageError for an impossible size.
+        Raises MismatchError when the intermediate does not fit the bundle, UsageError for an impossible size or more
+        prompts than images.
         """
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch size {batch_size}; expected at least 1.")
@@ -153,6 +170,13 @@ class Finisher:
                 f"the intermediates were made for {made_for} and are finished as that; leave "
                 f"{', '.join(self.settings.labels)} out, or let the server deliver for it."
             )
+        if self.settings.prompts is not None:
+            dealt_rows(len(intermediate), len(self.settings.prompts))
+            if intermediate.text_space is not None:
+                raise MismatchError(
+                    "the intermediates were made for text and are finished as that; leave --text out, or let the "
+                    "server deliver for it."
+                )
         return batch_size or default_batch_size(self.provider, self.bundle.info.image_shape)
 
     def finish_block(self, intermediate: Source, start: int, count: int) -> tuple[Intermediate, NDArray[np.uint8]]:
@@ -161,7 +185,7 @@ class Finisher:
         Nothing else of the intermediate is read or held. Raises MismatchError when an image does not come out finite.
         """
         block = intermediate.block(slice(start, start + count))
-        x = self._trajectory(block)
+        x = self._trajectory(block, self._conditions(block, start, len(intermediate)))
         if not np.isfinite(x).all():
             raise MismatchError(
                 f"the images from {start} on do not come out finite: the intermediate holds values up to "
@@ -170,9 +194,9 @@ class Finisher:
             )
         return block, to_uint8(x)
 
-    def _trajectory(self, block: Intermediate) -> NDArray[np.float32]:
+    def _trajectory(self, block: Intermediate, conditions: Conditions) -> NDArray[np.float32]:
         model = Counted(self.model)
-        denoise = guided(model, self._conditions(block), self.settings.guidance)
+        denoise = guided(model, conditions, self.settings.guidance)
         sigmas = client_sigmas(block.sigma, self.settings.steps, self.bundle.info.sigma_low)
         history = block.history(slice(None)) if self.settings.sampler == "dpmpp_2m" else None
         x: NDArray[Any] = block.x.astype(np.float32)
@@ -181,8 +205,13 @@ class Finisher:
         self.nfe = model.nfe
         return x
 
-    def _conditions(self, block: Intermediate) -> Conditions:
-        known = self.bundle.info.label_names
-        if self.settings.labels is None:
-            return conditions_for(block, known)
-        return conditions_from_labels(same_labels(len(block), self.settings.labels, known), len(block), len(known))
+    def _conditions(self, block: Intermediate, start: int, total: int) -> Conditions:
+        """What the images from ``start`` on, of so many, show: what was asked of the server and what is chosen here."""
+        settings, info = self.settings, self.bundle.info
+        if settings.labels is not None:
+            labels = same_labels(len(block), settings.labels, info.label_names)
+            block = replace(block, labels=labels, label_names=info.label_names)
+        if settings.prompts is not None:
+            rows = dealt_rows(total, len(settings.prompts))[start : start + len(block)]
+            block = replace(block, text=settings.prompts.text.take(rows))
+        return conditions_for(block, info.space)

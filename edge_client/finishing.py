@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collafuse.core.atomic import refuse_existing
-from collafuse.core.conditioning import indices_of
+from collafuse.core.conditioning import check_same_text, indices_of
 from collafuse.core.intermediate import IntermediateFile, Source
+from collafuse.core.texts import Prompts
 
-from .fetching import Wanted, fetched, is_interrupted
+from .fetching import Wanted, WantedText, fetched, is_interrupted
 from .finisher import Finisher
 from .folder import SHEET
 from .job import Report, finish_to_folder
@@ -40,21 +41,27 @@ def finish_from(
     *,
     progress: Progress,
     labels: Sequence[str] | None = None,
+    prompts: Prompts | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
 ) -> Report:
     """Finish what a file holds, or what a server makes, as :func:`finish_to_folder` does.
 
-    labels: what all images show. A server is asked for them, unless the site keeps its labels from it: then, as with a
-    file, they are chosen here and do not leave the device. Run again after an interruption it goes on with what came
-    and what was finished. Raises MismatchError for a label that the bundle does not know, before anything is asked or
-    read, and what :class:`IntermediateFile` and :func:`fetched` raise.
+    labels: what all images show; prompts: what they show in turn. A server is asked for them, unless the site keeps its
+    labels, its text, from it: then, as with a file, they are chosen here and do not leave the device. Run again after
+    an interruption it goes on with what came and what was finished. Raises MismatchError for a label that the bundle
+    does not know and for text of another encoder, before anything is asked or read, and what
+    :class:`IntermediateFile` and :func:`fetched` raise.
     """
     if labels is not None:
         indices_of(labels, finisher.bundle.info.label_names)
         if isinstance(source, Path) or finisher.bundle.info.labels_kept:
             finisher, labels = finisher.showing(labels), None
-    with _opened(finisher, source, labels, folder, progress, overwrite) as intermediates:
+    if prompts is not None:
+        check_same_text(prompts.text.space, finisher.bundle.info.text, "the file of prompts")
+        if isinstance(source, Path) or finisher.bundle.info.text_kept:
+            finisher, prompts = finisher.reading(prompts), None
+    with _opened(finisher, source, labels, prompts, folder, progress, overwrite) as intermediates:
         advance = progress("finish", len(intermediates))
         return finish_to_folder(
             finisher, intermediates, folder, batch_size=batch_size, overwrite=overwrite, advance=advance
@@ -66,6 +73,7 @@ def _opened(
     finisher: Finisher,
     source: Path | Order,
     labels: Sequence[str] | None,
+    prompts: Prompts | None,
     folder: Path,
     progress: Progress,
     overwrite: bool,
@@ -77,7 +85,13 @@ def _opened(
     if not is_interrupted(folder):
         refuse_existing(folder / SHEET, overwrite)  # before anything is fetched
     info = finisher.bundle.info
-    wanted = Wanted(info.client, source.count, None if labels is None else tuple(labels), source.seed)
+    wanted = Wanted(
+        info.client,
+        source.count,
+        None if labels is None else tuple(labels),
+        source.seed,
+        text=None if prompts is None else WantedText.of(prompts.text),
+    )
     advance = progress("fetch", source.count)
     with fetched(source.remote, wanted, info.image_shape, folder, advance=advance) as delivered:
         yield delivered

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import collafuse
+from collafuse.core.conditioning import dealt_row
 from collafuse.core.errors import MismatchError
 from collafuse.core.intermediate import Intermediate, Source
 from collafuse.core.pictures import GAP, PAPER, Pixels, contact_sheet
@@ -71,7 +72,7 @@ def finish_to_folder(
     started = time.monotonic()
     common = common_text(finisher, intermediate)
     job = Job(finisher.bundle.digest, intermediate.digest, len(intermediate), finisher.settings.describe())
-    text_of = partial(_text_of, common, intermediate)
+    text_of = partial(_text_of, finisher, common, intermediate)
     place = JobFolder.claim(folder, job, text_of, overwrite=overwrite)
     kept = sum(place.done)
     if kept:
@@ -80,7 +81,7 @@ def finish_to_folder(
         block, images = finisher.finish_block(intermediate, start, count)
         place.begin()
         for row, image in enumerate(images):
-            text = common | index_text(block, row, start + row)
+            text = common | index_text(finisher, block, row, start + row, len(intermediate))
             write_png(folder / picture_name(start + row), to_image(image[None]), text, overwrite=place.overwrites)
         advance(count)
     made = len(intermediate) - kept
@@ -129,14 +130,17 @@ def common_text(finisher: Finisher, intermediate: Source) -> dict[str, str]:
     }
 
 
-def index_text(block: Intermediate, row: int, index: int) -> dict[str, str]:
-    """What is one picture's own: its place in the job and what was asked for."""
+def index_text(finisher: Finisher, block: Intermediate, row: int, index: int, total: int) -> dict[str, str]:
+    """What is one picture's own: its place among so many of the job and what was asked for."""
     text = {INDEX_KEY: str(index)}
     if block.labels is not None:
         chosen = np.flatnonzero(block.labels[row])
         text["collafuse:labels"] = ", ".join(block.label_names[i] for i in chosen)
+    if (prompts := finisher.settings.prompts) is not None:
+        text["collafuse:prompt"] = prompts.prompts[dealt_row(index, total, len(prompts))]
     return text
 
 
-def _text_of(common: dict[str, str], intermediate: Source, index: int) -> dict[str, str]:
-    return common | index_text(intermediate.block(slice(index, index + 1)), 0, index)
+def _text_of(finisher: Finisher, common: dict[str, str], intermediate: Source, index: int) -> dict[str, str]:
+    block = intermediate.block(slice(index, index + 1))
+    return common | index_text(finisher, block, 0, index, len(intermediate))

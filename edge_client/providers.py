@@ -63,7 +63,7 @@ def _tensorrt(setting: Setting) -> dict[str, str]:
     for bound, count in zip(("min", "opt", "max"), TENSORRT_BATCHES, strict=True):
         # Levels of a known answer are a batch too, so the range must hold their number; it does (at most 16).
         image = "x".join(map(str, (count, *setting.info.image_shape)))
-        shapes = f"x:{image},sigma:{count},labels:{count}x{len(setting.info.label_names) + 1}"
+        shapes = f"x:{image},sigma:{count},labels:{count}x{setting.info.space.width}"
         options[f"trt_profile_{bound}_shapes"] = shapes
     if setting.caches is not None:
         options |= {

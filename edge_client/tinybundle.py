@@ -25,6 +25,7 @@ from collafuse.core.bundle import (
     known_answer_values,
     with_digest,
 )
+from collafuse.core.conditioning import ConditionSpace
 
 IMAGE_SHAPE = (3, 16, 16)
 SIGMAS = (0.1, 0.5)
@@ -36,7 +37,7 @@ INTS = 7
 def tiny_bundle() -> bytes:
     """The bundle's bytes, the same each time."""
     weights = _weights()
-    x, _, _ = known_answer_input(IMAGE_SHAPE, 0, SIGMAS)
+    x, _, _ = known_answer_input(IMAGE_SHAPE, ConditionSpace(), SIGMAS)
     answer = known_answer_values(np.tanh(_convolution(x, weights)))
     info = BundleInfo(
         client="doctor",

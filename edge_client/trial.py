@@ -68,7 +68,7 @@ def try_here(path: Path, provider: str, threads: int) -> Trial:
 def seconds_per_call(denoiser: OnnxDenoiser, bundle: bundles.Bundle, batch_size: int, repetitions: int) -> float:
     """Median time of one evaluation of ``batch_size`` images at the cut, after one that does not count."""
     info = bundle.info
-    inputs = bundles.known_answer_input(info.image_shape, len(info.label_names), (info.sigma_max,) * batch_size)
+    inputs = bundles.known_answer_input(info.image_shape, info.space, (info.sigma_max,) * batch_size)
     times = []
     for _ in range(repetitions + 1):
         started = time.perf_counter()

@@ -28,7 +28,7 @@ NUM_NUDGES = 16
 def exact_answer(model: TrainedModel) -> KnownAnswer:
     """Of an fp32 bundle: what torch computes."""
     sigmas = tuple(levels_between(model.sigma_low, model.sigma_high, NUM_LEVELS))
-    inputs = known_answer_input(model.denoiser.image_shape, len(model.label_names), sigmas)
+    inputs = known_answer_input(model.denoiser.image_shape, model.space, sigmas)
     values = known_answer_values(torch_values(model.denoiser, *inputs))
     return KnownAnswer(sigmas, tuple(float(v) for v in values), ROUNDING_TOLERANCE)
 
@@ -36,14 +36,14 @@ def exact_answer(model: TrainedModel) -> KnownAnswer:
 def step_answer(model: OnnxStep, info: BundleInfo) -> KnownAnswer:
     """Of a reduced step graph: what onnxruntime makes of the graph itself, at the levels of the exact answer."""
     sigmas = info.known_answer.sigmas
-    x, levels, conditions = known_answer_input(info.image_shape, len(info.label_names), sigmas)
+    x, levels, conditions = known_answer_input(info.image_shape, info.space, sigmas)
     return _measured(lambda x: model(x, levels, conditions), x, sigmas, ROUNDING_TOLERANCE)
 
 
 def whole_answer(model: OnnxWhole, info: BundleInfo) -> KnownAnswer:
     """Of a whole graph: the pixels that onnxruntime makes, all images standing at the cut."""
     sigmas = (info.sigma_max,) * NUM_LEVELS
-    x, _, conditions = known_answer_input(info.image_shape, len(info.label_names), sigmas)
+    x, _, conditions = known_answer_input(info.image_shape, info.space, sigmas)
     return _measured(lambda x: model(x, conditions).astype(np.float32), x, sigmas, ROUNDING_GREY_LEVELS)
 
 

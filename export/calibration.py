@@ -37,7 +37,7 @@ Inputs = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images [N, C, H, W] at the cut with their conditions [N, K + 1] and the server's last step, if it came."""
+    """Images [N, C, H, W] at the cut with their conditions [N, W] and the server's last step, if it came."""
 
     x: NDArray[np.float32]
     conditions: NDArray[np.float32]
@@ -77,7 +77,7 @@ def read(path: Path, info: BundleInfo) -> tuple[Batch, Batch]:
             f"{path} holds {len(found)} images; to calibrate and measure, at least {MIN_IMAGES} are needed: let the "
             "server deliver more (collafuse deliver -n 256)."
         )
-    conditions = conditions_for(found, info.label_names)
+    conditions = conditions_for(found, info.space)
     stride = 2 * -(-len(found) // MAX_IMAGES)
 
     def every(first: int) -> Batch:
@@ -93,7 +93,7 @@ def calibration_inputs(model: Model, batch: Batch, info: BundleInfo) -> Iterator
     First every evaluation of the real finishing: the levels the solver visits, each as often as it visits it, on
     the very x that come up there. Then as many levels spread evenly in ln sigma over the whole range, for a
     device that asks for other steps, on the finished images noised again; there every second image carries no
-    label, for a device that asks for guidance.
+    condition, for a device that asks for guidance.
     """
     visited: list[Inputs] = []
 

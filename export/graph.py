@@ -44,7 +44,7 @@ def export_graph(denoiser: Denoiser, opset: int = DEFAULT_OPSET) -> onnx.ModelPr
     denoiser = folded(denoiser.eval().cpu())
     # An example batch of 2: torch.export takes a dimension of 1 as a constant.
     batch = torch.export.Dim("N", min=1, max=MAX_BATCH)
-    example = (torch.zeros(2, *denoiser.image_shape), torch.ones(2), torch.zeros(2, denoiser.num_labels + 1))
+    example = (torch.zeros(2, *denoiser.image_shape), torch.ones(2), torch.zeros(2, denoiser.condition_width))
     with quiet():
         try:
             program = torch.onnx.export(

@@ -52,10 +52,10 @@ def check_parity(denoiser: Denoiser, model_bytes: bytes, info: BundleInfo, toler
     step = 0.0
     for level in levels_between(info.sigma_min, info.sigma_max):
         for batch in BATCHES:
-            x, sigma, conditions = known_answer_input(info.image_shape, len(info.label_names), (level,) * batch)
+            x, sigma, conditions = known_answer_input(info.image_shape, info.space, (level,) * batch)
             expected = torch_values(denoiser, x, sigma, conditions)
             step = max(step, _difference(model(x, sigma, conditions), expected, f"sigma {level:.3g}, batch {batch}"))
-    x, _, conditions = known_answer_input(info.image_shape, len(info.label_names), (info.sigma_max,) * max(BATCHES))
+    x, _, conditions = known_answer_input(info.image_shape, info.space, (info.sigma_max,) * max(BATCHES))
     here = finish(model, x, conditions, info)
     with torch.inference_mode():
         there = finish(denoiser, torch.from_numpy(x), torch.from_numpy(conditions), info).numpy()

@@ -64,7 +64,7 @@ def finish(
     """x [N, C, H, W] at the level sigma_max, finished as the bundle's defaults say.
 
     Takes an :class:`OnnxStep` with NumPy arrays, a torch denoiser with tensors, or the symbols of a graph that is
-    being written, which need the "no label" conditions as ``blank``.
+    being written, which need the "no condition" rows as ``blank``.
     """
     sigmas = client_sigmas(info.sigma_max, info.steps, info.sigma_low)
     state = history if info.sampler == "dpmpp_2m" else None

@@ -102,7 +102,7 @@ class _Symbol:
 def whole_graph(step: onnx.ModelProto, info: BundleInfo) -> onnx.ModelProto:
     """A model ``x, labels -> pixels`` that finishes as the bundle's defaults say, from the bundle's own cut.
 
-    x float32 [N, C, H, W] and labels float32 [N, K + 1] as a step graph takes them; pixels uint8 [N, H, W, C],
+    x float32 [N, C, H, W] and labels float32 [N, W] as a step graph takes them; pixels uint8 [N, H, W, C],
     rounded as collafuse.core.pictures.to_uint8 does. Raises UsageError for more than MAX_EVALUATIONS.
     """
     writer = _Writer(step.graph)
@@ -119,7 +119,7 @@ def whole_graph(step: onnx.ModelProto, info: BundleInfo) -> onnx.ModelProto:
         return _Symbol(writer, writer.copy_of_step(dict(zip(INPUTS, (x.name, levels, conditions.name), strict=True))))
 
     evaluations = Counted(denoise)
-    finished = finish(evaluations, x, labels, info, blank=_without_label(labels, len(info.label_names)))
+    finished = finish(evaluations, x, labels, info, blank=_unconditional(labels, info.space.width))
     _write_pixels(finished)
     ends = {value.name: value for value in step.graph.input}
     channels, height, width = info.image_shape
@@ -139,9 +139,9 @@ def whole_graph(step: onnx.ModelProto, info: BundleInfo) -> onnx.ModelProto:
     )
 
 
-def _without_label(labels: _Symbol, num_labels: int) -> _Symbol:
-    """The "no label" condition for each row."""
-    blank = np.zeros(num_labels + 1, dtype=np.float32)
+def _unconditional(labels: _Symbol, width: int) -> _Symbol:
+    """The "no condition" row for each row."""
+    blank = np.zeros(width, dtype=np.float32)
     blank[-1] = 1.0
     writer = labels.writer
     return _Symbol(writer, writer.node("Add", [(labels * 0.0).name, writer.constant(blank)]))

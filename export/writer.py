@@ -140,6 +140,8 @@ def _describe(model: TrainedModel, settings: ClientSettings, client: str, steps:
         },
         known_answer=exact_answer(model),
         labels_kept=not settings.share_labels,
+        text=model.space.text,
+        text_kept=model.space.text is not None and not settings.share_text,
     )
 
 
@@ -172,7 +174,7 @@ def _unroll(step: onnx.ModelProto, info: BundleInfo) -> tuple[onnx.ModelProto, B
     """
     whole = whole_graph(step, info)
     model = OnnxWhole(whole.SerializeToString())
-    x, _, conditions = known_answer_input(info.image_shape, len(info.label_names), (info.sigma_max,) * NUM_COMPARED)
+    x, _, conditions = known_answer_input(info.image_shape, info.space, (info.sigma_max,) * NUM_COMPARED)
     expected = to_uint8(finish(OnnxStep(step.SerializeToString()), x, conditions, info))
     apart = calibration.loss_between(expected, model(x, conditions))
     if apart.psnr_db < LEAST_WHOLE_PSNR_DB:

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from collafuse.core import bundle as bundles
 from collafuse.core.bundle import BundleInfo, KnownAnswer, known_answer_input, known_answer_values
+from collafuse.core.conditioning import ConditionSpace
 
 SHAPE = (1, 2, 2)
 LABELS = ("cat", "dog")
@@ -24,7 +25,7 @@ LEVELS = (0.002, 0.05, 0.5)
 
 
 def halving_info(image_shape: tuple[int, int, int] = SHAPE, **changes: Any) -> BundleInfo:
-    x, _, _ = known_answer_input(image_shape, len(LABELS), LEVELS)
+    x, _, _ = known_answer_input(image_shape, ConditionSpace(LABELS), LEVELS)
     values = tuple(float(v) for v in known_answer_values(0.5 * x))
     info = BundleInfo(
         client="north",

@@ -77,6 +77,7 @@ def tiny_model(tiny_config: Config) -> TrainedModel:
     graph that dropped the whole network would still agree with torch."""
     import torch
 
+    from collafuse.core.conditioning import ConditionSpace
     from collafuse.learning.denoiser import Denoiser
     from collafuse.learning.weights import TrainedModel
 
@@ -84,10 +85,10 @@ def tiny_model(tiny_config: Config) -> TrainedModel:
     generator = torch.Generator().manual_seed(7)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(7)
-        denoiser = Denoiser(client.network, tiny_config.data.image_shape, len(client.labels))
+        denoiser = Denoiser(client.network, tiny_config.data.image_shape, ConditionSpace(client.labels))
         for parameter in denoiser.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return TrainedModel(denoiser.eval(), "client", client.labels, SIGMA_MIN, client.handover_sigma, steps=0, id="tiny")
+    return TrainedModel(denoiser.eval(), "client", SIGMA_MIN, client.handover_sigma, steps=0, id="tiny")
 
 
 @pytest.fixture(scope="session")

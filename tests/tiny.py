@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from collafuse.config import NetworkSettings, TrainingSettings
+from collafuse.core.conditioning import ConditionSpace, TextSpace
 from collafuse.data.images import pixel_digest
 from collafuse.data.imageset import ImageSet
 from collafuse.learning.denoiser import Denoiser
@@ -28,13 +29,14 @@ def training_settings(**changes: Any) -> TrainingSettings:
 def denoiser(
     network: NetworkSettings = NETWORK,
     image_shape: tuple[int, int, int] = (1, 4, 4),
-    num_labels: int = 2,
+    label_names: tuple[str, ...] = ("a", "b"),
     seed: int = 0,
+    text: TextSpace | None = None,
 ) -> Denoiser:
     """A denoiser with the weights of a seed; every weight is away from zero, also those that start there."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = Denoiser(network, image_shape, num_labels)
+        made = Denoiser(network, image_shape, ConditionSpace(label_names, text))
         for parameter in made.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)
     return made

@@ -90,6 +90,27 @@ class HubSettings(Section):
     """The column that says what belongs together, such as a patient."""
 
 
+class TextSettings(Section):
+    """What is written of each image, as a condition beside its labels (docs/data.md)."""
+
+    encoder: Annotated[str, Field(min_length=1)]
+    """A folder with a T5's config.json, tokenizer.json and model.safetensors, or a name that Hugging Face's tools have
+    on this disk. Nothing is fetched."""
+    captions: Literal["labels", "files", "column"] = "labels"
+    """labels: the names of what an image shows, such as "Eyeglasses, Smiling"; files: ``face.txt`` beside ``face.jpg``;
+    column: a column of ``table`` or of the Hugging Face set."""
+    column: str | None = None
+    """Which one, with captions column."""
+    max_tokens: Annotated[int, Field(ge=2, le=512)] = 20
+    """A longer caption is cut there."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> TextSettings:
+        if (self.captions == "column") != (self.column is not None):
+            raise ValueError(f"captions={self.captions} and column={self.column}; a column goes with captions: column")
+        return self
+
+
 class VolumeSettings(Section):
     """Which slices of a volume become images."""
 
@@ -139,6 +160,8 @@ class DataSettings(Section):
     """brats2020 only."""
     hub: HubSettings = HubSettings()
     """huggingface only."""
+    text: TextSettings | None = None
+    """Captions as a condition; without it images are described by labels alone. Needs the extra text."""
     image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)] | None = None
     """Side in pixels."""
     fit: Literal["crop", "pad"] = "crop"
@@ -165,11 +188,22 @@ class DataSettings(Section):
             raise ValueError(f"dataset {self.dataset!r} needs image_size and channels")
         if self.table is not None and self.dataset != "folder":
             raise ValueError(f"dataset {self.dataset!r} brings its own labels; table goes with dataset 'folder'")
+        if self.text is not None and self.text.captions == "files" and self.dataset != "folder":
+            raise ValueError(f"text.captions=files goes with dataset 'folder', not with {self.dataset!r}")
+        if self.caption_column is not None and self.table is None and self.dataset != "huggingface":
+            raise ValueError(
+                f"text.column={self.caption_column} is a column of a table; give table, or captions: labels or files"
+            )
         if self.official_split and self.dataset in ("digits", "folder", "brats2020"):
             raise ValueError(f"dataset {self.dataset!r} has no official split; give a share, held_out")
         if self.official_split and self.held_out:
             raise ValueError(f"official_split and held_out={self.held_out} contradict each other; give one")
         return self
+
+    @property
+    def caption_column(self) -> str | None:
+        """The column with the captions, where they stand in one."""
+        return None if self.text is None else self.text.column
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -192,6 +192,8 @@ class ClientSettings(Section):
     "Eyeglasses and not Smiling"; all of its data when not given. A list also says which labels describe them."""
     share_labels: bool = True
     """Whether labels go into the release."""
+    share_text: bool = True
+    """Whether the captions' numbers go into the release, with ``data.text``. Shared text is as good as in clear."""
     statistics: StatisticsSettings = StatisticsSettings()
     path: Path | None = None
     """This site's own image folder, in place of ``data.path``."""
@@ -253,6 +255,8 @@ class Config(Section):
                 )
         if statistics:
             self._check_statistics()
+        if self.data.text is not None and self.method != "collafuse":
+            raise ValueError(f"method={self.method} is a baseline, which labels describe; leave data.text out")
         if self.server.send_previous and self.server.sampler.name != "dpmpp_2m":
             raise ValueError(
                 f"server.send_previous is for dpmpp_2m, which remembers a step; server.sampler.name="
@@ -267,6 +271,11 @@ class Config(Section):
                 "estimate to send; leave out server.sampler.guidance and server.send_previous"
             )
         for name, client in self.clients.items():
+            if self.data.text is not None and client.share_text:
+                raise ValueError(
+                    f"server.kind=statistics says nothing of text; set clients.{name}.share_text=false, and text is "
+                    "chosen at the device"
+                )
             most = most_coefficients(self.data.image_shape)
             if (client.statistics.coefficients or 0) > most:
                 raise ValueError(

@@ -4,7 +4,8 @@ File format (ONNX, version 1 of ours):
 
     inputs    x           float32 [N, C, H, W]   images at level sigma
               sigma       float32 [N]            one level per image
-              labels      float32 [N, K + 1]     condition: K attributes and the "no label" flag
+              labels      float32 [N, W]         condition: K labels, T numbers of a text (none without), and the
+                                                 "no condition" flag; W = K + T + 1
     output    x0_hat      float32 [N, C, H, W]   the clean images, estimated; preconditioning is inside
 
     With graph "whole" instead of "step" the file holds the whole finishing, for runtimes other than ours: inputs
@@ -35,12 +36,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import onnxwire, signing
-from .conditioning import MAX_GUIDANCE, conditions_from_labels
+from .conditioning import MAX_GUIDANCE, ConditionSpace, TextSpace
 from .errors import FileFormatError
 from .metadata import Fields, parse_json, shown, shown_names
 from .noise import SIGMA_MAX, SIGMA_MIN
 from .pictures import MAX_CHANNELS, MAX_SIDE
 from .samplers import STEPS
+from .texts import read_text_space, text_fields
 
 KIND = "bundle"
 VERSION = 1
@@ -110,8 +112,8 @@ class BundleInfo:
 
     sigma_max: the highest level it was trained for, where it takes over from the server. sampler, steps,
     sigma_low and guidance are defaults that a device may override where the graph is one step. loss: None where
-    the precision is fp32. labels_kept: whether the site keeps its labels from the server; they are then chosen at the
-    device and never sent.
+    the precision is fp32. text: what text it takes, if any. labels_kept, text_kept: whether the site keeps its labels,
+    its text, from the server; they are then chosen at the device and never sent.
     """
 
     client: str
@@ -130,11 +132,21 @@ class BundleInfo:
     loss: Loss | None = None
     graph: str = "step"
     labels_kept: bool = False
+    text: TextSpace | None = None
+    text_kept: bool = False
+
+    @property
+    def space(self) -> ConditionSpace:
+        """What a condition's numbers mean."""
+        return ConditionSpace(self.label_names, self.text)
 
     def to_json(self) -> str:
         """The metadata text that goes into the file."""
         loss = None if self.loss is None else vars(self.loss)
         values: dict[str, Any] = {**vars(self), "known_answer": vars(self.known_answer), "loss": loss}
+        del values["text"], values["text_kept"]
+        if self.text is not None:
+            values |= {**text_fields(self.text), "text_kept": self.text_kept}
         return json.dumps({"kind": KIND, "version": VERSION, **values}, sort_keys=True)
 
 
@@ -151,21 +163,23 @@ class Bundle:
 
 
 def known_answer_input(
-    image_shape: tuple[int, int, int], num_labels: int, sigmas: tuple[float, ...]
+    image_shape: tuple[int, int, int], space: ConditionSpace, sigmas: tuple[float, ...]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """x, sigma and labels of the known-answer test: a wave pattern at each level, labelled in turn.
+    """x, sigma and conditions of the known-answer test: a wave pattern at each level, labelled in turn.
 
-    The first image carries no label, the following ones label 0, 1, ...
+    The first image carries no condition, the following ones label 0, 1, ... and a wave for a text.
     """
     count = len(sigmas)
     positions = np.arange(count * int(np.prod(image_shape)), dtype=np.float64)
     pattern = (0.5 * np.cos(0.37 * positions) + 0.5 * np.sin(1.73 * positions)).reshape(count, *image_shape)
     levels = np.asarray(sigmas, dtype=np.float32)
     x = pattern * (0.5 + levels.reshape(-1, 1, 1, 1))
-    conditions = conditions_from_labels(None, count, num_labels)
-    for row in range(1, count if num_labels else 1):
+    conditions = space.conditions(count, None)
+    for row in range(1, count if space.width > 1 else 1):
         conditions[row, -1] = 0.0
-        conditions[row, (row - 1) % num_labels] = 1.0
+        if space.label_names:
+            conditions[row, (row - 1) % len(space.label_names)] = 1.0
+        conditions[row, space.text_columns] = np.sqrt(2) * np.sin(1.1 * row + 2.3 * np.arange(space.text_width))
     return x.astype(np.float32), levels, conditions
 
 
@@ -266,7 +280,9 @@ def _info(values: dict[str, Any], source: str) -> BundleInfo:
         loss=_loss(fields, precision, source),
         graph=graph,
         # Bundles of before this was recorded do not say.
-        labels_kept=fields.boolean("labels_kept") if "labels_kept" in values else False,
+        labels_kept=fields.boolean("labels_kept") if fields.holds("labels_kept") else False,
+        text=read_text_space(fields, source),
+        text_kept=fields.boolean("text_kept") if fields.holds("text_kept") else False,
     )
     fields.done()
     return info
@@ -327,7 +343,7 @@ def _check_graph(summary: onnxwire.ModelSummary, info: BundleInfo, source: str) 
     expected: dict[str, tuple[int, tuple[int, ...]]] = {
         "x": (FLOAT32, info.image_shape),
         "sigma": (FLOAT32, ()),
-        "labels": (FLOAT32, (len(info.label_names) + 1,)),
+        "labels": (FLOAT32, (info.space.width,)),
         OUTPUT: (FLOAT32, info.image_shape),
         PIXELS: (UINT8, (height, width, channels)),
     }

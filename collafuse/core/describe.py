@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import bundle, intermediate, release, signing, statistics, tensorfile
+from . import bundle, intermediate, release, signing, statistics, tensorfile, texts
 from .errors import FileFormatError, RuntimeMissingError
 from .noise import SCHEDULES, Cut, log_snr_from_sigma, t_from_sigma
 from .tensorstream import open_stream
@@ -19,10 +19,10 @@ OTHER_KINDS = ("weights", "checkpoint", "gaussians")
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Kind, size, digest and contents of a release, statistics, intermediate, bundle, weights or checkpoint file.
+    """Kind, size, digest and contents of a release, statistics, intermediate, text, bundle, weights or checkpoint file.
 
-    The file is checked as if it were used; nothing is run. Of a tensor file only a block is held at a time, and of a
-    release the ids besides. Raises FileFormatError.
+    The file is checked as if it were used; nothing is run. Of a large tensor file only a block is held at a time,
+    and of a release the ids besides. Raises FileFormatError.
     """
     path = Path(path)
     if not path.is_file():
@@ -32,6 +32,8 @@ def describe(path: Path) -> dict[str, Any]:
         values = _release(path)
     elif kind == intermediate.KIND:
         values = _intermediate(path)
+    elif kind == texts.KIND:
+        values = _text(texts.read(path))
     elif kind == statistics.KIND:
         values = _statistics(statistics.read(path))
     elif kind in OTHER_KINDS:
@@ -75,6 +77,8 @@ def _release(path: Path) -> dict[str, Any]:
             elif name == "labels":
                 release.check_labels(block, stream.source)
                 np.add(counts, block.sum(axis=0, dtype=np.int64), out=counts)
+            elif name == "text":
+                texts.check(block, stream.source)
             else:
                 tensorfile.check_finite(block, name, stream.source)
 
@@ -82,7 +86,8 @@ def _release(path: Path) -> dict[str, Any]:
         release.check_ids(np.concatenate(ids), stream.source)
         z = stream.layouts["z"]
         shared = dict(zip(header.label_names, counts.tolist(), strict=True)) if "labels" in stream.layouts else None
-    return {**_images(z.shape, z.dtype.name, header.sigma_cut), "labels": shared, "simulated": header.simulated}
+    found = {"labels": shared, **texts.text_fields(header.text), "simulated": header.simulated}
+    return {**_images(z.shape, z.dtype.name, header.sigma_cut), **found}
 
 
 def _intermediate(path: Path) -> dict[str, Any]:
@@ -91,12 +96,17 @@ def _intermediate(path: Path) -> dict[str, Any]:
         return {
             **_images(header.shape, header.dtype, header.sigma),
             "labels": file.label_counts,
+            **texts.text_fields(header.text_space),
             "server_model": header.server_model,
             "sampler": header.sampler,
             "nfe": header.nfe,
             "guidance": header.guidance,
             "warm_start": header.previous_sigma is not None,
         }
+
+
+def _text(value: texts.Prompts) -> dict[str, Any]:
+    return {**texts.text_fields(value.text.space), "prompts": list(value.prompts)}
 
 
 def _statistics(value: statistics.Statistics) -> dict[str, Any]:
@@ -145,6 +155,8 @@ def _bundle(value: bundle.Bundle, source: str) -> dict[str, Any]:
         "image_shape": list(info.image_shape),
         "labels": list(info.label_names),
         "labels_kept": info.labels_kept,
+        **texts.text_fields(info.text),
+        **({} if info.text is None else {"text_kept": info.text_kept}),
         "sigma_range": [info.sigma_min, info.sigma_max],
         **_level(info.sigma_max),
         "sampler": info.sampler,

@@ -4,13 +4,15 @@ File format (safetensors, ``kind`` "intermediate", version 1); over HTTP the sam
 
     x                float32 or float16 [N, C, H, W]   images at level sigma
     labels           uint8 [N, K]                      what was asked for, when it was asked for
+    text             float16 [N, T]                    the text that was asked for, as numbers, when it was asked for
     previous_x0_hat  as x, optional                    the server's last estimate of the clean images, so that
                                                        a multistep sampler starts warm
 
     metadata: sigma, label_names (or null), guidance, sampler, nfe, server_model,
-              previous_sigma (above sigma by more than a millionth; null without previous_x0_hat)
+              previous_sigma (above sigma by more than a millionth; null without previous_x0_hat),
+              and with text its text_encoder
 
-Limits as for a release. A device checks that sigma, shape and labels fit its bundle before it starts.
+Limits as for a release. A device checks that sigma, shape, labels and text fit its bundle before it starts.
 """
 
 from __future__ import annotations
@@ -23,14 +25,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import tensorfile
-from .conditioning import MAX_GUIDANCE, Labels
+from . import tensorfile, texts
+from .conditioning import MAX_GUIDANCE, Labels, TextSpace
 from .errors import FileFormatError
 from .metadata import Fields
 from .noise import SIGMA_MAX, SIGMA_MIN
 from .release import check_image_shape, check_labels, read_label_names
 from .samplers import STEPS, History
 from .tensorstream import open_stream
+from .texts import EncodedText
 
 KIND = "intermediate"
 VERSION = 1
@@ -44,7 +47,8 @@ class Intermediate:
     """A batch at the cut.
 
     x: [N, C, H, W] float32 or float16 at level sigma. labels: [N, K] in the order of label_names, or None.
-    guidance, sampler and nfe say how the server made it; server_model identifies its weights.
+    text: what each image was asked to show, or None. guidance, sampler and nfe say how the server made it; server_model
+    identifies its weights.
     """
 
     x: NDArray[Any]
@@ -57,6 +61,7 @@ class Intermediate:
     guidance: float
     previous_x0_hat: NDArray[Any] | None = None
     previous_sigma: float | None = None
+    text: EncodedText | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -75,12 +80,18 @@ class Intermediate:
             x=self.x[rows],
             labels=None if self.labels is None else self.labels[rows],
             previous_x0_hat=None if previous is None else previous[rows],
+            text=None if self.text is None else self.text.take(rows),
         )
 
     @property
     def labelled(self) -> bool:
         """Whether it was made for labels, be they all absent."""
         return self.labels is not None
+
+    @property
+    def text_space(self) -> TextSpace | None:
+        """What text it was made for; None where none was asked for."""
+        return None if self.text is None else self.text.space
 
     @property
     def used_labels(self) -> tuple[str, ...]:
@@ -120,6 +131,8 @@ class Source(Protocol):
     @property
     def labelled(self) -> bool: ...
     @property
+    def text_space(self) -> TextSpace | None: ...
+    @property
     def used_labels(self) -> tuple[str, ...]: ...
     @property
     def digest(self) -> str: ...
@@ -139,11 +152,14 @@ def _contents(intermediate: Intermediate) -> tuple[dict[str, Any], dict[str, NDA
         tensors["labels"] = intermediate.labels
     if intermediate.previous_x0_hat is not None:
         tensors["previous_x0_hat"] = intermediate.previous_x0_hat
+    if intermediate.text is not None:
+        tensors["text"] = intermediate.text.rows
     return fields_of(intermediate, labelled=intermediate.labels is not None), tensors
 
 
 def fields_of(described: Intermediate | Header, *, labelled: bool) -> dict[str, Any]:
     """The metadata of a file."""
+    text = described.text_space
     return {
         "sigma": described.sigma,
         "label_names": list(described.label_names) if labelled else None,
@@ -152,6 +168,7 @@ def fields_of(described: Intermediate | Header, *, labelled: bool) -> dict[str, 
         "nfe": described.nfe,
         "guidance": described.guidance,
         "previous_sigma": described.previous_sigma,
+        **({} if text is None else {"text_encoder": text.encoder}),
     }
 
 
@@ -165,8 +182,7 @@ def from_tensorfile(file: tensorfile.TensorFile, source: str) -> Intermediate:
     header = read_header(file.fields, file.tensors, source)
     for name, tensor in file.tensors.items():
         check_values(name, tensor, source)
-    tensors = file.tensors
-    return _made(header, tensors["x"], tensors.get("labels"), tensors.get("previous_x0_hat"))
+    return _made(header, file.tensors)
 
 
 @dataclass(frozen=True)
@@ -182,6 +198,7 @@ class Header:
     nfe: int
     guidance: float
     previous_sigma: float | None
+    text_space: TextSpace | None = None
 
 
 def read_header(fields: Fields, tensors: Mapping[str, tensorfile.HasLayout], source: str) -> Header:
@@ -209,6 +226,7 @@ def read_header(fields: Fields, tensors: Mapping[str, tensorfile.HasLayout], sou
         nfe=fields.integer("nfe", at_least=0, at_most=MAX_NFE),
         guidance=fields.number("guidance", at_least=0.0, at_most=MAX_GUIDANCE),
         previous_sigma=previous_sigma,
+        text_space=texts.read_layout(fields, left, x.shape[0], source),
     )
     fields.done()
     tensorfile.expect_nothing_else(left, source)
@@ -219,22 +237,25 @@ def check_values(name: str, tensor: NDArray[Any], source: str) -> None:
     """Check what a tensor of an intermediate, or a block of one, holds. Raises FileFormatError."""
     if name == "labels":
         check_labels(tensor, source)
+    elif name == "text":
+        texts.check(tensor, source)
     else:
         tensorfile.check_finite(tensor, name, source)
 
 
-def _made(header: Header, x: NDArray[Any], labels: Labels | None, previous_x0_hat: NDArray[Any] | None) -> Intermediate:
+def _made(header: Header, tensors: Mapping[str, NDArray[Any]]) -> Intermediate:
     return Intermediate(
-        x=x,
+        x=tensors["x"],
         sigma=header.sigma,
-        labels=labels,
+        labels=tensors.get("labels"),
         label_names=header.label_names,
         server_model=header.server_model,
         sampler=header.sampler,
         nfe=header.nfe,
         guidance=header.guidance,
-        previous_x0_hat=previous_x0_hat,
+        previous_x0_hat=tensors.get("previous_x0_hat"),
         previous_sigma=header.previous_sigma,
+        text=texts.found_in(tensors, header.text_space),
     )
 
 
@@ -285,6 +306,11 @@ class Described:
     def labelled(self) -> bool:
         """Whether they were made for labels, be they all absent."""
         return self.label_counts is not None
+
+    @property
+    def text_space(self) -> TextSpace | None:
+        """What text they were made for; None where none was asked for."""
+        return self.header.text_space
 
     @property
     def used_labels(self) -> tuple[str, ...]:
@@ -340,8 +366,7 @@ class IntermediateFile(Described):
     def block(self, rows: slice) -> Intermediate:
         """These rows. Raises FileFormatError when the file changed since it was opened."""
         start, stop, _ = rows.indices(len(self))
-        parts = {name: self._stream.rows(name, start, stop) for name in self._stream.layouts}
-        return _made(self.header, parts["x"], parts.get("labels"), parts.get("previous_x0_hat"))
+        return _made(self.header, {name: self._stream.rows(name, start, stop) for name in self._stream.layouts})
 
     @property
     def digest(self) -> str:

@@ -76,6 +76,10 @@ class Fields:
             f"{self._source}: metadata {key}={shown(value)}, expected {expected}; get the file anew."
         )
 
+    def holds(self, key: str) -> bool:
+        """Whether a field is there that has not been taken."""
+        return key in self._values
+
     def take(self, key: str) -> Any:
         """The raw value of a field that must be there."""
         if key not in self._values:
@@ -121,6 +125,14 @@ class Fields:
         ok = isinstance(value, list) and len(value) <= MAX_NAMES and all(map(is_name, value))
         if not ok or len(set(value)) != len(value):
             raise self._bad(key, value, f"at most {MAX_NAMES} different names")
+        return tuple(value)
+
+    def sentences(self, key: str, *, most: int, longest: int) -> tuple[str, ...]:
+        """A list of at most so many printable texts, each of 1 to ``longest`` characters."""
+        value = self.take(key)
+        ok = isinstance(value, list) and len(value) <= most and all(isinstance(text, str) for text in value)
+        if not ok or not all(0 < len(text) <= longest and text.isprintable() for text in value):
+            raise self._bad(key, value, f"at most {most} printable texts of 1 to {longest} characters")
         return tuple(value)
 
     def integers(self, key: str, *, length: int, at_least: int, at_most: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .bundle import BundleInfo
-from .conditioning import Conditions, conditions_from_labels, indices_of, translate_labels
+from .conditioning import Conditions, ConditionSpace, check_same_text, indices_of, translate_labels
 from .errors import MismatchError
 from .intermediate import Intermediate, Source
 
@@ -14,7 +14,8 @@ SIGMA_SLACK = 1e-6
 def check_pair(intermediate: Source, info: BundleInfo) -> None:
     """Raise MismatchError, naming both values, unless the bundle can finish the intermediate.
 
-    The level must lie in the bundle's trained range, shapes must be equal, labels known to the bundle.
+    The level must lie in the bundle's trained range, shapes must be equal, labels known to the bundle, text of the
+    encoder that it was trained with.
     """
     if intermediate.image_shape != info.image_shape:
         raise MismatchError(
@@ -27,14 +28,18 @@ def check_pair(intermediate: Source, info: BundleInfo) -> None:
             f"({info.sigma_min:g}, {info.sigma_max:g}]; let the server deliver at this client's cut."
         )
     indices_of(intermediate.used_labels, info.label_names)
+    if intermediate.text_space is not None:
+        check_same_text(intermediate.text_space, info.text, "the intermediate")
 
 
-def conditions_for(intermediate: Intermediate, label_names: tuple[str, ...]) -> Conditions:
-    """Conditions [N, K + 1] of an intermediate in the order of a model's own label names.
+def conditions_for(intermediate: Intermediate, space: ConditionSpace) -> Conditions:
+    """Conditions [N, W] of an intermediate as a model takes them.
 
-    Raises MismatchError when it carries a label that the model does not know.
+    Raises MismatchError when it carries a label that the model does not know, or text of another encoder.
     """
-    labels = intermediate.labels
+    labels, text = intermediate.labels, intermediate.text
     if labels is not None:
-        labels = translate_labels(labels, intermediate.label_names, label_names)
-    return conditions_from_labels(labels, len(intermediate), len(label_names))
+        labels = translate_labels(labels, intermediate.label_names, space.label_names)
+    if text is not None:
+        check_same_text(text.space, space.text, "the intermediate")
+    return space.conditions(len(intermediate), labels, None if text is None else text.rows)

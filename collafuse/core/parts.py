@@ -13,6 +13,7 @@ import numpy as np
 from .errors import MismatchError
 from .intermediate import KIND, VERSION, Described, Intermediate, IntermediateFile, fields_of
 from .tensorfile import begin_digest, digest_tensor_name
+from .texts import EncodedText
 
 
 class Parts(Described):
@@ -51,11 +52,13 @@ class Parts(Described):
             return blocks[0]
         labels = [block.labels for block in blocks if block.labels is not None]
         previous = [block.previous_x0_hat for block in blocks if block.previous_x0_hat is not None]
+        texts = [block.text for block in blocks if block.text is not None]
         return replace(
             blocks[0],
             x=np.concatenate([block.x for block in blocks]),
             labels=np.concatenate(labels) if labels else None,
             previous_x0_hat=np.concatenate(previous) if previous else None,
+            text=EncodedText(texts[0].space, np.concatenate([text.rows for text in texts])) if texts else None,
         )
 
     @cached_property

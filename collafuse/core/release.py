@@ -5,12 +5,13 @@ File format (safetensors, ``kind`` "release", version 1):
     z        float16 [N, C, H, W]   x0 + sigma_cut * n, with n drawn once per image
     ids      uint8   [N, 16]        random, so that server and site can speak about one image
     labels   uint8   [N, K]         multi-hot, only when the site shares them
+    text     float16 [N, T]         each image's caption as numbers (zeros: it has none), only when the site shares it
 
-    metadata: sigma_cut, label_names (null when labels are not shared), simulated
+    metadata: sigma_cut, label_names (null when labels are not shared), simulated, and with text its text_encoder
 
 MUST NOT hold: clean images, the noise or a seed, file names, site names, EXIF, or anything else that is
-derived from x0. Limits: N >= 1, C in 1..4, H and W in 1..1024, K <= 4096. ``simulated`` marks releases that
-``train`` made inside one process; ``train-server`` and ``serve`` refuse them without a flag.
+derived from x0. Limits: N >= 1, C in 1..4, H and W in 1..1024, K <= 4096, T <= 4096. ``simulated`` marks
+releases that ``train`` made inside one process; ``train-server`` and ``serve`` refuse them without a flag.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import rows, tensorfile
-from .conditioning import Labels
+from . import rows, tensorfile, texts
+from .conditioning import Labels, TextSpace
 from .errors import FileFormatError
 from .metadata import Fields
 from .noise import SIGMA_MAX, SIGMA_MIN, Cut, Noise
 from .pictures import MAX_CHANNELS, MAX_SIDE
 from .tensorstream import open_stream
+from .texts import EncodedText
 
 KIND = "release"
 VERSION = 1
@@ -42,7 +44,8 @@ class Release:
     """Images of one site, noised once up to its cut.
 
     z: [N, C, H, W] float16 at level sigma_cut, as rows of a file where memory would not hold them. labels: [N, K] in
-    the order of label_names, or None when the site does not share them. ids: [N, 16] random bytes.
+    the order of label_names, or None when the site does not share them. ids: [N, 16] random bytes. text: of each image,
+    or None when the site does not share it.
     """
 
     z: NDArray[np.float16] | rows.FileRows
@@ -51,6 +54,7 @@ class Release:
     labels: Labels | None
     label_names: tuple[str, ...]
     simulated: bool
+    text: EncodedText | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -67,14 +71,15 @@ def make(
     labels: Labels | None,
     label_names: tuple[str, ...],
     simulated: bool,
+    text: EncodedText | None = None,
     scratch: IO[bytes] | None = None,
 ) -> Release:
     """The release of clean images at this cut: blocks of x0 [n, C, H, W] in [-1, 1], N images in all.
 
     A block at a time, because noise takes ten times the memory of grey levels. ``noise`` draws it; only the
     ``release`` command and the client node decide what it is, and they pass
-    :func:`collafuse.core.noise.system_noise`. labels None means that they are not shared. scratch: an empty file that
-    takes z where memory would not.
+    :func:`collafuse.core.noise.system_noise`. labels or text None means that they are not shared. scratch: an
+    empty file that takes z where memory would not.
     """
     drawn = ((x0 + cut.sigma * noise(x0.shape)).astype(np.float16) for x0 in blocks)
     z = np.concatenate(list(drawn)) if scratch is None else _spilled(drawn, scratch)
@@ -86,6 +91,7 @@ def make(
         labels=labels,
         label_names=label_names if labels is not None else (),
         simulated=simulated,
+        text=text,
     )
 
 
@@ -108,10 +114,13 @@ def pieces(release: Release) -> Iterator[bytes | memoryview]:
     tensors: dict[str, rows.Rows] = {"z": release.z, "ids": release.ids}
     if release.labels is not None:
         tensors["labels"] = release.labels
+    if release.text is not None:
+        tensors["text"] = release.text.rows
     fields = {
         "sigma_cut": release.sigma_cut,
         "label_names": list(release.label_names) if release.labels is not None else None,
         "simulated": release.simulated,
+        **texts.encoder_field(release.text),
     }
     return tensorfile.pieces(KIND, VERSION, fields, tensors)
 
@@ -127,7 +136,7 @@ def read(path: Path, *, in_memory: bool | None = None) -> Release:
 
 
 def _left_in_file(path: Path) -> Release:
-    """A release that was checked block by block and of which labels and ids alone are held."""
+    """A release that was checked block by block and of which all but z is held."""
     with open_stream(path, KIND, VERSION) as stream:
         source = stream.source
         header = read_header(stream.fields, stream.layouts, source)
@@ -135,15 +144,16 @@ def _left_in_file(path: Path) -> Release:
         def check(name: str, block: NDArray[Any]) -> None:
             if name == "z":
                 tensorfile.check_finite(block, name, source)
-            elif name == "labels":
-                check_labels(block, source)
+            else:
+                check_values(name, block, source)
 
         stream.verify(check)
         z = stream.left("z")
         ids = stream.left("ids")[:]
         check_ids(ids, source)
-        labels = stream.left("labels")[:] if "labels" in stream.layouts else None
-        return Release(z, header.sigma_cut, ids, labels, header.label_names, header.simulated)
+        others = stream.layouts.keys() - {"z", "ids"}
+        held: dict[str, NDArray[Any]] = {name: stream.left(name)[:] for name in others}
+        return _made(header, z, ids, held)
 
 
 def from_bytes(data: bytes, source: str) -> Release:
@@ -154,12 +164,19 @@ def from_bytes(data: bytes, source: str) -> Release:
 def from_tensorfile(file: tensorfile.TensorFile, source: str) -> Release:
     """Check every field and tensor of a release. Raises FileFormatError."""
     header = read_header(file.fields, file.tensors, source)
-    z, ids, labels = file.tensors["z"], file.tensors["ids"], file.tensors.get("labels")
+    z, ids = file.tensors["z"], file.tensors["ids"]
     tensorfile.check_finite(z, "z", source)
     check_ids(ids, source)
-    if labels is not None:
-        check_labels(labels, source)
-    return Release(z, header.sigma_cut, ids, labels, header.label_names, header.simulated)
+    for name, tensor in file.tensors.items():
+        check_values(name, tensor, source)
+    return _made(header, z, ids, file.tensors)
+
+
+def _made(
+    header: Header, z: NDArray[np.float16] | rows.FileRows, ids: NDArray[np.uint8], held: Mapping[str, NDArray[Any]]
+) -> Release:
+    text = texts.found_in(held, header.text)
+    return Release(z, header.sigma_cut, ids, held.get("labels"), header.label_names, header.simulated, text)
 
 
 @dataclass(frozen=True)
@@ -169,6 +186,7 @@ class Header:
     sigma_cut: float
     label_names: tuple[str, ...]
     simulated: bool
+    text: TextSpace | None = None
 
 
 def read_header(fields: Fields, tensors: Mapping[str, tensorfile.HasLayout], source: str) -> Header:
@@ -184,9 +202,10 @@ def read_header(fields: Fields, tensors: Mapping[str, tensorfile.HasLayout], sou
         )
     names = read_label_names(fields, left, z.shape[0], source)
     simulated = fields.boolean("simulated")
+    text = texts.read_layout(fields, left, z.shape[0], source)
     fields.done()
     tensorfile.expect_nothing_else(left, source)
-    return Header(sigma_cut, names, simulated)
+    return Header(sigma_cut, names, simulated, text)
 
 
 def check_ids(ids: NDArray[np.uint8], source: str) -> None:
@@ -221,6 +240,14 @@ def read_label_names(
             "from its maker."
         )
     return names
+
+
+def check_values(name: str, tensor: NDArray[Any], source: str) -> None:
+    """Check labels or text, or a block of them; other tensors are for the caller. Raises FileFormatError."""
+    if name == "labels":
+        check_labels(tensor, source)
+    elif name == "text":
+        texts.check(tensor, source)
 
 
 def check_labels(labels: NDArray[Any], source: str) -> None:

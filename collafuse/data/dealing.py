@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,14 @@ from ..config.data import SplitSettings
 from ..config.expression import parse
 from ..core.conditioning import indices_of
 from ..core.errors import DataError, MismatchError
+from .captions import from_labels
 from .datasets import load
 from .imageset import ImageSet
 from .listening import UNHEARD, Listener
 from .overlaps import describe, overlaps
+
+if TYPE_CHECKING:
+    from .text import Embedder
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,9 @@ def load_site(config: Config, name: str, listener: Listener = UNHEARD) -> SiteDa
     Raises DataError when nothing is left for it, ConfigError for an unknown client.
     """
     settings = config.client(name)
+    text = _embedder(config, listener)
     if settings.path is not None:
-        return _site(load(config.data, settings.path, listener), settings, name, config)
+        return _site(load(config.data, settings.path, listener), settings, name, config, text)
     sharing = {n: c for n, c in config.clients.items() if c.path is None}
     images = load(config.data, listener=listener)
     dealt = deal(images, config, sharing)[name]
@@ -49,16 +55,17 @@ def load_site(config: Config, name: str, listener: Listener = UNHEARD) -> SiteDa
             f"{len(images) - len(dealt)} of {len(images)} images are dealt to the other clients of the configuration; "
             f"set clients.{name}.path if all of these images are {name}'s own."
         )
-    return _site(dealt, settings, name, config)
+    return _site(dealt, settings, name, config, text)
 
 
 def load_sites(config: Config, listener: Listener = UNHEARD) -> dict[str, SiteData]:
     """Every site's data, for a process that plays all of them; a shared data set is read once."""
     sharing = {n: c for n, c in config.clients.items() if c.path is None}
+    text = _embedder(config, listener)
     images = load(config.data, listener=listener) if sharing else None
     shared = deal(images, config, sharing) if images is not None else {}
     sites = {
-        name: _site(load(config.data, c.path, listener) if c.path else shared[name], c, name, config)
+        name: _site(load(config.data, c.path, listener) if c.path else shared[name], c, name, config, text)
         for name, c in config.clients.items()
     }
     if images is not None:
@@ -199,10 +206,25 @@ def keys_of(images: ImageSet) -> list[bytes]:
     return [digest.tobytes() for digest in images.digests]
 
 
-def _site(images: ImageSet, settings: ClientSettings, name: str, config: Config) -> SiteData:
-    """Keep a site's own labels and set its held-out share aside."""
+def _embedder(config: Config, listener: Listener) -> Embedder | None:
+    """What makes numbers of captions; None where images have labels alone. First, so that a missing encoder is noticed
+    before images are decoded."""
+    if config.data.text is None:
+        return None
+    from .text import Embedder  # here, because images without text need no torch
+
+    return Embedder(config.data.text, config.data.cache, listener)
+
+
+def _site(
+    images: ImageSet, settings: ClientSettings, name: str, config: Config, text: Embedder | None = None
+) -> SiteData:
+    """Keep a site's own labels, make numbers of its captions, and set its held-out share aside."""
     images = images.take(np.flatnonzero(chosen_rows(images, settings.labels, name)))
     images = images.with_labels(_own_labels(images, settings.labels, config.data.attributes))
+    if text is not None:
+        captions = from_labels(images.labels, images.label_names) if images.captions is None else images.captions
+        images = replace(images, captions=captions, text=text.embed(captions))
     away = images.test_part
     if away is None:
         away = held_out_rows(keys_of(images), config.data.held_out, config.data.seed)

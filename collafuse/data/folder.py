@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from ..config import DataSettings
 from ..config.data import TableSettings
 from ..core.errors import DataError
+from .captions import beside
 from .images import SUFFIXES
 from .imageset import ImageSet, check_label_names
 from .listening import Listener
@@ -25,7 +27,12 @@ def read_folder(root: Path, settings: DataSettings, listener: Listener) -> Image
     names = image_names(root)
     if not names:
         raise DataError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))}); put one sub-folder per label there.")
-    listing = _by_folder(root, names) if settings.table is None else _by_table(root, names, settings.table)
+    if settings.table is None:
+        listing = _by_folder(root, names)
+    else:
+        listing = _by_table(root, names, settings.table, settings.caption_column)
+    if settings.text is not None and settings.text.captions == "files":
+        listing = replace(listing, captions=beside(root, listing.files))
     return read_listing(listing, settings, listener)
 
 
@@ -70,10 +77,10 @@ def _by_folder(root: Path, files: Sequence[str]) -> Listing:
     return Listing(root, tuple(files), labels, names)
 
 
-def _by_table(root: Path, files: Sequence[str], settings: TableSettings) -> Listing:
+def _by_table(root: Path, files: Sequence[str], settings: TableSettings, caption: str | None) -> Listing:
     """Labelled by the table's rows. Images without a row and rows without an image are left out and named."""
     path = root / settings.path
-    table = read_table(path, settings)
+    table = read_table(path, settings, caption)
     found = _files_of(table, root, files, path)
     rows = [row for row, file in enumerate(found) if file is not None]
     known = {file for file in found if file is not None}
@@ -93,6 +100,7 @@ def _by_table(root: Path, files: Sequence[str], settings: TableSettings) -> List
         table.label_names,
         None if table.groups is None else table.groups[rows],
         problems=tuple(problems),
+        captions=None if table.captions is None else table.captions[rows],
     )
 
 

@@ -23,6 +23,7 @@ from ..config import DataSettings
 from ..core.conditioning import Labels, indices_of
 from ..core.errors import DataError, FileFormatError, MismatchError, RuntimeMissingError, first_line
 from ..core.metadata import parse_json
+from .captions import Captions, captions_of
 from .images import Transform, read_image
 from .imageset import ImageSet, check_label_names
 from .listening import Listener
@@ -73,6 +74,7 @@ def read_hub(root: Path, settings: DataSettings, listener: Listener) -> ImageSet
     sources = np.asarray([f"{part.folder.name} {row}" for part in parts for row in range(part.table.num_rows)])
     held_out = np.repeat([i > 0 for i in range(len(parts))], [part.table.num_rows for part in parts])
     groups = _groups(parts, settings.hub.group)
+    captions = _captions(parts, settings.caption_column)
     return ImageSet(
         np.stack(pixels),
         np.concatenate([labels for labels, _ in described])[kept],
@@ -82,6 +84,7 @@ def read_hub(root: Path, settings: DataSettings, listener: Listener) -> ImageSet
         None if groups is None else groups[kept],
         held_out[kept] if settings.official_split else None,
         tuple(problems),
+        None if captions is None else captions[kept],
     )
 
 
@@ -195,6 +198,16 @@ def _groups(parts: list[Part], column: str | None) -> NDArray[np.str_] | None:
     for part in parts:
         _known([column], part.table.column_names, part)
     return np.asarray([as_text(value) for part in parts for value in part.table[column].to_pylist()], dtype=np.str_)
+
+
+def _captions(parts: list[Part], column: str | None) -> Captions | None:
+    """A column of texts; in a list of several captions the first one counts."""
+    if column is None:
+        return None
+    for part in parts:
+        _known([column], part.table.column_names, part)
+    values = [value for part in parts for value in part.table[column].to_pylist()]
+    return captions_of(as_text(value[0] if isinstance(value, list) and value else value) for value in values)
 
 
 # --- images -------------------------------------------------------------------------------------------------

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.conditioning import Labels
+from ..core.conditioning import Conditions, ConditionSpace, Labels
 from ..core.errors import DataError
 from ..core.metadata import MAX_NAME, MAX_NAMES, is_name, shown
 from ..core.rows import FileRows
+from ..core.texts import EncodedText
 from .images import pixel_digest
 
 
@@ -21,7 +22,8 @@ class ImageSet:
 
     sources: what a person knows each image by, [N], such as its file below the folder. groups: what each image
     belongs to, [N], such as a patient. test_part: which images the set's makers keep for testing, [N].
-    problems: a sentence for each file that was left out.
+    problems: a sentence for each file that was left out. captions: what is written of each image [N], "" for nothing.
+    text: the captions as numbers.
     """
 
     pixels: NDArray[np.uint8] | FileRows
@@ -32,6 +34,8 @@ class ImageSet:
     groups: NDArray[np.str_] | None = None
     test_part: NDArray[np.bool_] | None = None
     problems: tuple[str, ...] = ()
+    captions: NDArray[np.object_] | None = None
+    text: EncodedText | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -46,12 +50,29 @@ class ImageSet:
             sources=None if self.sources is None else self.sources[rows],
             groups=None if self.groups is None else self.groups[rows],
             test_part=None if self.test_part is None else self.test_part[rows],
+            captions=None if self.captions is None else self.captions[rows],
+            text=None if self.text is None else self.text.take(rows),
         )
 
     def with_labels(self, names: tuple[str, ...]) -> ImageSet:
         """The same images, labelled by these names alone, in this order."""
         columns = [self.label_names.index(name) for name in names]
         return replace(self, labels=self.labels[:, columns], label_names=names)
+
+    def rows_with(self, name: str) -> NDArray[np.int64]:
+        """The images that show a label; none where the set does not know it."""
+        if name not in self.label_names:
+            return np.zeros(0, dtype=np.int64)
+        return np.flatnonzero(self.labels[:, self.label_names.index(name)])
+
+    @property
+    def space(self) -> ConditionSpace:
+        """What the images are described by."""
+        return ConditionSpace(self.label_names, None if self.text is None else self.text.space)
+
+    def conditions(self) -> Conditions:
+        """Each image's labels and text, as a model of :attr:`space` takes them [N, W]."""
+        return self.space.conditions(len(self), self.labels, None if self.text is None else self.text.rows)
 
     def x0(self) -> NDArray[np.float32]:
         """float32 [N, C, H, W] in [-1, 1]."""

@@ -13,6 +13,7 @@ from ..config import DataSettings
 from ..core.conditioning import Labels
 from ..core.errors import DataError
 from .cache import Entry, find, keep, key_of
+from .captions import Captions
 from .decoding import Decoded, decode
 from .images import Transform
 from .imageset import ImageSet
@@ -37,6 +38,7 @@ class Listing:
     groups: NDArray[np.str_] | None = None
     test_part: NDArray[np.bool_] | None = None
     problems: tuple[str, ...] = ()
+    captions: Captions | None = None
 
 
 def read_listing(listing: Listing, settings: DataSettings, listener: Listener) -> ImageSet:
@@ -72,6 +74,7 @@ def read_listing(listing: Listing, settings: DataSettings, listener: Listener) -
         None if listing.groups is None else listing.groups[readable],
         None if listing.test_part is None else listing.test_part[readable],
         problems,
+        None if listing.captions is None else listing.captions[readable],
     )
 
 

@@ -20,7 +20,8 @@ SHEET_IMAGES = 64
 
 @dataclass(frozen=True)
 class ReleasePlan:
-    """What a site's release will contain. labels: their names, or None where the site keeps them.
+    """What a site's release will contain. labels: their names, or None where the site keeps them. text: the encoder of
+    its captions' numbers, or None where there are none or the site keeps them.
 
     size_bytes: of the tensors; the file has a header of a few hundred bytes more.
     """
@@ -29,18 +30,21 @@ class ReleasePlan:
     copies_left_out: int
     sigma_cut: float
     labels: tuple[str, ...] | None
+    text: str | None
     size_bytes: int
 
 
 @dataclass(frozen=True)
 class SiteSurvey:
-    """What one site holds. labels: how many of the images to train on carry each; groups: how many there are."""
+    """What one site holds. labels: how many of the images to train on carry each; groups: how many there are;
+    captions: how many have one, and what one says; None without text."""
 
     train: int
     held_out: int
     labels: Mapping[str, int]
     without_label: int
     groups: int | None
+    captions: tuple[int, str] | None
     problems: tuple[str, ...]
     release: ReleasePlan
 
@@ -77,21 +81,33 @@ def _site(site: SiteData, settings: ClientSettings) -> SiteSurvey:
         labels=dict(zip(site.train.label_names, counts, strict=True)),
         without_label=int((~site.train.labels.any(axis=1)).sum()),
         groups=None if site.train.groups is None else len(np.unique(site.train.groups)),
+        captions=_captions(site.train),
         problems=site.train.problems,
         release=_release(site.train, settings),
     )
 
 
+def _captions(images: ImageSet) -> tuple[int, str] | None:
+    if images.text is None or images.captions is None:
+        return None
+    found = [caption for caption in images.captions.tolist() if caption]
+    return len(found), next(iter(found), "")
+
+
 def _release(images: ImageSet, settings: ClientSettings) -> ReleasePlan:
-    """Float16 images, an id of 16 bytes each, and a byte per label where they are shared; equal images once."""
+    """Float16 images, an id of 16 bytes each, and where they are shared a byte per label and two per number of text;
+    equal images once."""
     count = len(np.unique(images.digests, axis=0))
     names = images.label_names if settings.share_labels else None
+    text = images.text.space if settings.share_text and images.text is not None else None
+    each = 2 * math.prod(images.pixels.shape[1:]) + 16 + len(names or ()) + 2 * (0 if text is None else text.width)
     return ReleasePlan(
         images=count,
         copies_left_out=len(images) - count,
         sigma_cut=settings.cut.resolve().sigma,
         labels=names,
-        size_bytes=count * (2 * math.prod(images.pixels.shape[1:]) + 16 + len(names or ())),
+        text=None if text is None else text.encoder,
+        size_bytes=count * each,
     )
 
 

@@ -16,6 +16,7 @@ from ..config.data import TableSettings
 from ..core.conditioning import Labels, indices_of
 from ..core.errors import DataError, MismatchError, RuntimeMissingError, first_line
 from ..core.metadata import shown
+from .captions import Captions, captions_of
 from .imageset import check_label_names
 
 YES = frozenset({"1", "1.0", "true", "yes"})
@@ -28,23 +29,27 @@ MAX_TABLE_BYTES = 1 << 30
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What a table says. files: the image of each row; labels: uint8 [N, K]; groups: [N] or None."""
+    """What a table says. files: the image of each row; labels: uint8 [N, K]; groups, captions: [N] or None."""
 
     files: tuple[str, ...]
     labels: Labels
     label_names: tuple[str, ...]
     groups: NDArray[np.str_] | None
+    captions: Captions | None = None
 
 
 Columns = dict[str, list[str]]
 
 
-def read_table(path: Path, settings: TableSettings) -> Table:
-    """The table in a file. Raises DataError with the column, the row and what was expected."""
+def read_table(path: Path, settings: TableSettings, caption: str | None = None) -> Table:
+    """The table in a file; ``caption`` is the column with captions, which then makes no labels.
+
+    Raises DataError with the column, the row and what was expected.
+    """
     columns = _read_columns(path)
     names = list(columns)
     file = names[0] if settings.file is None else settings.file
-    special = [file] if settings.group is None else [file, settings.group]
+    special = [name for name in (file, settings.group, caption) if name is not None]
     chosen = settings.columns or tuple(name for name in names if name not in special)
     try:
         indices_of([*special, *chosen], names)
@@ -69,7 +74,8 @@ def read_table(path: Path, settings: TableSettings) -> Table:
             f"{path}: column {settings.group!r} is empty in row {int(np.flatnonzero(groups == '')[0]) + 1}, so nobody "
             "knows what that image belongs to; fill it in or remove the row."
         )
-    return Table(tuple(columns[file]), labels, label_names, groups)
+    captions = None if caption is None else captions_of(columns[caption])
+    return Table(tuple(columns[file]), labels, label_names, groups, captions)
 
 
 def labels_of(values: Sequence[str], column: str, path: Path, *, asked: bool) -> dict[str, NDArray[np.bool_]]:

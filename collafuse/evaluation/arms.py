@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.conditioning import Conditions, conditions_from_labels, guided, translate_labels
+from ..core.conditioning import Conditions, guided, translate_labels
 from ..core.errors import ConfigError
 from ..core.intermediate import Intermediate
 from ..core.noise import SIGMA_MAX, Cut, server_sigmas, whole_sigmas
@@ -25,6 +25,7 @@ from ..learning import weights
 from ..learning.denoiser import Denoiser
 from ..learning.training import keyed_seed
 from ..nodes.client import finish_all
+from ..nodes.planned import Planned
 from ..nodes.runfolder import RunFolder
 from ..nodes.server import Server, start_noise
 from . import baselines
@@ -76,8 +77,11 @@ class SplitRun:
         ]
 
     def at_the_cut(self, client: str, count: int, seed: int) -> Intermediate:
-        """What the server delivers."""
-        return self.server.deliver(client, count, seed=seed, batch_size=BATCH)
+        """What the server delivers; with the text of the client's held-out images, where it takes text."""
+        return self.server.deliver(client, count, planned=self._planned(client, count), seed=seed, batch_size=BATCH)
+
+    def _planned(self, client: str, count: int) -> Planned:
+        return self.server.plan_like(client, count, self.held_out[client])
 
     def composite(self, client: str, count: int, seed: int) -> Generated:
         """Server, then client."""
@@ -85,7 +89,7 @@ class SplitRun:
 
     def finished(self, client: str, delivered: Intermediate) -> Generated:
         """What the client makes of what the server delivered."""
-        conditions = conditions_for(delivered, self.models[client].label_names)
+        conditions = conditions_for(delivered, self.models[client].space)
         pixels = self._finish(client, delivered.x, delivered.sigma, conditions)
         return Generated(pixels, delivered.labels, delivered.label_names)
 
@@ -93,20 +97,21 @@ class SplitRun:
         """The server as far down as it was trained for this client's labels, and what it then takes for the image."""
         sampler = self.server.config.server.sampler
         lowest = Cut(self.server.site(client).sigma_cut).lowest_trained
-        asked = self.server.plan_labels(client, count, None)
-        conditions = conditions_from_labels(asked, count, len(self.server.model.label_names))
+        planned = self._planned(client, count)
+        conditions = planned.conditions(count, self.server.model.space)
         levels, denoiser = server_sigmas(lowest, sampler.steps), self.server.model.denoiser
-        guidance = sampler.guidance if asked is not None else 1.0
+        guidance = sampler.guidance if planned.conditioned else 1.0
         x = self._sampled(denoiser, sampler.name, guidance, conditions, levels, seed, x0_hat_at_end=True)
-        return Generated(to_uint8(x), asked, self.server.model.label_names if asked is not None else ())
+        names = self.server.model.label_names if planned.labels is not None else ()
+        return Generated(to_uint8(x), planned.labels, names)
 
     def client_alone(self, client: str, count: int, seed: int) -> Generated:
         """The client's denoiser along the whole way, in as many steps as both halves take together."""
         mine, theirs = self.settings[client].sampler, self.server.config.server.sampler
-        model, asked = self.models[client], self.server.plan_labels(client, count, None)
-        names = self.server.model.label_names
+        model, planned = self.models[client], self._planned(client, count)
+        asked, names = planned.labels, self.server.model.label_names
         labels = None if asked is None else translate_labels(asked, names, model.label_names)
-        conditions = conditions_from_labels(labels, count, len(model.label_names))
+        conditions = Planned(labels, planned.text).conditions(count, model.space)
         cut = self.settings[client].handover_sigma
         levels, _ = whole_sigmas(cut, theirs.steps, mine.steps, mine.sigma_low)
         x = self._sampled(model.denoiser.to(self.device), mine.name, mine.guidance, conditions, levels, seed)
@@ -118,10 +123,9 @@ class SplitRun:
         images = images.take(np.arange(count) % len(images))
         sigma, shape = self.settings[client].handover_sigma, self.models[client].denoiser.image_shape
         noise = start_noise(range(count), shape, keyed_seed(seed, "true noise") % 2**63)
-        known = self.models[client].label_names
-        conditions = conditions_from_labels(
-            translate_labels(images.labels, images.label_names, known), count, len(known)
-        )
+        space = self.models[client].space
+        labels = translate_labels(images.labels, images.label_names, space.label_names)
+        conditions = Planned(labels, images.text).conditions(count, space)
         pixels = self._finish(client, images.x0() + sigma * noise, sigma, conditions)
         return Generated(pixels, images.labels, images.label_names)
 

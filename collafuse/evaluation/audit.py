@@ -17,7 +17,7 @@ from PIL import Image
 from edge_client.finisher import Finisher
 from edge_client.pictures import labelled_table, to_image
 
-from ..core.conditioning import one_label_each
+from ..core.conditioning import ConditionSpace, one_label_each
 from ..core.errors import CollaFuseError
 from ..core.noise import Cut
 from ..core.pictures import contact_sheet, to_uint8
@@ -152,10 +152,10 @@ def _reconstruct(
     estimates = {"Wiener filter": estimate}
     server, model = run.server.model, run.models.get(exposure.name)
     level = max(sigma, Cut(server.sigma_low).lowest_trained)
-    labels = conditions_of(images, server.label_names)
+    labels = conditions_of(images, server.space)
     estimates["server's denoiser"] = asked(server, run.device)(noisy, level, labels)
     if model is not None:
-        labels = conditions_of(images, model.label_names)
+        labels = conditions_of(images, model.space)
         estimates["client's denoiser"] = asked(model, run.device)(noisy, sigma, labels)
     pictures = {"original": images.x0(), "release": noisy, **estimates}
     step = np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)
@@ -186,12 +186,12 @@ def _memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[
         for name in asked_about:
             lowest = Cut(run.releases[name][0].sigma_cut).lowest_trained
             levels = levels_between(lowest, max(HIGHEST_ASKED, 2 * lowest))
-            parts.append(_scored(run, name, asked(server, run.device), server.label_names, levels, seed))
+            parts.append(_scored(run, name, asked(server, run.device), server.space, levels, seed))
         found["server"] = told_apart(*(np.concatenate(scored) for scored in zip(*parts, strict=True)))
     for name in (name for name in asked_about if name in run.models):
         model = run.models[name]
         levels = levels_between(LOWEST_ASKED, model.sigma_high)
-        scored = _scored(run, name, asked(model, run.device), model.label_names, levels, seed)
+        scored = _scored(run, name, asked(model, run.device), model.space, levels, seed)
         found[f"client {name}"] = told_apart(*scored)
     for path in sorted(run.folder.path.glob("*.onnx")):
         try:
@@ -202,19 +202,19 @@ def _memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[
         info = finisher.bundle.info
         if info.client in asked_about:
             levels = levels_between(max(LOWEST_ASKED, info.sigma_min), info.sigma_max)
-            scored = _scored(run, info.client, finisher.model, info.label_names, levels, seed)
+            scored = _scored(run, info.client, finisher.model, info.space, levels, seed)
             found[f"bundle {path.name}"] = told_apart(*scored)
     return found
 
 
 def _scored(
-    run: WholeRun, name: str, denoise: Denoise, known: tuple[str, ...], levels: list[float], seed: int
+    run: WholeRun, name: str, denoise: Denoise, space: ConditionSpace, levels: list[float], seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Scores of a site's training images and of its held-out ones, under the same noise whichever model is asked."""
     rng = np.random.default_rng(keyed_seed(seed, "membership", name))
     members, others = (part.take(some(len(part), MOST_MEMBERS, rng)) for part in run.sites[name].parts)
     both = np.concatenate([members.x0(), others.x0()])
-    conditions = np.concatenate([conditions_of(part, known) for part in (members, others)])
+    conditions = np.concatenate([conditions_of(part, space) for part in (members, others)])
     found = scores(denoise, both, conditions, levels, rng)
     return found[: len(members)], found[len(members) :]
 

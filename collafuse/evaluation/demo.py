@@ -153,7 +153,7 @@ def _client_alone(experiment: Experiment, name: str, device: torch.device) -> Pi
     model, settings = experiment.models[name], experiment.clients[name].settings
     asked = experiment.server.deliver(name, SHOWN_PER_CLIENT, seed=0)
     x = torch.from_numpy(start_noise(range(SHOWN_PER_CLIENT), model.denoiser.image_shape, 0)) * SIGMA_MAX
-    conditions = conditions_for(asked, model.label_names)
+    conditions = conditions_for(asked, model.space)
     return to_uint8(finish(model.denoiser, x, SIGMA_MAX, conditions, settings, device).numpy())
 
 

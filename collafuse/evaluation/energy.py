@@ -47,7 +47,7 @@ def energy_table(split: SplitRun) -> Table:
     rows = []
     for name in split.models:
         delivered = split.at_the_cut(name, BATCH, 0)
-        x, conditions = torch.from_numpy(delivered.x), conditions_for(delivered, split.models[name].label_names)
+        x, conditions = torch.from_numpy(delivered.x), conditions_for(delivered, split.models[name].space)
         sides: dict[str, Callable[[], Any]] = {
             "server": lambda name=name: split.at_the_cut(name, BATCH, 0),
             "client": lambda n=name, x=x, s=delivered.sigma, c=conditions: finish(

@@ -26,7 +26,7 @@ from export.writer import export_client
 from ..config import Config
 from ..config.settings import CutSettings
 from ..core.atomic import write_bytes
-from ..core.conditioning import one_label_each
+from ..core.conditioning import ConditionSpace, one_label_each
 from ..core.errors import DataError, UsageError
 from ..core.noise import SIGMA_MAX
 from ..core.pairing import conditions_for
@@ -248,10 +248,10 @@ class _Cut:
         level = self.settings.handover_sigma
         servers = Server(self.config, self.run.server.model, self._sites(), self.run.device)
         delivered = servers.deliver(self.name, self.count * SETS, seed=self.seed)
-        conditions = conditions_for(delivered, model.label_names)
+        conditions = conditions_for(delivered, model.space)
         reference = self.site.held_out.pixels[: self.count]
         by_server = self._distances(self._finished(model, delivered.x, conditions), reference)
-        drawn = self._drawn(conditions, model.label_names, level)
+        drawn = self._drawn(conditions, model.space, level)
         by_statistics = self._distances(self._finished(model, drawn, conditions), reference)
         apart = self.site.train.pixels[1::2]
         fixed = np.random.default_rng(keyed_seed(self.seed, "floor", self.name))  # the same beside every cut
@@ -307,16 +307,17 @@ class _Cut:
         pixels = finish_all(model.denoiser, x, level, conditions, self.settings, self.run.device)
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
-    def _drawn(self, conditions: NDArray[np.float32], known: tuple[str, ...], sigma: float) -> NDArray[np.float32]:
+    def _drawn(self, conditions: NDArray[np.float32], space: ConditionSpace, sigma: float) -> NDArray[np.float32]:
         """Intermediates without a server: draws from N(mu_y, C_y + sigma^2 I), one Gaussian per label of the site."""
         images = self.site.train
         x0 = images.x0()
         whole = GaussianPrior.fit(x0)
         drawn = np.empty((len(conditions), *x0.shape[1:]), np.float32)
-        wanted = conditions[:, :-1].argmax(axis=1) if one_label_each(images.labels) else np.full(len(conditions), -1)
+        shown = conditions[:, space.label_columns]
+        wanted = shown.argmax(axis=1) if one_label_each(images.labels) else np.full(len(conditions), -1)
         for label in np.unique(wanted):
             rows = wanted == label
-            own = images.labels[:, images.label_names.index(known[label])] == 1 if label >= 0 else None
+            own = images.labels[:, images.label_names.index(space.label_names[label])] == 1 if label >= 0 else None
             prior = GaussianPrior.fit(x0[own]) if own is not None and own.sum() >= ENOUGH else whole
             drawn[rows] = prior.draw(int(rows.sum()), x0.shape[1:], sigma, self.rng)
         return drawn

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import Config
-from ..core.conditioning import Conditions, conditions_from_labels
+from ..core.conditioning import Conditions, ConditionSpace
 from ..core.errors import DataError
 from ..core.pairing import conditions_for
 from ..core.pictures import Pixels
@@ -68,9 +68,10 @@ class WholeRun:
 
     def generate(self, client: str, count: int, seed: int) -> tuple[NDArray[np.float32], Pixels]:
         """What the server delivers to a client, x [N, C, H, W], and what the client makes of it, uint8 [N, H, W, C]."""
-        delivered = self.server.deliver(client, count, seed=seed)
+        planned = self.server.plan_like(client, count, self.sites[client].train)
+        delivered = self.server.deliver(client, count, planned=planned, seed=seed)
         model, settings = self.models[client], self.config.client(client)
-        conditions = conditions_for(delivered, model.label_names)
+        conditions = conditions_for(delivered, model.space)
         pixels = finish_all(model.denoiser, delivered.x, delivered.sigma, conditions, settings, self.device)
         return delivered.x, pixels
 
@@ -94,15 +95,18 @@ def asked(model: TrainedModel, device: torch.device) -> Denoise:
     return denoise
 
 
-def conditions_of(images: ImageSet, known: tuple[str, ...]) -> Conditions:
-    """Images' labels as a model that knows these names takes them; "no label" where it knows none of an image's."""
+def conditions_of(images: ImageSet, space: ConditionSpace) -> Conditions:
+    """Images' labels and text as a model takes them; "no condition" where it knows nothing of what an image has."""
+    known = space.label_names
     labels = np.zeros((len(images), len(known)), dtype=np.uint8)
     for column, name in enumerate(images.label_names):
         if name in known:
             labels[:, known.index(name)] = images.labels[:, column]
-    conditions = conditions_from_labels(labels, len(images), len(known))
+    if images.text is not None and images.text.space == space.text:
+        return space.conditions(len(images), labels, images.text.rows)
+    conditions = space.conditions(len(images), labels)
     unknown = images.labels.any(axis=1) & ~labels.any(axis=1) if len(known) else np.ones(len(images), dtype=bool)
-    conditions[unknown] = conditions_from_labels(None, int(unknown.sum()), len(known))
+    conditions[unknown] = space.conditions(int(unknown.sum()), None)
     return conditions
 
 

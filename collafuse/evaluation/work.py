@@ -39,7 +39,7 @@ def work_tables(split: SplitRun, folder: RunFolder) -> tuple[Table, Table]:
     work, traffic = [], []
     for name in split.models:
         delivered, server_ms = _timed(lambda name=name: split.at_the_cut(name, BATCH, 0))
-        conditions = conditions_for(delivered, split.models[name].label_names)
+        conditions = conditions_for(delivered, split.models[name].space)
         x, settings = torch.from_numpy(delivered.x), split.settings[name]
         denoiser = split.models[name].denoiser
         _, client_ms = _timed(
@@ -99,7 +99,7 @@ def _training_macs(denoiser: Any, images: int) -> float | None:
 def _evaluation(denoiser: Any) -> Callable[[], torch.Tensor]:
     device = next(iter(denoiser.parameters())).device if isinstance(denoiser, nn.Module) else torch.device("cpu")
     x = torch.zeros(1, *denoiser.image_shape, device=device)
-    conditions = torch.zeros(1, denoiser.num_labels + 1, device=device)
+    conditions = torch.zeros(1, denoiser.condition_width, device=device)
     return lambda: denoiser(x, 1.0, conditions)
 
 

@@ -1,6 +1,6 @@
 """The conventional parts of a U-Net: residual blocks as in "DDPM++", with group norm.
 
-Shapes: B batch, C image channels, H x W pixels, E embedding, K attributes. The residual block follows the
+Shapes: B batch, C image channels, H x W pixels, E embedding, W numbers of a condition. The residual block follows the
 "DDPM++" family (Ho et al. 2020; Song et al. 2021; Dhariwal and Nichol 2021: scale and shift from the
 embedding), kept to operators that export to ONNX opset 18 without loops.
 """
@@ -23,8 +23,8 @@ class Conventional:
     def noise_embedding(self, size: int) -> nn.Module:
         return NoiseEmbedding(size)
 
-    def label_embedding(self, num_conditions: int, size: int) -> nn.Module:
-        return nn.Linear(num_conditions, size)
+    def label_embedding(self, condition_width: int, size: int, text: slice) -> nn.Module:
+        return nn.Linear(condition_width, size)
 
     def first(self, image_channels: int, width: int, embedding: int) -> nn.Module:
         return FirstConvolution(image_channels, width, 3, padding=1)

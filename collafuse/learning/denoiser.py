@@ -17,27 +17,37 @@ import torch
 from torch import Tensor, nn
 
 from ..config import MixedPrecision, NetworkSettings
-from ..core.conditioning import guided, unconditional
+from ..core.conditioning import ConditionSpace, guided, unconditional
 from .networks import UNet
 
 
 class Denoiser(nn.Module):
-    """D(x [B, C, H, W], sigma [B] or a float, conditions [B, K + 1]) -> x0_hat [B, C, H, W], in the weights' precision.
+    """D(x [B, C, H, W], sigma [B] or a float, conditions [B, W]) -> x0_hat [B, C, H, W], in the weights' precision.
 
-    That is float32 everywhere but in tests that compare in float64. Preconditioning is computed in it always; with
-    ``mixed_precision`` the network runs in bfloat16 on CUDA, and with "cpu" on a CPU too.
+    ``space`` says what the W numbers of a condition are. The precision is float32 everywhere but in tests that compare
+    in float64. Preconditioning is computed in it always; with ``mixed_precision`` the network runs in bfloat16 on CUDA,
+    and with "cpu" on a CPU too.
     """
 
     def __init__(
-        self, network: NetworkSettings, image_shape: tuple[int, int, int], num_labels: int, sigma_data: float = 0.5
+        self,
+        network: NetworkSettings,
+        image_shape: tuple[int, int, int],
+        space: ConditionSpace,
+        sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
         self.network_settings = network
         self.image_shape = image_shape
-        self.num_labels = num_labels
+        self.space = space
         self.sigma_data = float(sigma_data)
         self.mixed_precision: MixedPrecision = False
-        self.network = UNet(network, image_shape, num_labels)
+        self.network = UNet(network, image_shape, space.width, space.text_columns)
+
+    @property
+    def condition_width(self) -> int:
+        """Numbers in a condition."""
+        return self.space.width
 
     @property
     def dtype(self) -> torch.dtype:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..core import tensorfile
-from ..core.conditioning import Conditions
+from ..core.conditioning import Conditions, ConditionSpace
 from ..core.errors import FileFormatError
 from ..core.moments import Basis, Gaussian
 from ..core.statistics import read_basis
@@ -49,8 +49,9 @@ class GaussianDenoiser(nn.Module):
         super().__init__()
         self.basis = basis
         self.image_shape = basis.image_shape
-        self.num_labels = len(gaussians) - 1
         self.gaussians = tuple(gaussians)
+        self.condition_width = len(gaussians)
+        """Numbers in a condition."""
         self.matrix: Tensor
         self.means: Tensor
         self.eigenvalues: Tensor
@@ -101,6 +102,11 @@ class TrainedGaussians:
     id: str = ""
     mixes_labels: bool = False
     """A Gaussian of two labels at once was not released."""
+
+    @property
+    def space(self) -> ConditionSpace:
+        """What its conditions mean: statistics say nothing of text."""
+        return ConditionSpace(self.label_names)
 
     def levels(self, handover: float, num_steps: int) -> list[float]:
         """Only the level where the client takes over: no step is needed, however many are configured."""

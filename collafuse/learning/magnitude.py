@@ -8,7 +8,8 @@ before or behind, which costs nothing per pixel; equation numbers are the paper'
 Of the paper's network (its configuration G) this leaves out what a device would have to carry out for every pixel: the
 norm over channels in the encoder, so pooling, which takes from features that differ between neighbours, is the one
 place where magnitudes may fall; and the factors of a join (eq. 103), so its sides count by their channels, as a plain
-join keeps their magnitude too. Shapes: B batch, C channels, H x W pixels, E embedding, K attributes.
+join keeps their magnitude too. Shapes: B batch, C channels, H x W pixels, E embedding, W numbers of a
+condition.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class MagnitudePreserving:
     def noise_embedding(self, size: int) -> nn.Module:
         return NoiseEmbedding(size)
 
-    def label_embedding(self, num_conditions: int, size: int) -> nn.Module:
-        return LabelEmbedding(num_conditions, size)
+    def label_embedding(self, condition_width: int, size: int, text: slice) -> nn.Module:
+        return LabelEmbedding(condition_width, size, text)
 
     def first(self, image_channels: int, width: int, embedding: int) -> nn.Module:
         return FirstConvolution(image_channels, width)
@@ -158,14 +159,23 @@ class NoiseEmbedding(nn.Module):
 
 
 class LabelEmbedding(UnitWeight):
-    """conditions [B, K + 1] -> [B, E], half of the sum with the noise.
+    """conditions [B, W] -> [B, E], half of the sum with the noise.
 
     Normalised per label and not per output as all else: an image with one label has an embedding of unit magnitude
-    whichever it is, and a warm start that takes some of the columns takes them as they were.
+    whichever it is, and a warm start that takes some of the columns takes them as they were. The numbers of a text,
+    each about 1, count as one label together.
     """
 
-    def __init__(self, num_conditions: int, size: int) -> None:
-        super().__init__((size, num_conditions), math.sqrt(0.5 * size), over=(0,))
+    shares: Tensor
+
+    def __init__(self, condition_width: int, size: int, text: slice = slice(0, 0)) -> None:
+        super().__init__((size, condition_width), math.sqrt(0.5 * size), over=(0,))
+        shares = torch.ones(condition_width)
+        shares[text] = 1 / math.sqrt(max(1, text.stop - text.start))
+        self.register_buffer("shares", shares, persistent=False)
+
+    def used(self) -> Tensor:
+        return super().used() if self.folded else super().used() * self.shares
 
     def forward(self, conditions: Tensor) -> Tensor:
         return functional.linear(conditions, self.used())

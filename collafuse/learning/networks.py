@@ -2,7 +2,7 @@
 
 How its parts fit together is here; what they are, a design says: ``blocks`` the conventional one, ``magnitude`` the
 one that keeps magnitudes, ``plain`` the one without norms. Shapes: B batch, C image channels, H x W pixels,
-E embedding, K attributes.
+E embedding, W numbers of a condition.
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ DESIGNS: dict[str, Callable[[NetworkSettings], Parts]] = {
     "none": Plain,
 }
 """The design that each ``norm`` of the settings stands for."""
+NO_TEXT = slice(0, 0)
 
 
 class UNet(nn.Module):
-    """F(x_in [B, C, H, W], c_noise [B], conditions [B, K + 1]) -> [B, C, H, W].
+    """F(x_in [B, C, H, W], c_noise [B], conditions [B, W]) -> [B, C, H, W].
 
     With ``recompute`` a block keeps only its input while training and is computed again on the way back: a third more
     work for a fraction of the memory. Raises ConfigError when the image side cannot be halved as often as there are
     levels.
     """
 
-    def __init__(self, settings: NetworkSettings, image_shape: tuple[int, int, int], num_labels: int) -> None:
+    def __init__(
+        self, settings: NetworkSettings, image_shape: tuple[int, int, int], condition_width: int, text: slice = NO_TEXT
+    ) -> None:
+        """``text``: the numbers of a condition that are those of a text."""
         super().__init__()
         self.recompute = False
         image_channels, side, _ = image_shape
@@ -50,7 +54,7 @@ class UNet(nn.Module):
             return parts.block(channels_in, widths[level], embedding, sides[level] in settings.attention)
 
         self.noise_embedding = parts.noise_embedding(embedding)
-        self.label_embedding = parts.label_embedding(num_labels + 1, embedding)
+        self.label_embedding = parts.label_embedding(condition_width, embedding, text)
         self.first = parts.first(image_channels, widths[0], embedding)
         self.down = nn.ModuleList()
         skips, width = [widths[0]], widths[0]

@@ -1,6 +1,6 @@
 """What a U-Net is put together from: the parts that every design has to offer, and what designs have in common.
 
-Shapes: B batch, C channels, H x W pixels, E embedding, K attributes.
+Shapes: B batch, C channels, H x W pixels, E embedding, W numbers of a condition.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ class Parts(Protocol):
     def noise_embedding(self, size: int) -> nn.Module:
         """c_noise [B] -> [B, E]."""
 
-    def label_embedding(self, num_conditions: int, size: int) -> nn.Module:
-        """conditions [B, K + 1] -> [B, E]. Holds a ``weight`` [E, K + 1], one column a condition. The sum of both
-        embeddings goes through a SiLU on its way to the blocks."""
+    def label_embedding(self, condition_width: int, size: int, text: slice) -> nn.Module:
+        """conditions [B, W] -> [B, E]. Holds a ``weight`` [E, W], one column a number of the condition; ``text`` says
+        which of them are a text's, each about 1. The sum of both embeddings goes through a SiLU on its way to the
+        blocks."""
 
     def first(self, image_channels: int, width: int, embedding: int) -> nn.Module:
         """x [B, C, H, W], embedding [B, E] -> features [B, width, H, W]. Holds a ``weight``."""

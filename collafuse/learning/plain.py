@@ -3,7 +3,7 @@
 Noise level and labels enter once, as planes beside the image, and everything behind is convolutions with ReLU. A
 runtime folds ReLU and the sum of a residual block into the convolution in front of it, and keeps features in the layout
 that its convolutions want from the first to the last, so that a device spends its time on multiplying alone. Shapes:
-B batch, C image channels, H x W pixels, E embedding, K attributes.
+B batch, C image channels, H x W pixels, E embedding, W numbers of a condition.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Plain:
     def noise_embedding(self, size: int) -> nn.Module:
         return NoiseEmbedding(size)
 
-    def label_embedding(self, num_conditions: int, size: int) -> nn.Module:
-        return nn.Linear(num_conditions, size)
+    def label_embedding(self, condition_width: int, size: int, text: slice) -> nn.Module:
+        return nn.Linear(condition_width, size)
 
     def first(self, image_channels: int, width: int, embedding: int) -> nn.Module:
         return FirstConvolution(image_channels, width, embedding)

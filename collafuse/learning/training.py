@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import NetworkSettings, TrainingSettings
-from ..core.conditioning import unconditional
+from ..core.conditioning import ConditionSpace
 from ..core.errors import CollaFuseError, ConfigError, first_line
 from ..core.rows import Rows
 from . import checkpoint
@@ -46,7 +46,7 @@ MANNER = frozenset({"accumulate", "compile", "recompute"})
 class TrainingData:
     """What a node learns from, in memory; images larger than that as rows of their file.
 
-    images: [N, C, H, W], uint8 for clean ones (grey levels) or float16 for releases. conditions: [N, K + 1].
+    images: [N, C, H, W], uint8 for clean ones (grey levels) or float16 for releases. conditions: [N, W].
     sigma_floor: [N], the level each image already has. sigma_high: the highest level to train at.
     """
 
@@ -103,7 +103,7 @@ def estimate_sigma_data(data: TrainingData) -> float:
 def fresh_denoiser(
     network: NetworkSettings,
     image_shape: tuple[int, int, int],
-    num_labels: int,
+    space: ConditionSpace,
     data: TrainingData,
     settings: TrainingSettings,
     node: str,
@@ -115,7 +115,7 @@ def fresh_denoiser(
     sigma_data = estimate_sigma_data(data) if settings.sigma_data == "auto" else settings.sigma_data
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(settings.seed, "weights", node))
-        return Denoiser(network, image_shape, num_labels, sigma_data)
+        return Denoiser(network, image_shape, space, sigma_data)
 
 
 class Observer(Protocol):
@@ -374,9 +374,8 @@ class Trainer:
         uniform = torch.rand(3, settings.batch_size, generator=generator, device=self.device)[:, mine]
         if data.horizontal_flip:
             z = torch.where((uniform[0] < 0.5).reshape(-1, 1, 1, 1), z.flip(-1), z)
-        conditions = data.conditions[rows]
-        dropped = uniform[1] < settings.label_dropout
-        conditions = torch.where(dropped[:, None], unconditional(conditions), conditions)
+        space, share = self.model.space, settings.label_dropout
+        conditions = space.with_parts_dropped(data.conditions[rows], uniform[1], share)
         sigma = draw_levels(uniform[2], low, data.sigma_high, settings.log_sigma_mean, settings.log_sigma_std)
         shape = (settings.batch_size, *z.shape[1:])
         noise = torch.randn(shape, generator=generator, device=self.device)[mine]

@@ -2,8 +2,8 @@
 
 File format (safetensors, ``kind`` "weights", version 1): one tensor per parameter, float32, under its name in
 ``Denoiser.state_dict``; metadata: role (see ROLES), network (see NetworkSettings), image_shape,
-label_names, sigma_data, sigma_low and sigma_high (the levels trained), steps. Holds no optimiser state and no
-release ids, so a server may give it to a site for a warm start.
+label_names, sigma_data, sigma_low and sigma_high (the levels trained), steps; with text besides text_encoder and
+text_width. Holds no optimiser state and no release ids, so a server may give it to a site for a warm start.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from torch import Tensor
 
 from ..config import NetworkSettings
 from ..core import tensorfile
-from ..core.conditioning import Conditions
+from ..core.conditioning import Conditions, ConditionSpace
 from ..core.errors import ConfigError, FileFormatError, MismatchError
 from ..core.noise import SIGMA_MAX, server_sigmas
 from ..core.pictures import MAX_SIDE
+from ..core.texts import read_text_space, text_fields
 from .denoiser import Denoiser
 
 KIND = "weights"
@@ -35,17 +36,26 @@ ROLES = ("server", "client", "whole")
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A denoiser and what its labels and levels mean. ``id`` identifies the weights (from their SHA-256)."""
+    """A denoiser and what its levels mean. ``id`` identifies the weights (from their SHA-256)."""
 
     denoiser: Denoiser
     role: str
-    label_names: tuple[str, ...]
     sigma_low: float
     sigma_high: float
     steps: int
     id: str = ""
     mixes_labels = True
     """An image may be asked for with several labels."""
+
+    @property
+    def space(self) -> ConditionSpace:
+        """What its conditions mean."""
+        return self.denoiser.space
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels that it knows."""
+        return self.space.label_names
 
     def levels(self, handover: float, num_steps: int) -> list[float]:
         """A server's noise levels, from pure noise down to where a client takes over."""
@@ -68,6 +78,7 @@ def save(path: Path, model: TrainedModel) -> str:
         "sigma_low": model.sigma_low,
         "sigma_high": model.sigma_high,
         "steps": model.steps,
+        **text_fields(model.space.text),
     }
     arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in denoiser.state_dict().items()}
     tensorfile.write(path, KIND, VERSION, fields, arrays, overwrite=True)
@@ -81,11 +92,11 @@ def load(path: Path, role: str | None = None) -> TrainedModel:
     found = fields.text("role", one_of=ROLES)
     if role is not None and found != role:
         raise MismatchError(f"{path} holds the weights of a {found}, expected those of a {role}.")
-    label_names = fields.names("label_names")
+    space = ConditionSpace(fields.names("label_names"), read_text_space(fields, str(path)))
     settings = _network(fields.take("network"), source)
     channels, height, width = fields.integers("image_shape", length=3, at_least=1, at_most=MAX_SIDE)
     sigma_data = fields.number("sigma_data", above=0, at_most=1e3)
-    parts = (settings, (channels, height, width), len(label_names), sigma_data)
+    parts = (settings, (channels, height, width), space, sigma_data)
     tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
     _check_tensors(parts, tensors, source)
     denoiser = Denoiser(*parts)
@@ -93,7 +104,6 @@ def load(path: Path, role: str | None = None) -> TrainedModel:
     model = TrainedModel(
         denoiser=denoiser.eval().requires_grad_(False),
         role=found,
-        label_names=label_names,
         sigma_low=fields.number("sigma_low", above=0, at_most=SIGMA_MAX),
         sigma_high=fields.number("sigma_high", above=0, at_most=SIGMA_MAX),
         steps=fields.integer("steps", at_least=0, at_most=1 << 40),
@@ -111,7 +121,7 @@ def _network(values: Any, source: str) -> NetworkSettings:
 
 
 def _check_tensors(
-    parts: tuple[NetworkSettings, tuple[int, int, int], int, float], tensors: dict[str, Tensor], source: str
+    parts: tuple[NetworkSettings, tuple[int, int, int], ConditionSpace, float], tensors: dict[str, Tensor], source: str
 ) -> None:
     expected = None
     if parts[0].blocks <= len(tensors):  # each block has several
@@ -128,10 +138,11 @@ def _check_tensors(
         raise FileFormatError(f"{source} holds weights that are not finite; train again from an older checkpoint.")
 
 
-def warm_start(denoiser: Denoiser, label_names: tuple[str, ...], teacher: TrainedModel) -> None:
+def warm_start(denoiser: Denoiser, teacher: TrainedModel) -> None:
     """Start a denoiser from a teacher of the same size; label columns are matched by name.
 
-    A label that the teacher does not know starts as "no label". Raises MismatchError, naming both sizes.
+    A label that the teacher does not know starts as "no condition"; where the teacher has no text, ours starts as it
+    was. Raises MismatchError, naming both sizes or both text encoders.
     """
     theirs = teacher.denoiser
     for name, ours, other in (
@@ -145,7 +156,9 @@ def warm_start(denoiser: Denoiser, label_names: tuple[str, ...], teacher: Traine
             )
     state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
     key = "network.label_embedding.weight"
-    columns = [teacher.label_names.index(n) if n in teacher.label_names else -1 for n in label_names]
-    state[key] = state[key][:, [*columns, -1]]
+    state[key] = state[key][:, denoiser.space.columns_from(teacher.space)]
+    if teacher.space.text is None:
+        own = denoiser.state_dict()[key]  # not zeros: a design that normalises them could not learn from there
+        state[key][:, denoiser.space.text_columns] = own[:, denoiser.space.text_columns]
     denoiser.load_state_dict(state)
     denoiser.sigma_data = theirs.sigma_data

@@ -18,7 +18,7 @@ from ..config import ClientSettings, Config
 from ..core import release as releases
 from ..core import rows
 from ..core.atomic import storage_error
-from ..core.conditioning import conditions_from_labels, guided
+from ..core.conditioning import guided
 from ..core.errors import DataError, FileFormatError
 from ..core.moments import default_coefficients
 from ..core.noise import SIGMA_MIN, client_sigmas, system_noise
@@ -86,6 +86,7 @@ class Client:
                 labels=images.labels if self.settings.share_labels else None,
                 label_names=images.label_names,
                 simulated=simulated,
+                text=images.text if self.settings.share_text else None,
                 scratch=scratch,
             )
 
@@ -158,12 +159,11 @@ class Client:
         return images.take(np.flatnonzero(~spent))
 
     def training_data(self) -> TrainingData:
-        """Its clean images with their labels, trained from SIGMA_MIN up to where it takes over."""
+        """Its clean images with their labels and text, trained from SIGMA_MIN up to where it takes over."""
         images = self.site.train
-        conditions = conditions_from_labels(images.labels, len(images), len(images.label_names))
         return TrainingData(
             images=images.pixels if isinstance(images.pixels, rows.FileRows) else torch.from_numpy(images.pixels),
-            conditions=torch.from_numpy(conditions),
+            conditions=torch.from_numpy(images.conditions()),
             sigma_floor=torch.zeros(len(images)),
             sigma_high=self.settings.handover_sigma,
             horizontal_flip=self.config.data.horizontal_flip,
@@ -181,11 +181,10 @@ class Client:
     ) -> weights.TrainedModel:
         """Train the low-noise denoiser and write its weights; ``init`` is a server's model to start from."""
         data, settings = self.training_data(), self.settings.training
-        names = self.site.train.label_names
-        shape = self.config.data.image_shape
-        denoiser = fresh_denoiser(self.settings.network, shape, len(names), data, settings, self.name)
+        space, shape = self.site.train.space, self.config.data.image_shape
+        denoiser = fresh_denoiser(self.settings.network, shape, space, data, settings, self.name)
         if init is not None:
-            weights.warm_start(denoiser, names, init)
+            weights.warm_start(denoiser, init)
         watching = NodeObserver(folder.path, observer, trackers, lambda d: self.sample_sheet(d, device))
         try:
             start = f"weights {init.id}" if init is not None else "fresh"
@@ -194,7 +193,7 @@ class Client:
             trained = trainer.run(resume, ready=lambda: self._write_down(folder))
         finally:
             watching.close()
-        model = weights.TrainedModel(trained, "client", names, SIGMA_MIN, data.sigma_high, settings.steps)
+        model = weights.TrainedModel(trained, "client", SIGMA_MIN, data.sigma_high, settings.steps)
         weights.save(folder.weights, model)
         return weights.load(folder.weights, "client")
 
@@ -209,8 +208,7 @@ class Client:
         generator = torch.Generator().manual_seed(keyed_seed(self.settings.training.seed, "sheet"))
         noise = torch.randn(images.pixels.shape, generator=generator)
         x = torch.from_numpy(images.x0()) + self.settings.handover_sigma * noise
-        conditions = conditions_from_labels(images.labels, len(images), len(images.label_names))
-        finished = finish(denoiser, x, self.settings.handover_sigma, conditions, self.settings, device)
+        finished = finish(denoiser, x, self.settings.handover_sigma, images.conditions(), self.settings, device)
         clean = np.asarray(images.pixels).transpose(0, 2, 3, 1)
         return contact_sheet(side_by_side(clean, to_uint8(x.numpy()), to_uint8(finished.numpy())))
 

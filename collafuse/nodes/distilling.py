@@ -44,7 +44,7 @@ def distill(
         student = distiller.run(resume, ready=lambda: folder.write_config(once.config))
     finally:
         watching.close()
-    model = weights.TrainedModel(student, "client", trained.label_names, SIGMA_MIN, trained.sigma_high, settings.steps)
+    model = weights.TrainedModel(student, "client", SIGMA_MIN, trained.sigma_high, settings.steps)
     weights.save(folder.weights, model)
     return weights.load(folder.weights, "client")
 

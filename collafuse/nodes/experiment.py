@@ -14,6 +14,7 @@ from ..core import intermediate as intermediates
 from ..core.atomic import write_bytes
 from ..core.errors import ConfigError, MismatchError, RefusedError, UsageError
 from ..data.dealing import load_sites
+from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
 from ..learning import weights
 from ..learning.training import Observer
@@ -30,11 +31,11 @@ CALIBRATION_IMAGES = 256
 CALIBRATION_SEED = 0
 
 FREE = re.compile(
-    r"name$|data\.(path|cache)$|(server|clients\.[^.]+)\.(sampler\.|send_previous$|mixed_precision$|ledger$|path$"
+    r"name$|data\.(path|cache|text\.encoder)$|(server|clients\.[^.]+)\.(sampler\.|send_previous$|mixed_precision$|ledger$|path$"
     r"|training\.(accumulate|compile|recompute)$)"
 )
 """Settings that may be others when a run is resumed: neither a training nor a release depends on them. That the images
-are the same is checked by their digests."""
+and their text are the same is checked by their digests."""
 
 ObserverOf = Callable[[str], Observer]
 """Makes an observer for a node by its name."""
@@ -94,8 +95,8 @@ def run_experiment(
         name: client.train(run.client(name), device, observer_of(name), resume=resume, init=init, trackers=trackers)
         for name, client in clients.items()
     }
-    for name in clients:
-        leave_calibration(server, name, run, observer_of(name))
+    for name, client in clients.items():
+        leave_calibration(server, name, client.site.train, run, observer_of(name))
     return Experiment(server, clients, models)
 
 
@@ -120,14 +121,16 @@ def _flat(values: Any, at: str = "") -> dict[str, Any]:
     return {k: v for key, value in values.items() for k, v in _flat(value, f"{at}.{key}" if at else str(key)).items()}
 
 
-def leave_calibration(server: Server, client: str, run: RunFolder, observer: Observer) -> None:
-    """Write what a site would ask the server for before it exports in reduced precision, into the client's folder.
+def leave_calibration(server: Server, client: str, images: ImageSet, run: RunFolder, observer: Observer) -> None:
+    """Write what a site would ask the server for before it exports in reduced precision, into the client's folder;
+    with the text of these images, where the server takes text.
 
     Where the server cannot deliver to the client, the observer hears why and the run goes on: training does not
     depend on it.
     """
     try:
-        delivered = server.deliver(client, CALIBRATION_IMAGES, seed=CALIBRATION_SEED)
+        planned = server.plan_like(client, CALIBRATION_IMAGES, images)
+        delivered = server.deliver(client, CALIBRATION_IMAGES, planned=planned, seed=CALIBRATION_SEED)
     except (ConfigError, MismatchError, RefusedError) as error:
         observer.note(f"no intermediates to calibrate with: {error}")
         return

@@ -13,19 +13,31 @@ from numpy.typing import NDArray
 
 from ..config import Config, unknown_client
 from ..core import release as releases
-from ..core.conditioning import Conditions, Labels, conditions_from_labels, dealt_labels, indices_of, same_labels
+from ..core.conditioning import (
+    Conditions,
+    ConditionSpace,
+    Labels,
+    check_same_text,
+    dealt_labels,
+    dealt_rows,
+    indices_of,
+    same_labels,
+)
 from ..core.errors import CollaFuseError, ConfigError, MismatchError, RefusedError, UsageError, first_line
 from ..core.intermediate import Intermediate
 from ..core.noise import SIGMA_MAX, Cut
 from ..core.pairing import SIGMA_SLACK
 from ..core.pictures import Pixels, contact_sheet, to_uint8
 from ..core.samplers import EVALUATES_AT_END, STEPS, History, evaluations, run
+from ..core.texts import EncodedText
+from ..data.imageset import ImageSet
 from ..learning import gaussian, weights
 from ..learning.denoiser import Denoiser, guided_together
 from ..learning.distributed import ALONE, Ranks
 from ..learning.training import Observer, Trainer, fresh_denoiser
+from .planned import Planned, text_like
 from .runfolder import NodeFolder
-from .sites import Site, check_names, mixture_warning, read_sites, sites_of, training_data, write_sites
+from .sites import Site, check_names, mixture_warning, read_sites, sites_of, space_of, training_data, write_sites
 from .watching import NodeObserver
 
 SHEET_IMAGES = 8
@@ -40,6 +52,8 @@ class ServerModel(Protocol):
     def denoiser(self) -> Denoiser | gaussian.GaussianDenoiser: ...
     @property
     def label_names(self) -> tuple[str, ...]: ...
+    @property
+    def space(self) -> ConditionSpace: ...
     @property
     def id(self) -> str: ...
     @property
@@ -73,6 +87,8 @@ class Server:
         count: int,
         *,
         labels: Sequence[str] | None = None,
+        text: EncodedText | None = None,
+        planned: Planned | None = None,
         seed: int | None = None,
         batch_size: int = 256,
         half: bool = False,
@@ -80,23 +96,24 @@ class Server:
     ) -> Intermediate:
         """``count`` intermediates for a client, at its own cut.
 
-        labels: what every image shows (several: all at once); None deals the client's shared labels out evenly, or
-        delivers without labels when it keeps them. Each image has its own noise, keyed by (seed, index), so that
+        labels: what every image shows (several: all at once). text: what the images show, dealt out to them in turn.
+        None of both deals the client's shared labels out evenly, or delivers without labels when it keeps them.
+        planned: what each image shows, in place of both. Each image has its own noise, keyed by (seed, index), so that
         batch size does not change a picture; no seed takes the system's randomness. A batch for which the device has no
         memory is halved and tried again. ``advance`` hears of each
-        finished batch. Raises RefusedError for what the server has not learned: see :meth:`plan_labels` and
+        finished batch. Raises RefusedError for what the server has not learned: see :meth:`plan` and
         :meth:`levels`.
         """
         if not 1 <= count <= MAX_DELIVERY:
             raise UsageError(f"count={count}; ask for 1 to {MAX_DELIVERY} images.")
-        multi_hot = self.plan_labels(client, count, labels)
+        planned = planned or self.plan(client, count, labels, text)
         sigmas = self.levels(client)
         base = secrets.randbits(64) if seed is None else seed
         parts, start = [], 0
         while start < count:
             rows = slice(start, min(start + batch_size, count))
             try:
-                parts.append(self._sample(multi_hot, rows, sigmas, base))
+                parts.append(self._sample(planned.take(rows), rows, sigmas, base))
             except torch.OutOfMemoryError as error:
                 if batch_size == 1:
                     raise CollaFuseError(
@@ -110,12 +127,12 @@ class Server:
         previous = None
         if self.config.server.send_previous and parts[0][1] is not None:
             previous = np.concatenate([history.x0_hat.cpu().numpy() for _, history, _ in parts])
-        return self.package(x, multi_hot, sigmas, parts[0][2], previous, half=half)
+        return self.package(x, planned, sigmas, parts[0][2], previous, half=half)
 
     def package(
         self,
         x: NDArray[np.float32],
-        labels: Labels | None,
+        planned: Planned,
         sigmas: Sequence[float],
         nfe: int,
         previous: NDArray[np.float32] | None,
@@ -128,14 +145,15 @@ class Server:
         return Intermediate(
             x=x.astype(dtype),
             sigma=sigmas[-1],
-            labels=labels,
-            label_names=self.model.label_names if labels is not None else (),
+            labels=planned.labels,
+            label_names=self.model.label_names if planned.labels is not None else (),
             server_model=self.model.id,
             sampler=sampler or settings.name,
             nfe=nfe,
             guidance=settings.guidance,
             previous_x0_hat=None if previous is None else previous.astype(dtype),
             previous_sigma=None if previous is None else sigmas[-2],
+            text=planned.text,
         )
 
     def site(self, client: str) -> Site:
@@ -163,6 +181,38 @@ class Server:
                 "make both agree, since a level below the release cannot be delivered."
             )
         return settings.handover_sigma
+
+    def plan(
+        self, client: str, count: int, labels: Sequence[str] | None = None, text: EncodedText | None = None
+    ) -> Planned:
+        """What each image of a delivery shows; with text and without labels no labels are dealt.
+
+        Raises RefusedError for what was not released at or below this client's cut, MismatchError for text of another
+        encoder, UsageError for more texts than images.
+        """
+        if text is None:
+            return Planned(self.plan_labels(client, count, labels))
+        check_same_text(text.space, self.model.space.text, "the request")
+        if not self.delivers_text(client):
+            raise RefusedError(
+                f"no site released text at or below sigma {self.site(client).sigma_cut:g}, the cut of client "
+                f"{client!r}; ask without text, or choose it at the device (finish --text)."
+            )
+        dealt = text.take(dealt_rows(count, len(text)))
+        return Planned(None if labels is None else self.plan_labels(client, count, labels), dealt)
+
+    def plan_like(self, client: str, count: int, images: ImageSet) -> Planned:
+        """As without a wish, and each image with the text of one of these images, one that shows its label."""
+        labels = self.plan_labels(client, count, None)
+        if images.text is None or not self.delivers_text(client):
+            return Planned(labels)
+        check_same_text(images.text.space, self.model.space.text, "the data")
+        return Planned(labels, text_like(count, labels, self.model.label_names, images))
+
+    def delivers_text(self, client: str) -> bool:
+        """Whether text was released at or below this client's cut."""
+        cut = self.site(client).sigma_cut
+        return any(s.text and s.taught_from <= cut * (1 + SIGMA_SLACK) for s in self.sites.values())
 
     def plan_labels(self, client: str, count: int, labels: Sequence[str] | None) -> Labels | None:
         """Multi-hot labels [count, K] in the model's order, or None for images without labels.
@@ -221,27 +271,24 @@ class Server:
             )
         return sigmas
 
-    def begin(self, indices: range, labels: Labels | None, sigma: float, seed: int) -> NDArray[np.float32]:
+    def begin(self, indices: range, planned: Planned, sigma: float, seed: int) -> NDArray[np.float32]:
         """Images [N, C, H, W] at the first level of their way; each has its own noise, keyed by (seed, index).
 
-        labels: [N, K] as :meth:`plan_labels` made them.
+        planned: of these images.
         """
         noise = start_noise(indices, self.model.denoiser.image_shape, seed)
-        return self.model.begin(noise, sigma, conditions_from_labels(labels, len(noise), len(self.model.label_names)))
+        return self.model.begin(noise, sigma, planned.conditions(len(noise), self.model.space))
 
     @torch.inference_mode()
     def _sample(
-        self, labels: Labels | None, rows: slice, sigmas: Sequence[float], seed: int
+        self, planned: Planned, rows: slice, sigmas: Sequence[float], seed: int
     ) -> tuple[NDArray[np.float32], History | None, int]:
         """One batch: x at the last level, the sampler's memory, and the network evaluations per image."""
-        count = rows.stop - rows.start
-        conditions = conditions_from_labels(
-            None if labels is None else labels[rows], count, len(self.model.label_names)
-        )
-        start = self.begin(range(rows.start, rows.stop), None if labels is None else labels[rows], sigmas[0], seed)
+        conditions = planned.conditions(rows.stop - rows.start, self.model.space)
+        start = self.begin(range(rows.start, rows.stop), planned, sigmas[0], seed)
         x = torch.from_numpy(start).to(self.device)
         name = self.config.server.sampler.name
-        guidance = self.config.server.sampler.guidance if labels is not None else 1.0
+        guidance = self.config.server.sampler.guidance if planned.conditioned else 1.0
         denoise = guided_together(self.model.denoiser, torch.from_numpy(conditions).to(self.device), guidance)
         x, state = run(STEPS[name], denoise, x, sigmas)
         return x.float().cpu().numpy(), state, evaluations(name, sigmas, guided=guidance != 1.0)
@@ -269,17 +316,15 @@ def train_server(
     if (warning := mixture_warning(sites)) is not None:
         observer.note(f"warning: {warning}")
     check_names(config, sites, observer)
-    label_names = tuple(sorted({name for site in sites.values() for name in site.label_names or ()}))
-    data, settings = training_data(found, label_names), config.server.training
+    space = space_of(found)
+    data, settings = training_data(found, space), config.server.training
     shape = next(iter(found.values()))[0].image_shape
     if shape != config.data.image_shape:
         raise MismatchError(
             f"the releases hold images of shape {shape}, the configuration says {config.data.image_shape}."
         )
-    denoiser = fresh_denoiser(config.server.network, shape, len(label_names), data, settings, "server")
-    model = weights.TrainedModel(
-        denoiser, "server", label_names, float(data.sigma_floor.min()), SIGMA_MAX, settings.steps
-    )
+    denoiser = fresh_denoiser(config.server.network, shape, space, data, settings, "server")
+    model = weights.TrainedModel(denoiser, "server", float(data.sigma_floor.min()), SIGMA_MAX, settings.steps)
 
     untrained = Server(config, model, sites, device)
     for name in sites:

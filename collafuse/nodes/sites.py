@@ -16,7 +16,7 @@ from ..config import Config
 from ..core import release as releases
 from ..core import rows
 from ..core.atomic import write_bytes
-from ..core.conditioning import conditions_from_labels, translate_labels
+from ..core.conditioning import ConditionSpace, check_same_text, translate_labels
 from ..core.errors import FileFormatError, MismatchError, RefusedError, UsageError
 from ..core.metadata import Fields, parse_json
 from ..core.noise import SIGMA_MAX, SIGMA_MIN, Cut
@@ -29,12 +29,13 @@ SUFFIX = ".safetensors"
 class Site:
     """What the server knows of a client: the cut of its release, which labels it shared (None: it kept them),
     whether a simulation made the release, and whether it released statistics, which stand at no level themselves
-    (sigma_cut is then the one that the configuration gives the client)."""
+    (sigma_cut is then the one that the configuration gives the client). text: whether it shared its images' text."""
 
     sigma_cut: float
     label_names: tuple[str, ...] | None
     simulated: bool = False
     statistics: bool = False
+    text: bool = False
 
     @property
     def taught_from(self) -> float:
@@ -46,7 +47,7 @@ def read_releases(folder: Path, *, accept_simulated: bool) -> dict[str, list[rel
     """The releases in a folder by client: ``NAME.safetensors``, or ``NAME.anything.safetensors`` for a later one.
 
     Raises UsageError for an empty folder, FileFormatError for a damaged file, RefusedError for a simulated one
-    unless accepted, MismatchError when shapes differ or one client's cuts do.
+    unless accepted, MismatchError when shapes or text encoders differ, or one client's cuts do.
     """
     found: dict[str, list[releases.Release]] = {}
     paths = by_client(folder)
@@ -59,6 +60,13 @@ def read_releases(folder: Path, *, accept_simulated: bool) -> dict[str, list[rel
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         raise MismatchError(f"the releases in {folder} hold images of different shapes ({listed}); keep those of one.")
+    encoders = {name: r.text.space.encoder for name, rs in found.items() for r in rs if r.text is not None}
+    if len(set(encoders.values())) > 1:
+        listed = ", ".join(f"{name} {encoder}" for name, encoder in encoders.items())
+        raise MismatchError(
+            f"the releases in {folder} hold text of different encoders ({listed}), which cannot be learned together; "
+            "let all sites that share text use one encoder."
+        )
     for name, of_client in found.items():
         if len({r.sigma_cut for r in of_client}) > 1:
             cuts = ", ".join(f"{r.sigma_cut:g}" for r in of_client)
@@ -92,18 +100,28 @@ def sites_of(found: Mapping[str, Sequence[releases.Release]]) -> dict[str, Site]
             # Only labels that really occur: a name without an image teaches nothing.
             used = [n for r in of_client for i, n in enumerate(r.label_names) if r.labels[:, i].any()]
             shared = tuple(dict.fromkeys(used))
-        sites[name] = Site(of_client[0].sigma_cut, shared, any(r.simulated for r in of_client))
+        text = all(r.text is not None for r in of_client)
+        sites[name] = Site(of_client[0].sigma_cut, shared, any(r.simulated for r in of_client), text=text)
     return sites
+
+
+def space_of(found: Mapping[str, Sequence[releases.Release]]) -> ConditionSpace:
+    """What a server learns to be asked for: the labels and the text that its sites shared."""
+    sites = sites_of(found)
+    label_names = tuple(sorted({name for site in sites.values() for name in site.label_names or ()}))
+    shared = [r.text.space for name, rs in found.items() if sites[name].text for r in rs if r.text is not None]
+    return ConditionSpace(label_names, shared[0] if shared else None)
 
 
 def mixture_warning(sites: Mapping[str, Site]) -> str | None:
     """The warning that mixed cuts without labels need, or None."""
     cuts = {site.sigma_cut for site in sites.values()}
-    if len(cuts) < 2 or all(site.label_names for site in sites.values()):
+    if len(cuts) < 2 or all(site.label_names or site.text for site in sites.values()):
         return None
     return (
-        "clients with different cuts do not all share labels: at a level between two cuts the server has learned only "
-        "the sites below it, so what it delivers leans towards them. Share labels, or give the clients one cut."
+        "clients with different cuts do not all share labels or text: at a level between two cuts the server has "
+        "learned only the sites below it, so what it delivers leans towards them. Share labels or text, or give the "
+        "clients one cut."
     )
 
 
@@ -126,8 +144,8 @@ def check_names(config: Config, sites: Mapping[str, Site], observer: Observer) -
         observer.note(f"no release of {', '.join(missing)}; the server learns from {', '.join(sites)} alone.")
 
 
-def training_data(found: Mapping[str, Sequence[releases.Release]], label_names: tuple[str, ...]) -> TrainingData:
-    """All releases as one training set; an image whose labels were kept carries "no label".
+def training_data(found: Mapping[str, Sequence[releases.Release]], space: ConditionSpace) -> TrainingData:
+    """All releases as one training set; an image whose labels and text were kept carries "no condition".
 
     A release at SIGMA_MAX teaches nothing and is left out. Raises RefusedError when nothing else is there.
     """
@@ -140,11 +158,15 @@ def training_data(found: Mapping[str, Sequence[releases.Release]], label_names: 
         )
     conditions = []
     for name, release in each:
-        # A site that shares its labels in one release and keeps them in another keeps them.
+        # A site that shares its labels, or its text, in one release and keeps them in another keeps them.
         labels = release.labels if sites[name].label_names is not None else None
         if labels is not None:
-            labels = translate_labels(labels, release.label_names, label_names)
-        conditions.append(conditions_from_labels(labels, len(release.z), len(label_names)))
+            labels = translate_labels(labels, release.label_names, space.label_names)
+        text = None
+        if sites[name].text and release.text is not None:
+            check_same_text(release.text.space, space.text, f"a release of {name}")
+            text = release.text.rows
+        conditions.append(space.conditions(len(release.z), labels, text))
     floors = [np.full(len(release.z), release.sigma_cut, dtype=np.float32) for _, release in each]
     return TrainingData(
         images=_images([release.z for _, release in each]),
@@ -180,5 +202,6 @@ def read_sites(path: Path) -> dict[str, Site]:
         # Servers of before this was recorded do not say, which is not a no.
         simulated = fields.boolean("simulated") if "simulated" in values[name] else True
         statistics = fields.boolean("statistics") if "statistics" in values[name] else False
-        sites[name] = Site(sigma_cut, names, simulated, statistics)
+        text = fields.boolean("text") if "text" in values[name] else False
+        sites[name] = Site(sigma_cut, names, simulated, statistics, text)
     return sites

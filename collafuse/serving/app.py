@@ -153,6 +153,7 @@ def _add_model(app: FastAPI, service: Service) -> None:
                 asked.client,
                 asked.count,
                 labels=asked.labels,
+                text=None if asked.text is None else asked.text.decoded(engine.server.model.space.text),
                 seed=asked.seed,
                 sampler=asked.sampler,
                 rows=rows,
@@ -240,13 +241,18 @@ def _describe(engine: Engine, service: Service, token: Token) -> ModelReply:
                 sigma=server.handover_sigma(name),
                 labels=list(server.deliverable(name)),
                 dealt_labels=list(site.label_names or ()),
+                text=server.delivers_text(name),
             )
         )
     known = {name for site in sites for name in site.labels}
+    # A site that shares none is told of none, as of labels.
+    text = server.model.space.text if any(site.text for site in sites) else None
     return ModelReply(
         server_model=server.model.id,
         image_shape=list(server.model.denoiser.image_shape),
         label_names=[name for name in server.model.label_names if name in known],
+        text_encoder=None if text is None else text.encoder,
+        text_width=0 if text is None else text.width,
         sampler=settings.name,
         steps=settings.steps if server.config.server.kind == "images" else 0,
         guidance=settings.guidance,

@@ -37,7 +37,7 @@ class Row:
     index: int
     sigmas: Sequence[float]
     sampler: str
-    labelled: bool
+    conditioned: bool
     position: int = 0
 
     @property
@@ -70,7 +70,7 @@ class Batch:
         self._x0_hat = torch.zeros_like(self._x)
         self._precision = torch.float32 if device.type == "mps" else torch.float64  # which an Apple GPU has not
         self._last_sigma = torch.full((slots,), math.inf, dtype=self._precision, device=device)
-        self._conditions = torch.zeros(slots, denoiser.num_labels + 1, device=device)
+        self._conditions = torch.zeros(slots, denoiser.condition_width, device=device)
         self._conditions[:, -1] = 1.0
 
     @property
@@ -86,7 +86,7 @@ class Batch:
         return min(self.slots, 1 << max(self.rows).bit_length())
 
     def join(self, rows: Sequence[Row], noise: NDArray[np.float32], conditions: NDArray[np.float32]) -> None:
-        """Put images into free rows, from start noise [N, C, H, W] and conditions [N, K + 1]."""
+        """Put images into free rows, from start noise [N, C, H, W] and conditions [N, W]."""
         slots = [heapq.heappop(self._free) for _ in rows]  # the lowest first, which keeps a fitted batch narrow
         self.rows.update(zip(slots, rows, strict=True))
         self._x[slots] = torch.from_numpy(noise).to(self._device) * SIGMA_MAX
@@ -109,9 +109,9 @@ class Batch:
         width = self.width
         sigma, sigma_next = self._levels(width)
         used = {row.sampler for row in self.rows.values()}
-        labelled = any(row.labelled for row in self.rows.values())
-        # Without a label both of guidance's estimates are the same number, so a batch without labels is plain.
-        denoise = guided(self._denoiser, self._conditions[:width], self.guidance if labelled else 1.0)
+        conditioned = any(row.conditioned for row in self.rows.values())
+        # Without a condition both of guidance's estimates are the same number, so a batch without any is plain.
+        denoise = guided(self._denoiser, self._conditions[:width], self.guidance if conditioned else 1.0)
         x = self._x[:width]
         moved = x
         if used - EVALUATES_AT_END or not used:

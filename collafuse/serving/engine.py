@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.conditioning import conditions_from_labels
 from ..core.errors import BusyError
 from ..core.intermediate import Intermediate
 from ..core.samplers import evaluations
@@ -132,11 +131,11 @@ class Engine:
         """A finished job's images as an intermediate, the same as a file of them."""
         order, server = job.order, self.server
         x, x0_hat = job.future.result(timeout=0)
-        guided = order.labels is not None and server.config.server.sampler.guidance != 1.0
+        guided = order.planned.conditioned and server.config.server.sampler.guidance != 1.0
         travels = server.config.server.send_previous and order.sampler == MULTISTEP and len(order.sigmas) > 1
         return server.package(
             x,
-            order.labels,
+            order.planned,
             order.sigmas,
             evaluations(order.sampler, order.sigmas, guided=guided),
             x0_hat if travels else None,
@@ -224,7 +223,7 @@ class Engine:
     def _draw(self, job: Job) -> Job:
         """Make the images of a job that takes no step, all at once, as a file of them is made."""
         started, order = time.monotonic(), job.order
-        job.x[:] = self.server.begin(order.indices, order.labels, order.sigmas[0], order.seed)
+        job.x[:] = self.server.begin(order.indices, order.planned, order.sigmas[0], order.seed)
         with self._wake:
             job.started = job.finished = order.count
             self._finished += order.count
@@ -280,10 +279,10 @@ class Engine:
         rows, noise, conditions = [], [], []
         for job, index in new:
             order = job.order
-            rows.append(Row(job, index, order.sigmas, order.sampler, order.labels is not None))
+            rows.append(Row(job, index, order.sigmas, order.sampler, order.planned.conditioned))
             noise.append(start_noise(order.indices[index : index + 1], denoiser.image_shape, order.seed))
-            labels = None if order.labels is None else order.labels[index : index + 1]
-            conditions.append(conditions_from_labels(labels, 1, denoiser.num_labels))
+            one = order.planned.take(slice(index, index + 1))
+            conditions.append(one.conditions(1, self.server.model.space))
         self._batch.join(rows, np.concatenate(noise), np.concatenate(conditions))
 
     def _collect(self, done: Sequence[int]) -> list[Job]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.conditioning import Labels
 from ..core.errors import UsageError
+from ..core.texts import EncodedText
+from ..nodes.planned import Planned
 from ..nodes.server import Server
 
 
@@ -21,7 +22,7 @@ class Order:
 
     client: str
     count: int
-    labels: Labels | None
+    planned: Planned
     sigmas: tuple[float, ...]
     sampler: str
     seed: int
@@ -35,6 +36,7 @@ class Order:
         count: int,
         *,
         labels: Sequence[str] | None = None,
+        text: EncodedText | None = None,
         seed: int | None = None,
         sampler: str | None = None,
         rows: range | None = None,
@@ -46,11 +48,11 @@ class Order:
         rows = range(count) if rows is None else rows
         if not 0 <= rows.start < rows.stop <= count:
             raise UsageError(f"images {rows.start} to {rows.stop} of {count}; ask for at least one that is among them.")
-        planned = server.plan_labels(client, count, labels)
+        planned = server.plan(client, count, labels, text)
         return cls(
             client=client,
             count=len(rows),
-            labels=None if planned is None else planned[rows.start : rows.stop],
+            planned=planned.take(slice(rows.start, rows.stop)),
             sigmas=tuple(server.levels(client, sampler)),
             sampler=sampler or server.config.server.sampler.name,
             seed=secrets.randbits(64) if seed is None else seed,

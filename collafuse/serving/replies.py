@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..config import ClientName, SamplerName
-from ..core import errors
+from ..core import errors, texts
+from ..core.conditioning import MAX_TEXT_WIDTH, TextSpace, check_same_text
+from ..core.texts import EncodedText
 from .admission import OverLimitError
 
 MAX_DELIVERY_IMAGES = 10_000
 """The largest delivery; a request asks for some of its images."""
 MAX_LABELS = 64
+MAX_ROW = 4 * -(-2 * MAX_TEXT_WIDTH // 3)
+"""Characters of a text in base64."""
 MAX_SEED = 2**63 - 1
 
 STATUS: dict[type[errors.CollaFuseError], int] = {
@@ -36,6 +43,39 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class TextRequest(_Body):
+    """Texts as numbers, which the encoder of the model's training made; `collafuse text` writes them to a file."""
+
+    encoder: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="It must be the model's text_encoder.")
+    ]
+    rows: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=MAX_ROW)]],
+        Field(
+            min_length=1,
+            max_length=texts.MAX_ASKED,
+            description="Each the base64 of the model's text_width little-endian float16 numbers, of root mean square "
+            "1. The images are dealt out to them in blocks.",
+        ),
+    ]
+
+    def decoded(self, space: TextSpace | None) -> EncodedText:
+        """The texts, checked. Raises MismatchError for another encoder, FileFormatError for what is no text of it."""
+        check_same_text(TextSpace(self.encoder, 0 if space is None else space.width), space, "the request")
+        assert space is not None
+        try:
+            data = [base64.b64decode(row, validate=True) for row in self.rows]
+        except binascii.Error as error:
+            raise errors.FileFormatError(f"text.rows is no base64 ({error}); see /openapi.json.") from None
+        if wrong := [len(one) for one in data if len(one) != 2 * space.width]:
+            raise errors.FileFormatError(
+                f"text.rows holds a text of {wrong[0]} bytes, expected {space.width} float16 numbers."
+            )
+        rows = np.frombuffer(b"".join(data), dtype="<f2").astype(np.float16).reshape(len(data), space.width)
+        texts.check(rows, "text.rows")
+        return EncodedText(space, rows)
+
+
 class IntermediatesRequest(_Body):
     """What a client asks for: ``count`` images in all, of which this request brings the rows ``start`` to ``stop``.
 
@@ -47,9 +87,11 @@ class IntermediatesRequest(_Body):
     labels: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=200)]] | None,
         Field(
-            max_length=MAX_LABELS, description="What every image shows; without it the client's labels are dealt out."
+            max_length=MAX_LABELS,
+            description="What every image shows; without it and without text the client's labels are dealt out.",
         ),
     ] = None
+    text: Annotated[TextRequest | None, Field(description="What the images show: texts as numbers.")] = None
     seed: Annotated[
         int | None, Field(ge=0, le=MAX_SEED, strict=True, description="Makes the same intermediates again.")
     ] = None
@@ -78,7 +120,9 @@ class SiteReply(BaseModel):
     """Where the server stops: the cut times the handover."""
     labels: list[str]
     dealt_labels: list[str]
-    """What is dealt out when no labels are asked for; empty where the site keeps them."""
+    """What is dealt out when neither labels nor text are asked for; empty where the site keeps them."""
+    text: bool
+    """Whether text may be asked for."""
 
 
 class ModelReply(BaseModel):
@@ -87,6 +131,10 @@ class ModelReply(BaseModel):
     server_model: str
     image_shape: list[int]
     label_names: list[str]
+    text_encoder: str | None
+    """What makes numbers of a text; None for a model without text."""
+    text_width: int
+    """How many numbers; 0 without text."""
     sampler: str
     steps: int
     guidance: float

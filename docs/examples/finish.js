@@ -62,13 +62,30 @@ function readBundle(file) {
 
 // --- what goes in ----------------------------------------------------------------------------------------------
 
-/** labels [N, K + 1]: the bundle's K labels, matched by name, and a last column that says "no label". */
-function conditionsOf(tensors, names, known, count) {
-  const width = known.length + 1;
+/** Numbers in a condition: the bundle's K labels, T numbers of a text where it takes text, and a flag. */
+const widthOf = (bundle) => bundle.label_names.length + (bundle.text_width ?? 0) + 1;
+
+/** A number in half precision by its 16 bits. */
+function half(bits) {
+  const [exponent, fraction] = [(bits >> 10) & 31, bits & 1023];
+  const size = exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15);
+  return bits & 0x8000 ? -size : size;
+}
+
+/** labels [N, K + T + 1]: labels matched by name, the text, and a last column that says "no condition". */
+function conditionsOf(tensors, metadata, bundle, count) {
+  const [names, known, width] = [metadata.label_names ?? [], bundle.label_names, widthOf(bundle)];
   const rows = new Float32Array(count * width);
   const labels = tensors.labels && new Uint8Array(tensors.labels.buffer);
+  const text = tensors.text && new Uint16Array(tensors.text.buffer);
+  if (text && metadata.text_encoder !== bundle.text_encoder) {
+    throw new Error(`text of ${metadata.text_encoder} does not fit the bundle's ${bundle.text_encoder ?? 'none'}.`);
+  }
   for (let row = 0; row < count; row++) {
-    if (!labels) rows[row * width + known.length] = 1;
+    if (!labels && !text) rows[row * width + width - 1] = 1;
+    for (let i = 0; text && i < bundle.text_width; i++) {
+      rows[row * width + known.length + i] = half(text[row * bundle.text_width + i]);
+    }
     names.forEach((name, column) => {
       if (!labels[row * names.length + column]) return;
       if (!known.includes(name)) throw new Error(`label ${name} is not known to the bundle: ${known.join(', ')}`);
@@ -81,13 +98,19 @@ function conditionsOf(tensors, names, known, count) {
 /** Whether this machine computes what the bundle's maker computed; see known_answer_input in core/bundle.py. */
 async function checkKnownAnswer(session, bundle) {
   const { sigmas, values, tolerance } = bundle.known_answer;
-  const [count, width] = [sigmas.length, bundle.label_names.length + 1];
+  const [count, width] = [sigmas.length, widthOf(bundle)];
+  const [names, numbers] = [bundle.label_names.length, bundle.text_width ?? 0];
   const size = bundle.image_shape.reduce((a, b) => a * b);
   const x = Float32Array.from({ length: count * size }, (_, i) =>
     (0.5 * Math.cos(0.37 * i) + 0.5 * Math.sin(1.73 * i)) * (0.5 + Math.fround(sigmas[Math.floor(i / size)])));
   const labels = new Float32Array(count * width);
   for (let row = 0; row < count; row++) {
-    labels[row * width + (row === 0 || width === 1 ? width - 1 : (row - 1) % (width - 1))] = 1;
+    if (row === 0 || width === 1) {
+      labels[row * width + width - 1] = 1;
+      continue;
+    }
+    if (names > 0) labels[row * width + (row - 1) % names] = 1;
+    for (let i = 0; i < numbers; i++) labels[row * width + names + i] = Math.SQRT2 * Math.sin(1.1 * row + 2.3 * i);
   }
   const pixels = await finish(session, bundle, x, labels, count);
   const step = (pixels.length - 1) / (values.length - 1);
@@ -104,7 +127,7 @@ async function checkKnownAnswer(session, bundle) {
 async function finish(session, bundle, x, labels, count) {
   const { pixels } = await session.run({
     x: new ort.Tensor('float32', x, [count, ...bundle.image_shape]),
-    labels: new ort.Tensor('float32', labels, [count, bundle.label_names.length + 1]),
+    labels: new ort.Tensor('float32', labels, [count, widthOf(bundle)]),
   });
   return pixels.data;
 }
@@ -121,12 +144,12 @@ async function main(bundleFile, intermediatesFile, folder) {
   if (dtype !== 'F32') throw new Error(`x is ${dtype}, expected F32; let the server deliver without --half.`);
   const x = new Float32Array(buffer);
   if (!x.every(Number.isFinite)) throw new Error(`${intermediatesFile} holds values that are not finite.`);
-  const conditions = conditionsOf(tensors, metadata.label_names ?? [], bundle.label_names, count);
+  const conditions = conditionsOf(tensors, metadata, bundle, count);
 
   const session = await ort.InferenceSession.create(bundleFile);
   await checkKnownAnswer(session, bundle);
   const [channels, height, width] = imageShape;
-  const [size, columns] = [channels * height * width, bundle.label_names.length + 1];
+  const [size, columns] = [channels * height * width, widthOf(bundle)];
   const header = Buffer.from(`P${channels === 1 ? 5 : 6}\n${width} ${height}\n255\n`);
   fs.mkdirSync(folder, { recursive: true });
   for (let from = 0; from < count; from += BATCH_SIZE) {

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from collafuse.core import bundle as bundles
+from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.errors import FileFormatError
 from tests.bundles import LOSS, halving_bundle, halving_info, halving_model, read, resealed, sealed
 from tests.damage import bit_flips, truncations
@@ -71,7 +72,7 @@ def test_a_placeholder_that_occurs_twice_cannot_be_sealed():
 
 def test_known_answer_inputs_are_the_same_everywhere():
     """The numbers are part of the format: a device must come to the very same input."""
-    x, sigma, labels = bundles.known_answer_input((1, 1, 2), 2, (0.5, 1.0, 2.0, 4.0))
+    x, sigma, labels = bundles.known_answer_input((1, 1, 2), ConditionSpace(("a", "b")), (0.5, 1.0, 2.0, 4.0))
     expected = [
         (0.5 * np.cos(0.37 * i) + 0.5 * np.sin(1.73 * i)) * (0.5 + level)
         for i, level in enumerate(np.repeat([0.5, 1.0, 2.0, 4.0], 2))
@@ -83,7 +84,7 @@ def test_known_answer_inputs_are_the_same_everywhere():
 
 
 def test_known_answer_inputs_of_a_model_without_labels():
-    assert bundles.known_answer_input((1, 1, 1), 0, (0.5, 1.0))[2].tolist() == [[1], [1]]
+    assert bundles.known_answer_input((1, 1, 1), ConditionSpace(), (0.5, 1.0))[2].tolist() == [[1], [1]]
 
 
 def test_a_known_answer_keeps_both_ends_of_an_output():

@@ -9,26 +9,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collafuse.core import conditioning
-from collafuse.core.errors import MismatchError
+from collafuse.core.conditioning import ConditionSpace, TextSpace
+from collafuse.core.errors import MismatchError, UsageError
 
 NAMES = ("cat", "dog", "emu")
+THREE = ConditionSpace(NAMES)
 
 
 def test_labels_become_conditions_with_the_flag_down():
-    conditions = conditioning.conditions_from_labels(np.array([[1, 0, 1]], dtype=np.uint8), 1, 3)
+    conditions = THREE.conditions(1, np.array([[1, 0, 1]], dtype=np.uint8))
     assert conditions.tolist() == [[1, 0, 1, 0]]
     assert conditions.dtype == np.float32
 
 
 def test_no_label_is_not_the_same_as_none_of_the_attributes():
-    none_of_them = conditioning.conditions_from_labels(np.zeros((2, 3), dtype=np.uint8), 2, 3)
-    no_label = conditioning.conditions_from_labels(None, 2, 3)
+    none_of_them = THREE.conditions(2, np.zeros((2, 3), dtype=np.uint8))
+    no_label = THREE.conditions(2, None)
     assert none_of_them.tolist() == [[0, 0, 0, 0]] * 2
     assert no_label.tolist() == [[0, 0, 0, 1]] * 2
 
 
 def test_a_model_without_labels_has_the_flag_alone():
-    assert conditioning.conditions_from_labels(None, 2, 0).tolist() == [[1], [1]]
+    assert ConditionSpace().conditions(2, None).tolist() == [[1], [1]]
 
 
 @pytest.mark.parametrize("library", [np.asarray, torch.from_numpy])
@@ -92,3 +94,51 @@ def test_plain_conditioning_is_half_the_work(guidance, evaluations):
     denoise = conditioning.guided(lambda *a: asked.append(a) or model(*a), conditions, guidance)
     denoise(np.zeros((1, 2), dtype=np.float32), 1.0)
     assert len(asked) == evaluations
+
+
+# --- text ---------------------------------------------------------------------------------------------------
+
+BOTH = ConditionSpace(("a", "b"), TextSpace("t5-3-00", 3))
+LABELS = np.array([[1, 0], [0, 1]], dtype=np.uint8)
+TEXT = np.array([[1, -1, 1], [0, 0, 0]], dtype=np.float16)
+
+
+def test_text_stands_between_labels_and_flag():
+    assert BOTH.width == 6
+    assert BOTH.conditions(2, LABELS, TEXT).tolist() == [[1, 0, 1, -1, 1, 0], [0, 1, 0, 0, 0, 0]]
+    assert BOTH.conditions(2, None, TEXT).tolist() == [[0, 0, 1, -1, 1, 0], [0, 0, 0, 0, 0, 0]]
+    assert BOTH.conditions(2, LABELS).tolist() == [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0]]
+    assert BOTH.conditions(1, None).tolist() == [[0, 0, 0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("as_array", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
+def test_dropping_takes_all_or_labels_or_text(as_array):
+    conditions = np.repeat(BOTH.conditions(1, LABELS[:1], TEXT[:1]), 4, axis=0)
+    draw = np.array([0.05, 0.15, 0.25, 0.35])
+    dropped = BOTH.with_parts_dropped(as_array(conditions), as_array(draw), 0.1).tolist()
+    assert dropped == [[0, 0, 0, 0, 0, 1], [0, 0, 1, -1, 1, 0], [1, 0, 0, 0, 0, 0], [1, 0, 1, -1, 1, 0]]
+
+
+def test_without_text_dropping_takes_all_or_nothing():
+    conditions = np.repeat(THREE.conditions(1, np.array([[1, 0, 1]], dtype=np.uint8)), 3, axis=0)
+    dropped = THREE.with_parts_dropped(conditions, np.array([0.05, 0.15, 0.25]), 0.1)
+    assert dropped.tolist() == [[0, 0, 0, 1], [1, 0, 1, 0], [1, 0, 1, 0]]
+
+
+@pytest.mark.parametrize(("count", "rows"), [(5, [0, 0, 0, 1, 1]), (2, [0, 1]), (3, [0, 0, 1])])
+def test_texts_are_dealt_in_blocks(count, rows):
+    assert conditioning.dealt_rows(count, 2).tolist() == rows
+    assert [conditioning.dealt_row(i, count, 2) for i in range(count)] == rows
+
+
+def test_more_texts_than_images_are_refused():
+    with pytest.raises(UsageError, match="3 texts and 2 images"):
+        conditioning.dealt_rows(2, 3)
+
+
+def test_columns_of_another_space_are_found_by_name():
+    other = ConditionSpace(("b", "c"), BOTH.text)
+    assert BOTH.columns_from(other) == [-1, 0, 2, 3, 4, -1]
+    assert BOTH.columns_from(ConditionSpace(("b",))) == [-1, 0, -1, -1, -1, -1]
+    with pytest.raises(MismatchError, match="text of the encoder t5-3-11, here it is t5-3-00"):
+        BOTH.columns_from(ConditionSpace((), TextSpace("t5-3-11", 3)))

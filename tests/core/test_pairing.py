@@ -63,14 +63,14 @@ def test_a_label_that_the_bundle_lacks_is_refused_with_those_it_knows():
 def test_a_name_that_no_image_carries_does_no_harm():
     unused = batch(labels=np.array([[1, 0]] * 3, dtype=np.uint8), label_names=("cat", "griffin"))
     check_pair(unused, INFO)
-    assert conditions_for(unused, INFO.label_names).tolist() == [[1, 0, 0]] * 3
+    assert conditions_for(unused, INFO.space).tolist() == [[1, 0, 0]] * 3
 
 
 def test_labels_are_matched_by_name_not_by_place():
-    assert conditions_for(batch(), INFO.label_names).tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+    assert conditions_for(batch(), INFO.space).tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
 
 
 def test_images_without_labels_are_finished_without():
     unlabelled = batch(labels=None, label_names=())
     check_pair(unlabelled, INFO)
-    assert conditions_for(unlabelled, INFO.label_names).tolist() == [[0, 0, 1]] * 3
+    assert conditions_for(unlabelled, INFO.space).tolist() == [[0, 0, 1]] * 3

@@ -120,7 +120,7 @@ def test_no_clean_image_and_no_noise_is_in_the_file():
 
 def test_the_release_keeps_nothing_of_what_it_was_made_from():
     assert {field.name for field in dataclasses.fields(Release)} == {
-        "z", "sigma_cut", "ids", "labels", "label_names", "simulated",
+        "z", "sigma_cut", "ids", "labels", "label_names", "simulated", "text",
     }  # fmt: skip
 
 

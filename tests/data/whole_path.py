@@ -32,7 +32,7 @@ def run_through(data: dict[str, Any], labels: tuple[str, ...], folder: Path, *, 
     made = run_experiment(config, RunFolder(folder / "run"), CPU, lambda node: Recorder())
     delivered = made.server.deliver("a", 2, labels=labels[1:2])
     model, client = made.models["a"], config.client("a")
-    conditions = conditions_for(delivered, model.label_names)
+    conditions = conditions_for(delivered, model.space)
     x = torch.from_numpy(delivered.x)
     finished = to_uint8(finish(model.denoiser, x, delivered.sigma, conditions, client, CPU).numpy())
     assert finished.shape == (2, 8, 8, 1) and finished.std() > 0

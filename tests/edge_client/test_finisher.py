@@ -61,7 +61,7 @@ def grey_levels_apart(a: np.ndarray, b: np.ndarray) -> int:
 def test_onnxruntime_and_torch_finish_alike(tiny_bundle, tiny_model, tiny_config, tiny_intermediate, sampler, guidance):
     client = tiny_config.client("north")
     settings = client.sampler.model_copy(update={"name": sampler, "guidance": guidance})
-    conditions = conditions_for(tiny_intermediate, tiny_model.label_names)
+    conditions = conditions_for(tiny_intermediate, tiny_model.space)
     there = finish_with_torch(
         tiny_model.denoiser,
         torch.from_numpy(tiny_intermediate.x),
@@ -76,7 +76,7 @@ def test_onnxruntime_and_torch_finish_alike(tiny_bundle, tiny_model, tiny_config
 
 def test_a_level_below_the_bundles_own_is_finished_from_there(finisher, tiny_model, tiny_intermediate):
     lower = dataclasses.replace(tiny_intermediate, sigma=0.3)
-    conditions = torch.from_numpy(conditions_for(lower, tiny_model.label_names))
+    conditions = torch.from_numpy(conditions_for(lower, tiny_model.space))
     with torch.inference_mode():
         denoise = guided(tiny_model.denoiser, conditions, 1.0)
         sigmas = client_sigmas(0.3, finisher.settings.steps, 0.05)
@@ -126,7 +126,7 @@ def test_labels_reach_the_network_by_name(finisher, tiny_intermediate):
 
 def test_settings_come_from_the_bundle(finisher):
     info = finisher.bundle.info
-    own = {"steps": info.steps, "sampler": info.sampler, "guidance": info.guidance, "labels": None}
+    own = {"steps": info.steps, "sampler": info.sampler, "guidance": info.guidance, "labels": None, "prompts": None}
     assert vars(finisher.settings) == own
     assert finisher.settings.describe() == {"steps": "4", "sampler": "dpmpp_2m", "guidance": "1.0"}
 
@@ -188,7 +188,7 @@ def warm(tiny_intermediate) -> Intermediate:
 
 
 def test_dpmpp_2m_starts_with_the_servers_history(finisher, tiny_model, warm):
-    conditions = torch.from_numpy(conditions_for(warm, tiny_model.label_names))
+    conditions = torch.from_numpy(conditions_for(warm, tiny_model.space))
     with torch.inference_mode():
         history = type(warm.history(slice(0, 5)))(torch.from_numpy(warm.previous_x0_hat), 0.9)
         denoise, sigmas = guided(tiny_model.denoiser, conditions, 1.0), client_sigmas(0.5, 4, 0.05)

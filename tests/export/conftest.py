@@ -12,7 +12,11 @@ import pytest
 
 import export.writer
 from collafuse.core import intermediate as intermediates
+from collafuse.core.conditioning import ConditionSpace
 from export.writer import Exported, export_client
+
+THREE = ConditionSpace(("0", "1", "2"))
+"""What north's bundle is asked for."""
 
 
 def graph_of(path: Path) -> onnx.ModelProto:

@@ -14,7 +14,7 @@ from collafuse.core.bundle import known_answer_input
 from edge_client import Finisher
 from export.half import halve_weights
 from export.runtime import OnnxStep
-from tests.export.conftest import graph_of
+from tests.export.conftest import THREE, graph_of
 
 
 def test_kernels_and_matrices_are_stored_in_half_and_nothing_else(reduced, tiny_model):
@@ -74,7 +74,7 @@ def test_a_bundle_in_half_is_finished_by_a_device(reduced, tiny_bundle, tiny_int
 def test_the_known_answer_is_that_of_the_halved_weights(reduced):
     bundle = bundles.read(reduced["fp16"])
     answer = bundle.info.known_answer
-    inputs = known_answer_input((1, 8, 8), 3, answer.sigmas)
+    inputs = known_answer_input((1, 8, 8), THREE, answer.sigmas)
     values = bundles.known_answer_values(OnnxStep(bundle.data)(*inputs))
     np.testing.assert_allclose(values, answer.values, rtol=0, atol=1e-6)
     assert answer.tolerance == 1e-3

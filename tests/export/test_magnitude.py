@@ -24,11 +24,11 @@ NETWORK = NetworkSettings(channels=8, multipliers=(1, 2), blocks=1, norm="magnit
 
 
 def model_of(network: NetworkSettings, north) -> TrainedModel:
-    made = denoiser(network, (1, 8, 8), 3)
+    made = denoiser(network, (1, 8, 8), north.labels)
     for name, parameter in made.named_parameters():
         if name.endswith("gain"):
             parameter.data.fill_(0.05)  # near zero as they start, a graph without the network would agree with torch
-    return TrainedModel(made.eval(), "client", north.labels, SIGMA_MIN, north.handover_sigma, steps=0, id="tiny")
+    return TrainedModel(made.eval(), "client", SIGMA_MIN, north.handover_sigma, steps=0, id="tiny")
 
 
 @pytest.fixture(scope="module")

@@ -26,12 +26,12 @@ def north(tiny_config):
 @pytest.fixture(scope="module")
 def model(north) -> TrainedModel:
     """Weights as after some training: fresh ones give zero, and a graph without the network would agree with that."""
-    made = denoiser(NETWORK, (1, 8, 8), 3)
+    made = denoiser(NETWORK, (1, 8, 8), north.labels)
     torch.manual_seed(1)
     for name, parameter in made.named_parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1 if name.endswith("weight") else 0.5)
-    return TrainedModel(made.eval(), "client", north.labels, SIGMA_MIN, north.handover_sigma, steps=0, id="tiny")
+    return TrainedModel(made.eval(), "client", SIGMA_MIN, north.handover_sigma, steps=0, id="tiny")
 
 
 @pytest.mark.parametrize("precision", list(bundles.PRECISIONS))

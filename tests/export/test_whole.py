@@ -43,7 +43,7 @@ def wholes(write_tiny, tmp_path_factory):
 
 def run_whole(path, intermediate):
     info = bundles.read(path).info
-    return OnnxWhole(path.read_bytes())(intermediate.x, conditions_for(intermediate, info.label_names))
+    return OnnxWhole(path.read_bytes())(intermediate.x, conditions_for(intermediate, info.space))
 
 
 def grey_levels_apart(a, b):
@@ -70,7 +70,7 @@ def test_every_sampler_guidance_and_number_of_steps(tiny_bundle, tiny_intermedia
     info = dataclasses.replace(info, sampler=sampler, guidance=guidance, steps=num_steps)
     whole = whole_graph(graph_of(tiny_bundle), info).SerializeToString()
     finisher = Finisher.load(tiny_bundle, sampler=sampler, guidance=guidance, steps=num_steps)
-    conditions = conditions_for(tiny_intermediate, info.label_names)
+    conditions = conditions_for(tiny_intermediate, info.space)
     pixels = OnnxWhole(whole)(tiny_intermediate.x, conditions)
     assert grey_levels_apart(pixels, finisher.finish(tiny_intermediate)) <= 1
 
@@ -175,7 +175,7 @@ def test_the_known_answer_is_in_grey_levels_and_all_images_stand_at_the_cut(whol
     bundle = bundles.read(wholes[precision])
     answer, info = bundle.info.known_answer, bundle.info
     assert set(answer.sigmas) == {info.sigma_max} and 1.0 <= answer.tolerance <= 8.0
-    x, _, conditions = known_answer_input(info.image_shape, len(info.label_names), answer.sigmas)
+    x, _, conditions = known_answer_input(info.image_shape, info.space, answer.sigmas)
     values = bundles.known_answer_values(OnnxWhole(bundle.data)(x, conditions))
     np.testing.assert_allclose(values, answer.values, rtol=0, atol=answer.tolerance)
     assert np.std(answer.values) > 0

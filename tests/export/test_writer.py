@@ -25,7 +25,7 @@ from collafuse.learning.weights import TrainedModel
 from export.graph import OPSETS, export_graph
 from export.parity import HALF_TOLERANCE, TOLERANCE, torch_values
 from export.writer import LEAST_PSNR_DB, export_client
-from tests.export.conftest import graph_of
+from tests.export.conftest import THREE, graph_of
 from tests.tiny import denoiser
 
 
@@ -63,7 +63,7 @@ def test_every_weight_of_the_network_is_inside(tiny_bundle, tiny_model):
 @pytest.mark.parametrize("sigma", [SIGMA_MIN, 0.05, 0.5])
 def test_the_graph_takes_any_batch_and_computes_what_torch_computes(tiny_bundle, tiny_model, batch, sigma):
     session = onnxruntime.InferenceSession(tiny_bundle, providers=["CPUExecutionProvider"])
-    values = known_answer_input((1, 8, 8), 3, (sigma,) * batch)
+    values = known_answer_input((1, 8, 8), THREE, (sigma,) * batch)
     (here,) = session.run(None, dict(zip(INPUTS, values, strict=True)))
     assert here.shape == (batch, 1, 8, 8)
     np.testing.assert_allclose(here, torch_values(tiny_model.denoiser, *values), rtol=0, atol=1e-4)
@@ -71,7 +71,7 @@ def test_the_graph_takes_any_batch_and_computes_what_torch_computes(tiny_bundle,
 
 def test_images_of_one_batch_may_stand_at_different_levels(tiny_bundle, tiny_model):
     session = onnxruntime.InferenceSession(tiny_bundle, providers=["CPUExecutionProvider"])
-    values = known_answer_input((1, 8, 8), 3, (0.5, 0.002, 0.1))
+    values = known_answer_input((1, 8, 8), THREE, (0.5, 0.002, 0.1))
     (here,) = session.run(None, dict(zip(INPUTS, values, strict=True)))
     np.testing.assert_allclose(here, torch_values(tiny_model.denoiser, *values), rtol=0, atol=1e-4)
 
@@ -84,7 +84,7 @@ def test_no_path_of_this_machine_is_inside(tiny_bundle):
 
 def test_colour_attention_and_no_labels(north, tmp_path):
     settings = NetworkSettings(channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
-    model = TrainedModel(denoiser(settings, (3, 8, 8), 0).eval(), "client", (), SIGMA_MIN, 0.5, steps=7)
+    model = TrainedModel(denoiser(settings, (3, 8, 8), ()).eval(), "client", SIGMA_MIN, 0.5, steps=7)
     made = export_client(model, north, "north", tmp_path / "a.onnx", steps=2)
     data = (tmp_path / "a.onnx").read_bytes()
     assert (made.size, made.info.steps, made.info.image_shape) == (len(data), 2, (3, 8, 8))
@@ -129,7 +129,7 @@ def test_an_opset_that_no_bundle_has_is_refused(tiny_model, north, tmp_path, ops
 
 
 def test_the_newest_opset_makes_a_bundle_that_says_so(north, tmp_path):
-    model = TrainedModel(denoiser().eval(), "client", ("a", "b"), SIGMA_MIN, 0.5, steps=0)
+    model = TrainedModel(denoiser().eval(), "client", SIGMA_MIN, 0.5, steps=0)
     export_client(model, north, "north", tmp_path / "a.onnx", opset=OPSETS[-1])
     bundle = bundles.read(tmp_path / "a.onnx")
     assert bundle.info.opset == bundle.summary.opset == OPSETS[-1]
@@ -266,7 +266,7 @@ def test_a_network_that_torch_cannot_export_is_refused_in_one_sentence(tiny_mode
 
     broken = denoiser()
     broken.network = Undecided()
-    model = dataclasses.replace(tiny_model, denoiser=broken.eval(), label_names=("a", "b"))
+    model = dataclasses.replace(tiny_model, denoiser=broken.eval())
     with pytest.raises(ExportError, match="torch could not export the client's network to opset 18: ") as caught:
         export_client(model, north, "north", tmp_path / "a.onnx")
     assert "\n" not in str(caught.value)

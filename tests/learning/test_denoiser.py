@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from collafuse.config import NetworkSettings
-from collafuse.core.conditioning import guided
+from collafuse.core.conditioning import ConditionSpace, guided
 from collafuse.core.samplers import Counted
 from collafuse.learning.denoiser import TOGETHER_ON_CPU, Denoiser, guided_together, loss_weight
 from tests.tiny import NETWORK, denoiser
@@ -31,7 +31,7 @@ class Constant(nn.Module):
 
 
 def with_network(network: nn.Module) -> Denoiser:
-    denoiser = Denoiser(NETWORK, (1, 4, 4), 0, DATA)
+    denoiser = Denoiser(NETWORK, (1, 4, 4), ConditionSpace(), DATA)
     denoiser.network = network
     return denoiser
 
@@ -72,7 +72,7 @@ def test_the_weight_of_the_loss_undoes_the_scale_of_the_output(sigma):
 
 def test_a_fresh_denoiser_gives_the_best_guess_that_ignores_what_images_look_like():
     x, sigma = torch.randn(3, 1, 4, 4), torch.tensor([0.002, 0.5, 80.0])
-    found = Denoiser(NETWORK, (1, 4, 4), 0, DATA)(x, sigma, torch.ones(3, 1))
+    found = Denoiser(NETWORK, (1, 4, 4), ConditionSpace(), DATA)(x, sigma, torch.ones(3, 1))
     assert torch.allclose(found, x * (DATA**2 / (sigma**2 + DATA**2)).reshape(-1, 1, 1, 1))
 
 
@@ -84,7 +84,7 @@ def test_a_level_may_be_a_number_or_one_per_image_of_any_type():
 
 
 def test_mixed_precision_changes_nothing_on_a_cpu():
-    denoiser = Denoiser(NetworkSettings(channels=8), (1, 4, 4), 0)
+    denoiser = Denoiser(NetworkSettings(channels=8), (1, 4, 4), ConditionSpace())
     nn.init.normal_(denoiser.network.last.weight)
     arguments = torch.randn(2, 1, 4, 4), 0.5, torch.ones(2, 1)
     plain = denoiser(*arguments)

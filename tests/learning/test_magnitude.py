@@ -91,7 +91,7 @@ def test_a_block_keeps_the_magnitude_of_its_stream(channels):
 
 def test_a_whole_network_lets_features_neither_grow_nor_vanish():
     settings = NetworkSettings(channels=32, multipliers=(1, 2), blocks=6, norm="magnitude")
-    network = UNet(settings, (3, 16, 16), 2)
+    network = UNet(settings, (3, 16, 16), 3)
     sizes = []
     for module in network.modules():
         if isinstance(module, ResidualBlock):
@@ -103,7 +103,7 @@ def test_a_whole_network_lets_features_neither_grow_nor_vanish():
 
 
 def test_nothing_is_normalised_while_it_runs_and_nothing_has_a_bias():
-    network = UNet(NetworkSettings(channels=8, norm="magnitude"), (1, 8, 8), 2)
+    network = UNet(NetworkSettings(channels=8, norm="magnitude"), (1, 8, 8), 3)
     assert not any(isinstance(module, nn.GroupNorm | nn.LayerNorm) for module in network.modules())
     assert {name.rpartition(".")[2] for name, _ in network.named_parameters()} == {"weight", "gain"}
 
@@ -175,7 +175,7 @@ def test_the_layout_of_memory_stays_and_changes_nothing():
 
 def test_the_work_that_is_counted_is_that_of_its_convolutions():
     settings = NetworkSettings(channels=8, multipliers=(1,), blocks=1, norm="magnitude")
-    network = UNet(settings, (1, 4, 4), 2)
+    network = UNet(settings, (1, 4, 4), 3)
     counted = multiply_accumulates(lambda: network(unit_noise(1, 1, 4, 4), torch.zeros(1), torch.eye(3)[:1]))
     assert counted == sum(
         layer.weight.numel() * (16 if isinstance(layer, Convolution) else 1) for layer in layers_of(network)
@@ -200,3 +200,17 @@ def test_a_conventional_network_folds_to_itself():
     model = denoiser(NetworkSettings(channels=8)).eval()
     states = model.state_dict(), folded(model).state_dict()
     assert states[0].keys() == states[1].keys() and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_the_numbers_of_a_text_together_count_as_one_label():
+    torch.manual_seed(0)
+    layer = LabelEmbedding(2 + 64 + 1, 256, slice(2, 66))
+    label, text = torch.zeros(1, 67), torch.zeros(1, 67)
+    label[0, 0] = 1.0
+    text[0, 2:66] = torch.randn(64).sign()
+    magnitudes = [layer(one).square().mean().sqrt().item() for one in (label, text)]
+    assert magnitudes[0] == pytest.approx(math.sqrt(0.5), rel=1e-3)
+    assert magnitudes[1] == pytest.approx(math.sqrt(0.5), rel=0.2)
+    whole = layer(label + text)
+    layer.fold()
+    assert torch.allclose(layer(label + text), whole, atol=1e-6)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from collafuse.config import NetworkSettings, load
+from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.errors import ConfigError
 from collafuse.learning.blocks import SelfAttention
 from collafuse.learning.denoiser import Denoiser
@@ -34,7 +35,7 @@ def conditions(*rows: tuple[float, ...]) -> torch.Tensor:
     ],
 )
 def test_the_output_has_the_shape_of_the_input(settings, image_shape, num_labels):
-    network = UNet(NetworkSettings(**{"channels": 8} | settings), image_shape, num_labels)
+    network = UNet(NetworkSettings(**{"channels": 8} | settings), image_shape, num_labels + 1)
     x = torch.randn(3, *image_shape)
     assert network(x, torch.zeros(3), torch.ones(3, num_labels + 1)).shape == x.shape
 
@@ -49,12 +50,12 @@ def test_a_side_that_cannot_be_halved_is_refused_with_the_nearest_that_can(side,
 
 def test_the_network_itself_refuses_such_a_side():
     with pytest.raises(ConfigError, match="image_size=9"):
-        UNet(NetworkSettings(channels=8, multipliers=(1, 2)), (1, 9, 9), 0)
+        UNet(NetworkSettings(channels=8, multipliers=(1, 2)), (1, 9, 9), 1)
 
 
 def test_a_network_without_norms_has_none_and_is_not_swayed_by_a_pixel_far_away():
     settings = NetworkSettings(channels=8, multipliers=(1,), blocks=1, norm="none")
-    network = denoiser(settings, (1, 16, 16), 0).network
+    network = denoiser(settings, (1, 16, 16), ()).network
     assert not any(isinstance(m, torch.nn.GroupNorm) for m in network.modules())
     x = torch.randn(1, 1, 16, 16)
     other = x.clone()
@@ -73,13 +74,13 @@ def test_attention_at_a_resolution_that_never_occurs_is_refused_with_those_that_
 
 @pytest.mark.parametrize("norm", ["group", "magnitude", "none"])
 def test_a_fresh_network_gives_zero(norm):
-    network = UNet(NetworkSettings(channels=8, attention=(4,), norm=norm), (1, 8, 8), 2)
+    network = UNet(NetworkSettings(channels=8, attention=(4,), norm=norm), (1, 8, 8), 3)
     assert not network(torch.randn(2, 1, 8, 8), torch.zeros(2), torch.ones(2, 3)).any()
 
 
 def test_a_network_without_norms_is_told_level_and_label():
     torch.manual_seed(0)
-    network = UNet(NetworkSettings(channels=8, multipliers=(1,), blocks=1, norm="none"), (1, 8, 8), 1)
+    network = UNet(NetworkSettings(channels=8, multipliers=(1,), blocks=1, norm="none"), (1, 8, 8), 2)
     for parameter in network.parameters():
         if not parameter.any():  # what starts at zero
             torch.nn.init.normal_(parameter, std=0.1)
@@ -91,7 +92,7 @@ def test_a_network_without_norms_is_told_level_and_label():
 @pytest.mark.parametrize(("attention", "expected"), [((), 0), ((8,), 3), ((4,), 4), ((8, 4), 7)])
 def test_attention_stands_at_the_named_resolutions_only(attention, expected):
     # One block down and two up per level; the middle block belongs to the lowest.
-    network = UNet(NetworkSettings(channels=8, multipliers=(1, 1), blocks=1, attention=attention), (1, 8, 8), 0)
+    network = UNet(NetworkSettings(channels=8, multipliers=(1, 1), blocks=1, attention=attention), (1, 8, 8), 1)
     assert sum(isinstance(m, SelfAttention) for m in network.modules()) == expected
 
 
@@ -105,7 +106,7 @@ def test_attention_lets_a_pixel_see_all_others():
 
 
 def test_no_label_is_not_the_same_as_none_of_the_attributes():
-    model = denoiser(num_labels=2).eval()
+    model = denoiser().eval()
     x = torch.randn(1, 1, 4, 4).expand(4, -1, -1, -1)
     rows = conditions((0, 0, 1), (0, 0, 0), (1, 0, 0), (1, 1, 0))
     out = model(x, 0.5, rows)
@@ -132,7 +133,7 @@ def test_dropout_acts_in_training_only():
 
 def test_server_and_client_may_have_very_different_sizes():
     sizes = [
-        num_parameters(UNet(NetworkSettings(channels=c, multipliers=m), (1, 8, 8), 3))
+        num_parameters(UNet(NetworkSettings(channels=c, multipliers=m), (1, 8, 8), 4))
         for c, m in ((64, (1, 2)), (8, (1,)))
     ]
     assert sizes[0] > 50 * sizes[1]
@@ -148,5 +149,5 @@ def test_the_networks_of_every_shipped_configuration_can_be_built_and_run(path):
     shape = config.data.image_shape
     for network in (config.server.network, *(config.client(name).network for name in config.clients)):
         with torch.device("meta"):
-            built = Denoiser(network, shape, 10)
+            built = Denoiser(network, shape, ConditionSpace(tuple("0123456789")))
             assert built(torch.zeros(2, *shape), torch.ones(2), torch.zeros(2, 11)).shape == (2, *shape)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from collafuse.config import NetworkSettings, TrainingSettings
+from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.noise import SIGMA_MAX, client_sigmas, server_sigmas
 from collafuse.core.samplers import dpmpp_2m
 from collafuse.learning.denoiser import Denoiser
@@ -36,7 +37,7 @@ def trained(folder: Path, images: np.ndarray, floor: float, high: float, setting
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        denoiser = Denoiser(NETWORK, SHAPE, 0, estimate_sigma_data(data))
+        denoiser = Denoiser(NETWORK, SHAPE, ConditionSpace(), estimate_sigma_data(data))
     return Trainer(denoiser, data, settings, folder, CPU, Recorder()).run()
 
 

@@ -17,7 +17,7 @@ from tests.tiny import NETWORK, denoiser
 
 
 def trained(label_names: tuple[str, ...] = ("a", "b"), seed: int = 0) -> TrainedModel:
-    return TrainedModel(denoiser(num_labels=len(label_names), seed=seed), "server", label_names, 0.5, 80.0, 9)
+    return TrainedModel(denoiser(label_names=label_names, seed=seed), "server", 0.5, 80.0, 9)
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +145,9 @@ def answer(model: torch.nn.Module, row: list[float]) -> torch.Tensor:
 @pytest.mark.parametrize("norm", ["group", "magnitude"])
 def test_a_warm_start_gives_each_label_its_own_column_by_name(norm):
     network = NETWORK.model_copy(update={"norm": norm})
-    teacher = dataclasses.replace(trained(("a", "b", "c")), denoiser=denoiser(network, num_labels=3))
-    pupil = denoiser(network, num_labels=3, seed=5)
-    warm_start(pupil, ("c", "new", "a"), teacher)
+    teacher = dataclasses.replace(trained(("a", "b", "c")), denoiser=denoiser(network, label_names=("a", "b", "c")))
+    pupil = denoiser(network, label_names=("c", "new", "a"), seed=5)
+    warm_start(pupil, teacher)
     expected = {
         (1.0, 0.0, 0.0, 0.0): [0.0, 0.0, 1.0, 0.0],  # c
         (0.0, 1.0, 0.0, 0.0): [0.0, 0.0, 0.0, 1.0],  # a label that the teacher does not know: "no label"
@@ -161,7 +161,7 @@ def test_a_warm_start_gives_each_label_its_own_column_by_name(norm):
 def test_a_warm_start_takes_the_teachers_scale_along_and_leaves_the_teacher_alone():
     teacher, pupil = trained(), denoiser(seed=5)
     teacher.denoiser.sigma_data = 0.3
-    warm_start(pupil, ("a", "b"), teacher)
+    warm_start(pupil, teacher)
     assert pupil.sigma_data == 0.3 and same_values(pupil, teacher.denoiser)
     torch.nn.init.ones_(pupil.network.last.bias)
     assert not same_values(pupil, teacher.denoiser)
@@ -179,4 +179,4 @@ def test_a_warm_start_takes_the_teachers_scale_along_and_leaves_the_teacher_alon
 )
 def test_a_warm_start_between_different_sizes_is_refused_with_both(pupil, what):
     with pytest.raises(MismatchError, match=what):
-        warm_start(denoiser(**pupil), ("a", "b"), trained())
+        warm_start(denoiser(**pupil), trained())

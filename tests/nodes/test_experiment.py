@@ -16,7 +16,7 @@ from collafuse.nodes.experiment import CALIBRATION, CALIBRATION_IMAGES, leave_ca
 from collafuse.nodes.ledger import Ledger
 from collafuse.nodes.runfolder import REGISTRY, RunFolder
 from collafuse.nodes.server import Server
-from tests.tiny import CPU, Recorder
+from tests.tiny import CPU, Recorder, image_set
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +59,14 @@ def test_each_client_finds_intermediates_at_its_own_cut_to_calibrate_with(tiny_c
 def test_calibration_comes_out_the_same_again(tiny_config, run):
     path = run.client("north").path / CALIBRATION
     before = path.read_bytes()
-    leave_calibration(Server.load(run.server, CPU), "north", run, Recorder())
+    leave_calibration(Server.load(run.server, CPU), "north", image_set(2), run, Recorder())
     assert path.read_bytes() == before
 
 
 def test_a_server_that_cannot_deliver_says_so_and_the_run_stands(run, tmp_path):
     server, recorder = Server.load(run.server, CPU), Recorder()
     del server.sites["north"]
-    leave_calibration(server, "north", RunFolder(tmp_path), recorder)
+    leave_calibration(server, "north", image_set(2), RunFolder(tmp_path), recorder)
     assert not list(tmp_path.iterdir())
     (note,) = recorder.notes
     assert note.startswith("no intermediates to calibrate with: the server has no release of client 'north'")

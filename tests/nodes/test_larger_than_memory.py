@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from collafuse.core import release as releases
 from collafuse.core import rows, tensorfile
+from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.errors import FileFormatError, StorageError
 from collafuse.core.rows import FileRows, JoinedRows
 from collafuse.data.imageset import ImageSet
@@ -119,7 +120,7 @@ def test_a_server_learns_the_same_from_files_bit_for_bit(tmp_path, monkeypatch):
         monkeypatch.setattr(rows, "IN_MEMORY_BYTES", limit)
         found = read_releases(tmp_path, accept_simulated=False)
         assert all(isinstance(release.z, kind) for release in found["a"])
-        assert isinstance(training_data(found, ("x", "y")).images, JoinedRows) is (limit == 0)
+        assert isinstance(training_data(found, ConditionSpace(("x", "y"))).images, JoinedRows) is (limit == 0)
         folder = NodeFolder(tmp_path / str(limit))
         train_server(config(), found, folder, CPU, Recorder())
         models.append(weights.load(folder.weights, "server"))

@@ -10,6 +10,7 @@ import torch
 
 from collafuse.core import release as releases
 from collafuse.core.atomic import write_bytes
+from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.errors import CollaFuseError, ConfigError, FileFormatError, MismatchError, RefusedError, UsageError
 from collafuse.core.noise import SIGMA_MAX, SIGMA_MIN, Cut, system_noise
 from collafuse.learning.weights import TrainedModel
@@ -26,7 +27,7 @@ DIGITS = tuple("012345")
 @pytest.fixture
 def server(tiny_config):
     south = tiny_config.client("south").cut.resolve().sigma
-    model = TrainedModel(denoiser(image_shape=(1, 8, 8), num_labels=6), "server", DIGITS, 0.5, SIGMA_MAX, 0, "id")
+    model = TrainedModel(denoiser(image_shape=(1, 8, 8), label_names=DIGITS), "server", 0.5, SIGMA_MAX, 0, "id")
     return Server(tiny_config, model, {**SITES, "south": Site(south, None)}, CPU)
 
 
@@ -95,7 +96,7 @@ class ShortOfMemory(torch.nn.Module):
     def __init__(self, inner, most):
         super().__init__()
         self.inner, self.most, self.seen = inner, most, []
-        self.image_shape = inner.image_shape
+        self.image_shape, self.space = inner.image_shape, inner.space
 
     def forward(self, x, sigma, conditions):
         if len(x) > self.most:
@@ -177,14 +178,14 @@ def test_releases_that_do_not_belong_together_are_refused(tmp_path):
 
 
 def test_labels_kept_by_a_site_become_no_label():
-    data = training_data({"a": [made(4)], "b": [made(2, sigma=1.0, shared=False)]}, ("0", "1", "2"))
+    data = training_data({"a": [made(4)], "b": [made(2, sigma=1.0, shared=False)]}, ConditionSpace(("0", "1", "2")))
     assert data.conditions[:, -1].tolist() == [0, 0, 0, 0, 1, 1]
     assert data.sigma_floor.tolist() == [0.5] * 4 + [1.0] * 2
 
 
 def test_where_all_releases_are_pure_noise_no_server_can_learn():
     with pytest.raises(RefusedError, match="pure noise"):
-        training_data({"a": [made(sigma=SIGMA_MAX)]}, ("0", "1", "2"))
+        training_data({"a": [made(sigma=SIGMA_MAX)]}, ConditionSpace(("0", "1", "2")))
 
 
 def test_training_needs_releases_and_nothing_else(tiny_config, tmp_path):
@@ -198,7 +199,7 @@ def test_training_needs_releases_and_nothing_else(tiny_config, tmp_path):
 
 def untrained(settings, sites):
     """A server with arbitrary weights that knows x and y, the labels of ``release_of``."""
-    model = TrainedModel(denoiser(), "server", ("x", "y"), SIGMA_MIN, SIGMA_MAX, 0, "id")
+    model = TrainedModel(denoiser(label_names=("x", "y")), "server", SIGMA_MIN, SIGMA_MAX, 0, "id")
     return Server(settings, model, sites, CPU)
 
 
@@ -211,7 +212,7 @@ def test_hidden_files_beside_the_releases_are_left_alone(tmp_path):
 
 def test_it_trains_on_what_was_released_at_the_level_it_was_released():
     release = release_of(0.5)
-    data = training_data({"a": [release]}, ("x", "y"))
+    data = training_data({"a": [release]}, ConditionSpace(("x", "y")))
     assert np.array_equal(data.images.numpy(), release.z) and (data.sigma_floor == 0.5).all()
     assert data.sigma_high == SIGMA_MAX and not data.horizontal_flip
 
@@ -232,7 +233,7 @@ def test_mixed_cuts_over_kept_labels_warn_whoever_watches(tmp_path):
 def test_a_label_kept_in_one_of_a_sites_releases_is_kept_in_all():
     found = {"a": [release_of(0.5), release_of(0.5, None)]}
     assert sites_of(found)["a"].label_names is None
-    assert (training_data(found, ())).conditions.tolist() == [[1.0]] * 16
+    assert (training_data(found, ConditionSpace(()))).conditions.tolist() == [[1.0]] * 16
 
 
 def test_only_labels_that_occur_were_learned():
@@ -326,5 +327,5 @@ def test_a_client_that_does_everything_gets_pure_noise():
 
 
 def test_a_release_of_pure_noise_is_left_out_of_training():
-    data = training_data({"a": [release_of(0.5)], "b": [release_of(SIGMA_MAX)]}, ("x", "y"))
+    data = training_data({"a": [release_of(0.5)], "b": [release_of(SIGMA_MAX)]}, ConditionSpace(("x", "y")))
     assert len(data.images) == 8 and (data.sigma_floor == 0.5).all()

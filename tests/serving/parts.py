@@ -26,7 +26,7 @@ CLIENTS = {name: {"cut": {"sigma": site.sigma_cut}} for name, site in SITES.item
 
 def server(model: Denoiser | None = None, **settings: Any) -> Server:
     """A server of four sites with four cuts; one keeps its labels, one does everything itself."""
-    made = TrainedModel(model or denoiser(num_labels=3), "server", ("x", "y", "z"), 0.5, SIGMA_MAX, 0, "tiny")
+    made = TrainedModel(model or denoiser(label_names=("x", "y", "z")), "server", 0.5, SIGMA_MAX, 0, "tiny")
     return Server(config(CLIENTS, settings), made, SITES, CPU)
 
 
@@ -35,7 +35,7 @@ class Gated(Denoiser):
 
     def __init__(self, inner: Denoiser) -> None:
         nn.Module.__init__(self)
-        self.inner, self.image_shape, self.num_labels = inner, inner.image_shape, inner.num_labels
+        self.inner, self.image_shape, self.space = inner, inner.image_shape, inner.space
         self.permits, self.asked = threading.Semaphore(0), threading.Semaphore(0)
         self.evaluations = 0
 

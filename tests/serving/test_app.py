@@ -59,6 +59,7 @@ def test_it_describes_the_model_to_each_token_as_far_as_it_may_know(serve):
         "sigma": 0.5,
         "labels": ["x", "y"],
         "dealt_labels": ["x", "y"],
+        "text": False,
     }
     assert (own["image_shape"], own["batch"], own["steps"]) == ([1, 4, 4], 4, 4)
     assert own["server_model"] == Server.load(running.folder, CPU).model.id

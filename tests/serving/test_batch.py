@@ -6,22 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from collafuse.core.conditioning import conditions_from_labels
+from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.samplers import Counted, evaluations
 from collafuse.nodes.server import start_noise
 from collafuse.serving.batch import Batch, Row
 from tests.tiny import CPU, denoiser
 
 LEVELS = [80.0, 20.0, 5.0, 1.0]
+SPACE = ConditionSpace(("a", "b"))
 
 
-def row(index=0, sigmas=LEVELS, sampler="dpmpp_2m", labelled=True):
-    return Row("owner", index, sigmas, sampler, labelled)
+def row(index=0, sigmas=LEVELS, sampler="dpmpp_2m", conditioned=True):
+    return Row("owner", index, sigmas, sampler, conditioned)
 
 
 def join(batch, rows, seed=0, label=0):
     labels = np.eye(2, dtype=np.uint8)[[label] * len(rows)]
-    conditions = [conditions_from_labels(labels[i : i + 1] if r.labelled else None, 1, 2) for i, r in enumerate(rows)]
+    conditions = [SPACE.conditions(1, labels[i : i + 1] if r.conditioned else None) for i, r in enumerate(rows)]
     noise = [start_noise(range(r.index, r.index + 1), (1, 4, 4), seed) for r in rows]
     batch.join(rows, np.concatenate(noise), np.concatenate(conditions))
 
@@ -46,7 +47,7 @@ def test_a_row_is_the_same_bytes_whatever_shares_its_batch(sampler, guidance):
     with torch.inference_mode():
         crowded.leave(crowded.step())
     other = row(3, sampler=sampler)
-    join(crowded, [row(2, [80.0, 3.0], "heun", labelled=False), other, row(4, [80.0, 9.0, 3.0])])
+    join(crowded, [row(2, [80.0, 3.0], "heun", conditioned=False), other, row(4, [80.0, 9.0, 3.0])])
     assert crowded.free == 2
     assert run(crowded, other).tobytes() == expected.tobytes()
 
@@ -86,14 +87,14 @@ def test_a_fitted_batch_agrees_with_a_fixed_one_within_rounding():
 
 
 @pytest.mark.parametrize(
-    ("labelled", "sampler", "expected"), [(True, "heun", 4), (False, "heun", 2), (True, "euler", 2)]
+    ("conditioned", "sampler", "expected"), [(True, "heun", 4), (False, "heun", 2), (True, "euler", 2)]
 )
-def test_guidance_costs_a_second_evaluation_only_where_there_is_a_label(labelled, sampler, expected):
+def test_guidance_costs_a_second_evaluation_only_where_there_is_a_label(conditioned, sampler, expected):
     model = Counted(denoiser())
-    model.image_shape, model.num_labels = (1, 4, 4), 2
+    model.image_shape, model.condition_width = (1, 4, 4), 3
     batch = Batch(model, 2, 3.0, CPU)
-    join(batch, [row(sampler=sampler, labelled=labelled)])
+    join(batch, [row(sampler=sampler, conditioned=conditioned)])
     with torch.inference_mode():
         batch.step()
     assert model.nfe == expected
-    assert evaluations(sampler, LEVELS[:2], guided=labelled) == expected
+    assert evaluations(sampler, LEVELS[:2], guided=conditioned) == expected

@@ -82,7 +82,7 @@ def test_at_another_batch_shape_file_and_service_agree_within_rounding(started):
 
 
 def test_requests_with_different_cuts_and_samplers_share_one_evaluation(started):
-    model = Gated(denoiser(num_labels=3))
+    model = Gated(denoiser(label_names=("x", "y", "z")))
     made = server(model, sampler={"steps": 4})
     engine = started(made, slots=4)
     jobs = [
@@ -97,7 +97,7 @@ def test_requests_with_different_cuts_and_samplers_share_one_evaluation(started)
 
 
 def test_a_request_joins_at_the_next_step_and_leaves_when_it_is_done(started):
-    model = Gated(denoiser(num_labels=3))
+    model = Gated(denoiser(label_names=("x", "y", "z")))
     made = server(model, sampler={"steps": 4})
     engine = started(made, slots=2)
     first = engine.submit(Order.plan(made, "a", 1), SECONDS)
@@ -132,7 +132,7 @@ def test_a_small_request_does_not_wait_for_a_large_one(started):
 
 
 def test_a_cancelled_request_frees_its_rows_at_the_next_step(started):
-    model = Gated(denoiser(num_labels=3))
+    model = Gated(denoiser(label_names=("x", "y", "z")))
     made = server(model, sampler={"steps": 4})
     engine = started(made, slots=2)
     lost = engine.submit(Order.plan(made, "a", 50), SECONDS)
@@ -148,7 +148,7 @@ def test_a_cancelled_request_frees_its_rows_at_the_next_step(started):
 
 
 def test_a_request_that_is_too_late_ends_with_a_reason_and_frees_its_rows(started):
-    model = Gated(denoiser(num_labels=3))
+    model = Gated(denoiser(label_names=("x", "y", "z")))
     made = server(model, sampler={"steps": 4})
     engine = started(made, slots=1)
     late = engine.submit(Order.plan(made, "a", 3), seconds=0.0)
@@ -173,7 +173,7 @@ def test_the_line_is_bounded_and_says_when_to_come_back(started):
 
 
 def test_what_cannot_be_done_in_time_is_refused_at_once(started):
-    model = Gated(denoiser(num_labels=3))
+    model = Gated(denoiser(label_names=("x", "y", "z")))
     made = server(model, sampler={"steps": 1})
     engine = started(made, slots=1)
     model.permits.release(1)
@@ -213,7 +213,7 @@ def test_a_request_that_would_take_many_times_as_long_as_alone_is_refused(starte
 
 
 def test_a_beat_is_a_step_of_the_model_even_when_there_is_nothing_to_do(started):
-    model = Gated(denoiser(num_labels=3))
+    model = Gated(denoiser(label_names=("x", "y", "z")))
     engine = started(server(model), slots=2)
     beat = engine.beat()
     assert not beat.done()
@@ -244,7 +244,7 @@ def test_rows_that_a_delivery_does_not_have_are_refused(rows):
 
 
 def test_stopping_ends_what_is_not_finished_with_a_reason(started):
-    model = Gated(denoiser(num_labels=3))
+    model = Gated(denoiser(label_names=("x", "y", "z")))
     engine = started(server(model), slots=2)
     job = engine.submit(Order.plan(engine.server, "a", 5), SECONDS)
     assert model.asked.acquire(timeout=SECONDS)
@@ -257,7 +257,7 @@ def test_stopping_ends_what_is_not_finished_with_a_reason(started):
 
 
 def test_a_model_that_fails_ends_every_request_with_a_reason(started):
-    model = denoiser(num_labels=3)
+    model = denoiser(label_names=("x", "y", "z"))
     engine = started(server(model), slots=2, run=False)
     job = engine.submit(Order.plan(engine.server, "a", 5), SECONDS)
     hook = threading.excepthook

@@ -15,7 +15,7 @@ from ...data.dealing import SiteData
 from ...learning.training import TrainingData
 from ...nodes.client import Client, finish_all
 from ...nodes.server import Server
-from ...nodes.sites import sites_of, training_data
+from ...nodes.sites import space_of, training_data
 from ..generated import Generated
 from .asked import Asked
 from .part import Part
@@ -28,10 +28,10 @@ HandOver = Callable[[NDArray[np.float32], float, ClientSettings], tuple[NDArray[
 
 def server_part(config: Config, found: Mapping[str, Sequence[Release]]) -> Part:
     """The server as the method trains it, from releases."""
-    names = tuple(sorted({name for site in sites_of(found).values() for name in site.label_names or ()}))
-    data = training_data(found, names)
+    space = space_of(found)
+    data = training_data(found, space)
     low = float(data.sigma_floor.min())
-    return Part(SERVER, "server", config.server.network, config.server.training, names, data, low)
+    return Part(SERVER, "server", config.server.network, config.server.training, space.label_names, data, low)
 
 
 def client_part(config: Config, name: str, site: SiteData, sigma_high: float | None = None) -> Part:
@@ -49,7 +49,7 @@ def sample(asked: Asked, hand_over: HandOver = lambda x, sigma, settings: (x, si
     server = Server(asked.config, asked.models[SERVER], asked.sites, asked.device)
     delivered = server.deliver(asked.client, asked.count, seed=asked.seed)
     settings, model = asked.config.client(asked.client), asked.models[asked.client]
-    conditions = conditions_for(delivered, model.label_names)
+    conditions = conditions_for(delivered, model.space)
     x, sigma = hand_over(delivered.x, delivered.sigma, settings)
     pixels = finish_all(model.denoiser, x, sigma, conditions, settings, asked.device)
     return Generated(pixels, delivered.labels, delivered.label_names)

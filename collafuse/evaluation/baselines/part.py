@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ...config import Config, NetworkSettings, TrainingSettings
-from ...core.conditioning import conditions_from_labels, translate_labels
+from ...core.conditioning import ConditionSpace, translate_labels
 from ...core.noise import SIGMA_MAX, SIGMA_MIN, karras_sigmas
 from ...core.pictures import Pixels, contact_sheet, to_uint8
 from ...core.samplers import euler
@@ -67,7 +67,8 @@ class Part:
         """With its first weights."""
         channels, height, width = self.data.images.shape[1:]
         shape = (channels, height, width)
-        return fresh_denoiser(self.network, shape, len(self.label_names), self.data, self.settings, self.node)
+        space = ConditionSpace(self.label_names)
+        return fresh_denoiser(self.network, shape, space, self.data, self.settings, self.node)
 
     def trainer_in(self, folder: NodeFolder, device: torch.device, observer: Observer) -> Trainer:
         """The training, ready to start or go on in this folder."""
@@ -93,7 +94,7 @@ class Part:
     def keep(self, trained: Denoiser, folder: NodeFolder) -> weights.TrainedModel:
         """Write the trained weights; returns them as they were read back."""
         done = (self.sigma_low, self.data.sigma_high, self.settings.steps)
-        weights.save(folder.weights, weights.TrainedModel(trained, self.role, self.label_names, *done))
+        weights.save(folder.weights, weights.TrainedModel(trained, self.role, *done))
         return weights.load(folder.weights, self.role)
 
     @torch.inference_mode()
@@ -118,7 +119,7 @@ def clean_data(sites: Mapping[str, SiteData], config: Config, sigma_high: float 
     labels = np.concatenate([translate_labels(one.labels, one.label_names, names) for one in images])
     return TrainingData(
         images=torch.from_numpy(np.concatenate([np.asarray(one.pixels) for one in images])),
-        conditions=torch.from_numpy(conditions_from_labels(labels, len(labels), len(names))),
+        conditions=torch.from_numpy(ConditionSpace(names).conditions(len(labels), labels)),
         sigma_floor=torch.zeros(len(labels)),
         sigma_high=sigma_high,
         horizontal_flip=config.data.horizontal_flip,

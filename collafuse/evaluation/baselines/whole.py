@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ...core.conditioning import conditions_from_labels, dealt_labels, guided, translate_labels
+from ...core.conditioning import dealt_labels, guided, translate_labels
 from ...core.noise import SIGMA_MAX, whole_sigmas
 from ...core.pictures import to_uint8
 from ...core.samplers import STEPS, run
@@ -29,7 +29,7 @@ def sample(asked: Asked, node: str = WHOLE) -> Generated:
     sigmas, _ = whole_sigmas(mine.handover_sigma, sampler.steps, mine.sampler.steps, mine.sampler.sigma_low)
     labels = dealt_labels(count, range(len(names)), len(names)) if names else None
     known = None if labels is None else translate_labels(labels, names, model.label_names)
-    conditions = conditions_from_labels(known, count, len(model.label_names))
+    conditions = model.space.conditions(count, known)
     denoiser = model.denoiser.to(device)
     parts = []
     for start in range(0, count, BATCH):

@@ -17,7 +17,7 @@ from tests.tiny import CPU, denoiser
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 def test_one_model_as_both_halves_makes_what_it_makes_as_a_whole(sampler):
     """The same starting noise, labels and levels: what differs between methods is the models alone."""
-    model = TrainedModel(denoiser(), "whole", ("a", "b"), SIGMA_MIN, SIGMA_MAX, 0)
+    model = TrainedModel(denoiser(), "whole", SIGMA_MIN, SIGMA_MAX, 0)
     settings = config(server={"sampler": {"name": sampler}}, handover=1.2, sampler={"name": sampler, "steps": 3})
     site = Site(0.5, ("a", "b"), simulated=True)
     asked = Asked(settings, {"whole": model, "server": model, "a": model}, {"a": site}, "a", 6, 3, CPU)

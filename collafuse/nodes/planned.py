@@ -1,0 +1,51 @@
+"""What each image of a delivery is to show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..core.conditioning import Conditions, ConditionSpace, Labels
+from ..core.texts import EncodedText
+from ..data.imageset import ImageSet
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """labels [N, K] in the model's order, and text [N, T]; None of either where it is not asked for."""
+
+    labels: Labels | None
+    text: EncodedText | None = None
+
+    def take(self, rows: Any) -> Planned:
+        """The same of these images."""
+        labels, text = self.labels, self.text
+        return Planned(None if labels is None else labels[rows], None if text is None else text.take(rows))
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether anything is asked for."""
+        return self.labels is not None or self.text is not None
+
+    def conditions(self, count: int, space: ConditionSpace) -> Conditions:
+        """The same as conditions [count, W] of a model."""
+        return space.conditions(count, self.labels, None if self.text is None else self.text.rows)
+
+
+def text_like(count: int, labels: Labels | None, names: Sequence[str], images: ImageSet) -> EncodedText | None:
+    """For each of ``count`` images the text of one of ``images`` that shows its label, in turn; None without text.
+
+    labels: [count, K] by their names, or None where any image will do.
+    """
+    if images.text is None:
+        return None
+    rows = np.arange(count) % len(images)
+    for column, name in enumerate(names if labels is not None else ()):
+        places = np.flatnonzero(labels[:, column])
+        own = images.rows_with(name)
+        if len(own):
+            rows[places] = own[np.arange(len(places)) % len(own)]
+    return images.text.take(rows)

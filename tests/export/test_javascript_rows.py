@@ -1,0 +1,99 @@
+"""docs/examples/finish.js hands a graph the very conditions that a device in Python does, text among them.
+
+A stand-in for onnxruntime-node writes down what it is given, so that node alone is enough.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from collafuse.core import intermediate as intermediates
+from collafuse.core.bundle import known_answer_input
+from collafuse.core.conditioning import ConditionSpace, TextSpace
+from collafuse.core.intermediate import Intermediate
+from collafuse.core.pairing import conditions_for
+from collafuse.core.texts import EncodedText
+
+EXAMPLE = Path(__file__).parents[2] / "docs/examples/finish.js"
+TEXT = TextSpace("t5-4-00", 4)
+STAND_IN = """
+const fs = require('node:fs');
+let calls = 0;
+async function run({ x, labels }) {
+  fs.writeFileSync(`rows${calls++}.json`, JSON.stringify([labels.dims, Array.from(labels.data)]));
+  return { pixels: { data: new Uint8Array(x.data.length) } };
+}
+class Tensor { constructor(type, data, dims) { Object.assign(this, { type, data, dims }); } }
+module.exports = { env: { versions: {} }, Tensor, InferenceSession: { create: async () => ({ run }) } };
+"""
+
+pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+
+
+def finish(folder: Path, space: ConditionSpace, one: Intermediate) -> subprocess.CompletedProcess[str]:
+    """Run the example on a bundle of this space whose graph answers black."""
+    package = folder / "node_modules" / "onnxruntime-node"
+    package.mkdir(parents=True)
+    (package / "index.js").write_text(STAND_IN)
+    text = {} if space.text is None else {"text_encoder": space.text.encoder, "text_width": space.text.width}
+    answer = {"sigmas": [0.5] * 4, "values": [0.0] * 4, "tolerance": 1.0}
+    about = {"graph": "whole", "image_shape": [1, 2, 2], "sigma_max": 0.5, "label_names": list(space.label_names)}
+    model = onnx.ModelProto()
+    helper.set_model_props(model, {"collafuse": json.dumps(about | {"known_answer": answer} | text)})
+    (folder / "a.onnx").write_bytes(model.SerializeToString())
+    (folder / "a.safetensors").write_bytes(intermediates.to_bytes(one))
+    return subprocess.run(
+        ["node", str(EXAMPLE), "a.onnx", "a.safetensors", "out"],
+        cwd=folder,
+        env={**os.environ, "NODE_PATH": str(folder / "node_modules")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def intermediate(labels: bool, text: TextSpace | None) -> Intermediate:
+    """Four images labelled y x y x, or not; with four texts, one of them empty, or without."""
+    rows = np.array([[1, -1, 1, -1], [2, 0, 0, 0], [0, 0, 0, 0], [1.5, 0.3, -1.25, 0.2]], dtype=np.float16)
+    rows[3] /= np.sqrt(np.square(rows[3].astype(np.float64)).mean())
+    return Intermediate(
+        x=np.ones((4, 1, 2, 2), dtype=np.float32),
+        sigma=0.5,
+        labels=np.eye(2, dtype=np.uint8)[[0, 1, 0, 1]] if labels else None,
+        label_names=("y", "x") if labels else (),
+        server_model="m",
+        sampler="euler",
+        nfe=1,
+        guidance=1.0,
+        text=None if text is None else EncodedText(text, rows),
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "takes", "text"),
+    [(("x", "y"), True, TEXT, TEXT), (("x", "y"), False, TEXT, TEXT), ((), False, TEXT, TEXT),
+     (("x", "y"), True, TEXT, None), (("x", "y"), False, TEXT, None), (("x", "y"), True, None, None)],
+)  # fmt: skip
+def test_the_rows_are_those_of_python(tmp_path, names, labels, takes, text):
+    space, one = ConditionSpace(names, takes), intermediate(labels, text)
+    done = finish(tmp_path, space, one)
+    assert done.returncode == 0, done.stderr
+    for call, expected in enumerate((known_answer_input((1, 2, 2), space, (0.5,) * 4)[2], conditions_for(one, space))):
+        shape, values = json.loads((tmp_path / f"rows{call}.json").read_text())
+        assert shape == list(expected.shape)
+        assert np.abs(np.reshape(values, shape) - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("takes", [TextSpace("t5-4-11", 4), None])
+def test_text_of_another_encoder_is_refused(tmp_path, takes):
+    done = finish(tmp_path, ConditionSpace(("x", "y"), takes), intermediate(True, TEXT))
+    assert done.returncode == 1 and "text of t5-4-00 does not fit the bundle's" in done.stderr
