@@ -208,6 +208,7 @@ def test_batch_size_and_the_service_change_no_picture(server):
     engine.start()
     try:
         job = engine.submit(Order.plan(server, "a", 9, seed=3), 60)
+        job.future.result(60)
         served = engine.package(job)
         engine.beat().result(60)  # readiness asks the closed-form denoiser for a step
     finally:
