@@ -13,24 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import NetworkSettings
-from .blocks import NoiseEmbedding, SelfAttention, zeroed
+from .blocks import Conventional, SelfAttention, zeroed
 
 CHANNELS_IN = 8
 """Image and planes together. onnxruntime's convolutions take channels by eights (sixteens with AVX-512) and leave
 their layout where a number is neither smaller nor a multiple."""
 
 
-class Plain:
-    """Layers with biases; what closes a branch starts at zero."""
-
-    def __init__(self, settings: NetworkSettings) -> None:
-        self.settings = settings
-
-    def noise_embedding(self, size: int) -> nn.Module:
-        return NoiseEmbedding(size)
-
-    def label_embedding(self, condition_width: int, size: int, text: slice) -> nn.Module:
-        return nn.Linear(condition_width, size)
+class Plain(Conventional):
+    """The conventional layers but those in which the embedding enters and those that normalise."""
 
     def first(self, image_channels: int, width: int, embedding: int) -> nn.Module:
         return FirstConvolution(image_channels, width, embedding)
@@ -40,9 +31,6 @@ class Plain:
 
     def before_last(self, width: int) -> nn.Module:
         return nn.Identity()
-
-    def last(self, width: int, image_channels: int) -> nn.Module:
-        return zeroed(nn.Conv2d(width, image_channels, 3, padding=1))
 
 
 class FirstConvolution(nn.Conv2d):
