@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import NetworkSettings
-from .parts import AnyModule, attend, frequencies_of_noise, heads_of, sines_and_cosines
+from .parts import NOISE_FEATURES, AnyModule, NoiseFeatures, attend, heads_of
 
 
 class Conventional:
@@ -21,7 +21,7 @@ class Conventional:
         self.settings = settings
 
     def noise_embedding(self, size: int) -> nn.Module:
-        return NoiseEmbedding(size)
+        return NoiseFeatures(nn.Sequential(nn.Linear(NOISE_FEATURES, size), nn.SiLU(), nn.Linear(size, size)))
 
     def label_embedding(self, condition_width: int, size: int, text: slice) -> nn.Module:
         return nn.Linear(condition_width, size)
@@ -66,20 +66,6 @@ def zeroed(module: AnyModule) -> AnyModule:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-class NoiseEmbedding(nn.Module):
-    """c_noise [B] -> [B, E]: sines and cosines at geometrically spaced frequencies, then two layers."""
-
-    frequencies: Tensor
-
-    def __init__(self, size: int, features: int = 64) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", frequencies_of_noise(features // 2), persistent=False)
-        self.layers = nn.Sequential(nn.Linear(features, size), nn.SiLU(), nn.Linear(size, size))
-
-    def forward(self, c_noise: Tensor) -> Tensor:
-        return self.layers(sines_and_cosines(c_noise, self.frequencies))
 
 
 class ResidualBlock(nn.Module):

@@ -8,8 +8,7 @@ before or behind, which costs nothing per pixel; equation numbers are the paper'
 Of the paper's network (its configuration G) this leaves out what a device would have to carry out for every pixel: the
 norm over channels in the encoder, so pooling, which takes from features that differ between neighbours, is the one
 place where magnitudes may fall; and the factors of a join (eq. 103), so its sides count by their channels, as a plain
-join keeps their magnitude too. Shapes: B batch, C channels, H x W pixels, E embedding, W numbers of a
-condition.
+join keeps their magnitude too. Shapes: B batch, C channels, H x W pixels, E embedding, W numbers of a condition.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import NetworkSettings
-from .parts import AnyModule, attend, frequencies_of_noise, heads_of, sines_and_cosines
+from .parts import NOISE_FEATURES, AnyModule, NoiseFeatures, attend, heads_of
 
 SILU = 1 / 0.596
 """Undoes what SiLU takes from the magnitude of standard normal features (eq. 81)."""
@@ -141,21 +140,13 @@ class Linear(UnitWeight):
         return functional.linear(x, self.used())
 
 
-class NoiseEmbedding(nn.Module):
-    """c_noise [B] -> [B, E]: sines and cosines at geometrically spaced frequencies, then two layers."""
+class NoiseEmbedding(NoiseFeatures):
+    """c_noise [B] -> [B, E], half of the sum with the labels."""
 
-    frequencies: Tensor
-
-    def __init__(self, size: int, features: int = 64) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", frequencies_of_noise(features // 2), persistent=False)
+    def __init__(self, size: int) -> None:
         # The mean square of a sine and its cosine is 1/2, and half of the sum with the labels is the noise's.
-        self.layers = nn.Sequential(
-            Linear(features, size, gain=math.sqrt(2)), nn.SiLU(), Linear(size, size, gain=SILU * math.sqrt(0.5))
-        )
-
-    def forward(self, c_noise: Tensor) -> Tensor:
-        return self.layers(sines_and_cosines(c_noise, self.frequencies))
+        first = Linear(NOISE_FEATURES, size, gain=math.sqrt(2))
+        super().__init__(nn.Sequential(first, nn.SiLU(), Linear(size, size, gain=SILU * math.sqrt(0.5))))
 
 
 class LabelEmbedding(UnitWeight):

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 HEAD_CHANNELS = 64
+NOISE_FEATURES = 64
 FREQUENCIES = (0.25, 16.0)
 """Lowest and highest frequency at which c_noise is embedded; c_noise spans about -1.6 to 1.1."""
 
@@ -43,16 +44,22 @@ class Parts(Protocol):
         """Features into the output; gives zero before it is trained."""
 
 
-def frequencies_of_noise(count: int) -> Tensor:
-    """Geometrically spaced angular frequencies [count]."""
-    low, high = (math.log(f) for f in FREQUENCIES)
-    return torch.exp(torch.linspace(low, high, count)) * math.pi
+class NoiseFeatures(nn.Module):
+    """c_noise [B] -> [B, E]: sines and cosines at geometrically spaced frequencies, then a design's own layers."""
 
+    frequencies: Tensor
 
-def sines_and_cosines(c_noise: Tensor, frequencies: Tensor) -> Tensor:
-    """c_noise [B] at each of these frequencies, [B, 2 * count]."""
-    angles = c_noise[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    def __init__(self, layers: nn.Sequential) -> None:
+        """layers: [B, NOISE_FEATURES] -> [B, E]."""
+        super().__init__()
+        low, high = (math.log(f) for f in FREQUENCIES)
+        frequencies = torch.exp(torch.linspace(low, high, NOISE_FEATURES // 2)) * math.pi
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.layers = layers
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        angles = c_noise[:, None] * self.frequencies
+        return self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
 
 
 def heads_of(channels: int) -> int:
