@@ -14,8 +14,9 @@ from collafuse.core import bundle as bundles
 from collafuse.core.conditioning import (
     MAX_GUIDANCE,
     Conditions,
+    check_one_each,
     check_same_text,
-    dealt_rows,
+    dealt_row,
     guided,
     indices_of,
     same_labels,
@@ -171,7 +172,7 @@ class Finisher:
                 f"{', '.join(self.settings.labels)} out, or let the server deliver for it."
             )
         if self.settings.prompts is not None:
-            dealt_rows(len(intermediate), len(self.settings.prompts))
+            check_one_each(len(intermediate), len(self.settings.prompts))
             if intermediate.text_space is not None:
                 raise MismatchError(
                     "the intermediates were made for text and are finished as that; leave --text out, or let the "
@@ -212,6 +213,6 @@ class Finisher:
             labels = same_labels(len(block), settings.labels, info.label_names)
             block = replace(block, labels=labels, label_names=info.label_names)
         if settings.prompts is not None:
-            rows = dealt_rows(total, len(settings.prompts))[start : start + len(block)]
+            rows = dealt_row(np.arange(start, start + len(block)), total, len(settings.prompts))
             block = replace(block, text=settings.prompts.text.take(rows))
         return conditions_for(block, info.space)

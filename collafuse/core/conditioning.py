@@ -26,6 +26,8 @@ MAX_GUIDANCE = 100.0
 
 MAX_TEXT_WIDTH = 4096
 """The most numbers that a text may have; the largest T5 makes as many."""
+ENCODER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+"""What the name of a text encoder may be: short, and of plain letters and digits."""
 RMS_SLACK = 0.01
 """How far the root mean square of a text may be from 1: it is rounded to half precision."""
 
@@ -46,8 +48,8 @@ class TextSpace:
 
 
 def is_encoder(value: object) -> bool:
-    """Whether this may be the name of a text encoder: short, and of plain letters and digits."""
-    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value) is not None
+    """Whether this may be the name of a text encoder."""
+    return isinstance(value, str) and re.fullmatch(ENCODER_NAME, value) is not None
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ def dealt_labels(count: int, columns: Sequence[int], num_labels: int) -> Labels:
     """Multi-hot labels [count, num_labels]: each image shows one of the columns, in blocks, as evenly as it goes:
     0 0 0 1 1 1 2 2."""
     labels = np.zeros((count, num_labels), dtype=np.uint8)
-    labels[np.arange(count), np.asarray(columns)[np.arange(count) * len(columns) // count]] = 1
+    images = np.arange(count)
+    labels[images, np.asarray(columns)[dealt_row(images, count, len(columns))]] = 1
     return labels
 
 
@@ -163,13 +166,19 @@ def dealt_rows(count: int, texts: int) -> NDArray[np.int64]:
 
     Raises UsageError where there are fewer images than texts.
     """
+    check_one_each(count, texts)
+    rows: NDArray[np.int64] = dealt_row(np.arange(count), count, texts)
+    return rows
+
+
+def check_one_each(count: int, texts: int) -> None:
+    """Raise UsageError where there are fewer images than texts."""
     if count < texts:
         raise UsageError(f"{texts} texts and {count} images; ask for at least one image of each text.")
-    return np.arange(count) * texts // count
 
 
-def dealt_row(index: int, count: int, texts: int) -> int:
-    """Which text the image of this index is of: an entry of :func:`dealt_rows`."""
+def dealt_row(index: Any, count: int, texts: int) -> Any:
+    """Which text the image of this index is of, an entry of :func:`dealt_rows`; of an array of indices, an array."""
     return index * texts // count
 
 

@@ -159,7 +159,6 @@ def _contents(intermediate: Intermediate) -> tuple[dict[str, Any], dict[str, NDA
 
 def fields_of(described: Intermediate | Header, *, labelled: bool) -> dict[str, Any]:
     """The metadata of a file."""
-    text = described.text_space
     return {
         "sigma": described.sigma,
         "label_names": list(described.label_names) if labelled else None,
@@ -168,7 +167,7 @@ def fields_of(described: Intermediate | Header, *, labelled: bool) -> dict[str, 
         "nfe": described.nfe,
         "guidance": described.guidance,
         "previous_sigma": described.previous_sigma,
-        **({} if text is None else {"text_encoder": text.encoder}),
+        **texts.encoder_field(described.text_space),
     }
 
 

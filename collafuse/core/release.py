@@ -120,7 +120,7 @@ def pieces(release: Release) -> Iterator[bytes | memoryview]:
         "sigma_cut": release.sigma_cut,
         "label_names": list(release.label_names) if release.labels is not None else None,
         "simulated": release.simulated,
-        **texts.encoder_field(release.text),
+        **texts.encoder_field(None if release.text is None else release.text.space),
     }
     return tensorfile.pieces(KIND, VERSION, fields, tensors)
 

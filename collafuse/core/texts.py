@@ -71,7 +71,7 @@ class Prompts:
 
 def to_bytes(prompts: Prompts) -> bytes:
     """The file's bytes; equal prompts give equal bytes."""
-    fields = {"text_encoder": prompts.text.space.encoder, "prompts": list(prompts.prompts)}
+    fields = {**encoder_field(prompts.text.space), "prompts": list(prompts.prompts)}
     return tensorfile.to_bytes(KIND, VERSION, fields, {"text": prompts.text.rows})
 
 
@@ -93,9 +93,9 @@ def read(path: Path) -> Prompts:
 # --- the same in other files --------------------------------------------------------------------------------
 
 
-def encoder_field(text: EncodedText | None) -> dict[str, Any]:
+def encoder_field(space: TextSpace | None) -> dict[str, Any]:
     """What the metadata of a file with the tensor "text" says of it; nothing without text."""
-    return {} if text is None else {"text_encoder": text.space.encoder}
+    return {} if space is None else {"text_encoder": space.encoder}
 
 
 def read_layout(fields: Fields, tensors: dict[str, Any], count: int, source: str) -> TextSpace | None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..config import ClientName, SamplerName
 from ..core import errors, texts
-from ..core.conditioning import MAX_TEXT_WIDTH, TextSpace, check_same_text
+from ..core.conditioning import ENCODER_NAME, MAX_TEXT_WIDTH, TextSpace, check_same_text
 from ..core.texts import EncodedText
 from .admission import OverLimitError
 
@@ -46,9 +46,7 @@ class _Body(BaseModel):
 class TextRequest(_Body):
     """Texts as numbers, which the encoder of the model's training made; `collafuse text` writes them to a file."""
 
-    encoder: Annotated[
-        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="It must be the model's text_encoder.")
-    ]
+    encoder: Annotated[str, Field(pattern=f"^{ENCODER_NAME}$", description="It must be the model's text_encoder.")]
     rows: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=MAX_ROW)]],
         Field(
