@@ -42,9 +42,10 @@ endif
 demo: $(STAMP) ## train, export, deliver and finish on real digits, on a CPU; pictures in runs/demo
 	$(BIN)/collafuse demo -o runs/demo --overwrite
 
-# A process per core with a thread each: the networks of the tests are too small for more.
+# A process per core with a thread each: the networks of the tests are too small for more. Files in their order, which
+# tests/conftest.py chooses so that no core waits for a long one at the end.
 test: $(STAMP) ## run the tests (PYTEST_ARGS="-k cut" for some of them)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 torture: $(STAMP) ## the tests that try to break everything, at length, one after another; half an hour
 	$(INSTALL) -e '.[$(EXTRAS),fuzz,ray]'

@@ -16,6 +16,7 @@ import pytest
 from collafuse.config import Config, from_mapping
 from collafuse.core.intermediate import Intermediate
 from collafuse.core.noise import SIGMA_MIN
+from tests.nursery import Nursery
 
 if TYPE_CHECKING:
     from collafuse.learning.weights import TrainedModel
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=60, derandomize=True, database=None)
 hypothesis.settings.register_profile("torture", parent=hypothesis.settings.get_profile("tests"), max_examples=10_000)
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: begun last, a long one would keep one core busy while the others wait."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -43,6 +50,13 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory, own_folders: None) -> Iterator[Nursery]:
+    """Starts commands in processes of their own, in any folder."""
+    with Nursery(tmp_path_factory.mktemp("nursery")) as found:
+        yield found
 
 
 TINY_NETWORK = {"channels": 8, "multipliers": [1, 2], "blocks": 1}

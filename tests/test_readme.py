@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Cli
 
 ROOT = Path(__file__).parents[1]
@@ -15,8 +17,9 @@ def commands():
     return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
 
 
-def test_the_commands_run_as_they_stand_there(tmp_path):
-    cli = Cli(tmp_path)
+@pytest.mark.slow
+def test_the_commands_run_as_they_stand_there(tmp_path, nursery):
+    cli = Cli(tmp_path, nursery)
     ours = [line for line in commands() if line.startswith("collafuse ")]
     assert len(ours) >= 12
     for line in ours:

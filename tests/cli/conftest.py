@@ -1,13 +1,14 @@
-"""Commands as a user runs them: in processes of their own."""
+"""Commands as a user gives them: in processes of their own, or in this one."""
 
-import os
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import pytest
 
 from cli.app import main
+from tests.nursery import Nursery
 
 TINY = [
     "server.network.channels=8",
@@ -22,7 +23,7 @@ TINY_OPTIONS = [part for setting in TINY for part in ("--set", setting)]
 TRAINING = {"demo", "train", "train-server", "train-client"}
 
 
-class Cli:
+class Commands(ABC):
     """Runs ``collafuse`` in a folder; training commands get tiny settings."""
 
     def __init__(self, folder: Path) -> None:
@@ -37,16 +38,23 @@ class Cli:
         assert "Traceback" not in done.stderr
         return done
 
+    @abstractmethod
+    def _run(self, words: list[str]) -> subprocess.CompletedProcess[str]: ...
+
+
+class Cli(Commands):
+    """Each in a process of its own, which the nursery starts."""
+
+    def __init__(self, folder: Path, nursery: Nursery) -> None:
+        super().__init__(folder)
+        self._nursery = nursery
+
     def _run(self, words):
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "cli", *words]
-        return subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
+        return self._nursery.complete(words, self.folder)
 
 
-class InProcess(Cli):
-    """The same in this process, for the many cases of bad input: torch is loaded once."""
+class InProcess(Commands):
+    """All in this process, for the many cases of bad input: torch is loaded once."""
 
     def __init__(self, folder: Path, monkeypatch, capsys) -> None:
         super().__init__(folder)
@@ -63,8 +71,13 @@ class InProcess(Cli):
 
 
 @pytest.fixture
-def run_cli(tmp_path):
-    return Cli(tmp_path)
+def run_cli(tmp_path, nursery):
+    return Cli(tmp_path, nursery)
+
+
+@pytest.fixture
+def run_trained(trained, nursery):
+    return Cli(trained, nursery)
 
 
 @pytest.fixture
@@ -78,10 +91,10 @@ def call_trained(trained, monkeypatch, capsys):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, nursery):
     """A folder with a tiny run, a bundle and intermediates, made by the commands; read-only for tests."""
     folder = tmp_path_factory.mktemp("trained")
-    cli = Cli(folder)
+    cli = Cli(folder, nursery)
     cli("train", "digits.yaml", "-o", "run")
     cli("export-client", "run", "--client", "north", "-o", "north.onnx")
     cli("deliver", "run", "--client", "north", "-n", 5, "--seed", 1, "-o", "north.safetensors")

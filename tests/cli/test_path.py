@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.conftest import Cli
 
-
-def test_train_export_deliver_finish_inspect(trained, tmp_path):
-    cli = Cli(trained)
-    report = json.loads(cli("finish", "north.onnx", "north.safetensors", "-o", tmp_path / "out", "--json").stdout)
+def test_train_export_deliver_finish_inspect(run_trained, tmp_path):
+    report = json.loads(
+        run_trained("finish", "north.onnx", "north.safetensors", "-o", tmp_path / "out", "--json").stdout
+    )
     assert report["images"] == 5 and report["nfe"] == 6
     pictures = sorted((tmp_path / "out").glob("0*.png"))
     assert [p.name for p in pictures] == [f"{i:06d}.png" for i in range(5)]
@@ -27,28 +26,27 @@ def test_train_export_deliver_finish_inspect(trained, tmp_path):
         ("run/server/releases/east.safetensors", "release"),
         ("run/server/weights.safetensors", "weights"),
     ):
-        assert json.loads(cli("inspect", name, "--json").stdout)["kind"] == kind
+        assert json.loads(run_trained("inspect", name, "--json").stdout)["kind"] == kind
 
 
-def test_export_in_reduced_precision_calibrates_on_what_train_left(trained, tmp_path):
-    cli = Cli(trained)
+def test_export_in_reduced_precision_calibrates_on_what_train_left(run_trained, tmp_path):
     command = ("export-client", "run", "--client", "north", "-o", tmp_path / "small.onnx", "--precision", "int8")
-    done = cli(*command, "--json")
+    done = run_trained(*command, "--json")
     made = json.loads(done.stdout)
     assert made["precision"] == "int8" and made["loss"]["images"] == 128
-    described = json.loads(cli("inspect", tmp_path / "small.onnx", "--json").stdout)
+    described = json.loads(run_trained("inspect", tmp_path / "small.onnx", "--json").stdout)
     assert described["loss_against_fp32"] == made["loss"] and described["graph"] == "step"
     assert f"PSNR {made['loss']['psnr_db']:.1f} dB" in done.stderr
-    cli("finish", tmp_path / "small.onnx", "north.safetensors", "-o", tmp_path / "out")
+    run_trained("finish", tmp_path / "small.onnx", "north.safetensors", "-o", tmp_path / "out")
     assert (tmp_path / "out" / "sheet.png").is_file()
 
 
-def test_the_same_seed_delivers_the_same_bytes(trained, tmp_path):
-    cli = Cli(trained)
-    cli("deliver", "run", "--client", "north", "-n", 5, "--seed", 1, "-o", tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == (trained / "north.safetensors").read_bytes()
+def test_the_same_seed_delivers_the_same_bytes(run_trained, tmp_path):
+    run_trained("deliver", "run", "--client", "north", "-n", 5, "--seed", 1, "-o", tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (run_trained.folder / "north.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_separate_machines(run_cli):
     """Release at each site, train the server on the files alone, train a client, then the same path."""
     sites = ("north", "east", "south")
@@ -78,14 +76,14 @@ def test_separate_machines(run_cli):
     assert not (run_cli.folder / "at-east" / "server").exists()
 
 
-def test_simulated_releases_are_refused_by_train_server_without_the_flag(trained, tmp_path):
-    cli = Cli(trained)
+def test_simulated_releases_are_refused_by_train_server_without_the_flag(run_trained, tmp_path):
     command = ("train-server", "digits.yaml", "--releases", "run/server/releases", "-o", tmp_path / "run")
-    assert "--accept-simulated" in cli(*command, code=7).stderr
+    assert "--accept-simulated" in run_trained(*command, code=7).stderr
     assert not (tmp_path / "run").exists()
-    cli(*command, "--accept-simulated")
+    run_trained(*command, "--accept-simulated")
 
 
+@pytest.mark.slow
 def test_demo_runs_the_whole_path(run_cli):
     done = run_cli("demo", "-o", "demo")
     for picture in ("cuts.png", "north-server-beside-finished.png"):

@@ -99,6 +99,7 @@ def test_cuts_begin_where_the_server_has_learned_of_the_site(digits_run):
     assert cuts_for(run, "south", (0.5, 3.0, 1.5, 80.0)) == [1.5, 3.0]
 
 
+@pytest.mark.slow
 def test_a_cut_of_a_run_is_measured_once_and_kept(digits_run, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "STEPS", 5)
     path = tmp_path / "run"

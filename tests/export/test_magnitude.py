@@ -51,6 +51,7 @@ def exported(model, north, delivered, tmp_path_factory) -> dict[str, Path]:
     return paths
 
 
+@pytest.mark.slow
 def test_the_graph_between_image_and_estimate_is_convolutions_silu_sums_and_joins(exported):
     operators = collections.Counter(node.op_type for node in onnx.load(exported["fp32"]).graph.node)
     # The preconditioning, the embedding of the level, and the shape of the channel of ones.

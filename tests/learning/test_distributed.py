@@ -79,6 +79,7 @@ def agrees(one, other):
     return True
 
 
+@pytest.mark.slow
 def test_two_ranks_follow_the_losses_of_one_process(folder, alone):
     assert agrees(curve(logged(folder / "two-on-0")), curve(alone))
 

@@ -87,7 +87,8 @@ def test_a_budget_brings_noise_that_differs_each_time_and_is_stated(tmp_path, le
     images = image_set(1000)
     first = release(images, tmp_path / "a", ledger, chosen)
     second = release(images, tmp_path / "b", ledger, chosen, spend_again=True)
-    assert not np.isclose(first.means, second.means).any() and not np.isclose(first.counts, second.counts).any()
+    # Unequal, not far apart: two draws of the noise fall close together now and then.
+    assert (first.means != second.means).all() and (first.counts != second.counts).all()
     assert (first.about.budget.epsilon, first.about.budget.delta, first.about.clip) == (50, 1e-6, 0.7)
     assert describe(tmp_path / "a")["epsilon"] == 50
     assert first.counts == pytest.approx([500, 500], abs=6)

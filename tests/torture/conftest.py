@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture.nursery import CONFIG, Nursery
+from tests.nursery import Nursery
+from tests.torture.experiment import CONFIG
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from collafuse.core.atomic import PARTIAL_PREFIX
 from collafuse.core.errors import StorageError
-from tests.torture.nursery import Nursery
+from tests.nursery import Nursery
 
 pytestmark = pytest.mark.torture
 DISK_KIB = 8192

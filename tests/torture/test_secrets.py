@@ -16,7 +16,7 @@ import pytest
 from PIL import ExifTags, Image, PngImagePlugin
 
 from tests.cli.test_serve import serving
-from tests.torture.nursery import Nursery
+from tests.nursery import Nursery
 
 pytestmark = pytest.mark.torture  # in short: tests of each format say that it holds the allowed fields and no others
 

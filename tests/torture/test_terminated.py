@@ -22,10 +22,10 @@ from collafuse.core import tensorfile
 from collafuse.nodes.runfolder import REGISTRY
 from collafuse.serving.registry import Registry
 from tests.nodes.sites import release_of
+from tests.nursery import Nursery
 from tests.serving.conftest import train
 from tests.serving.parts import SECONDS
 from tests.torture.amounts import amount
-from tests.torture.nursery import Nursery
 
 JOBS, IMAGES = 4, 48
 """Long enough that the signal comes amid them."""

@@ -18,9 +18,10 @@ from collafuse.core import tensorfile
 from collafuse.core.atomic import PARTIAL_PREFIX
 from collafuse.core.errors import FileFormatError
 from collafuse.learning.training import Trainer, TrainingData
+from tests.nursery import Nursery
 from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
 from tests.torture.amounts import amount
-from tests.torture.nursery import CONFIG, INTERVAL, SITES, STEPS, Nursery
+from tests.torture.experiment import CONFIG, INTERVAL, SITES, STEPS
 
 
 def node_folders(run: Path) -> list[Path]:
