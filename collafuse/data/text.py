@@ -20,7 +20,7 @@ from ..core import tensorfile
 from ..core.atomic import storage_error
 from ..core.conditioning import Texts
 from ..core.errors import DataError, FileFormatError, UsageError
-from ..core.metadata import shown
+from ..core.metadata import is_sentence, shown
 from ..core.texts import MAX_PROMPT, MAX_PROMPTS, EncodedText, Prompts
 from .captions import Captions, captions_of, read_text
 from .listening import Listener
@@ -65,8 +65,8 @@ class Embedder:
         rows = self._encoder.encode(texts, self._listener.bar("encoding captions", len(texts)).advance)
         if cut := self._encoder.truncated - before:
             self._listener.say(
-                f"{cut} of {len(texts)} different captions are longer than data.text.max_tokens="
-                f"{self._settings.max_tokens}; what comes after is not read."
+                f"{cut} of {len(texts)} different texts have more than {self._settings.max_tokens} tokens "
+                "(data.text.max_tokens; of prompts --max-tokens); what comes after is not read."
             )
         return rows
 
@@ -84,7 +84,8 @@ class Embedder:
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts in a text file, one a line; empty lines are left out. Raises DataError."""
-    text = read_text(path)
+    most = MAX_PROMPTS * (4 * MAX_PROMPT + 2)  # in UTF-8, with the ends of the lines
+    text = read_text(path, most, f"at most {MAX_PROMPTS} prompts of {MAX_PROMPT} characters fit one file")
     if text is None:
         raise DataError(f"{path} does not exist; expected a text file with one prompt a line.")
     return [line.strip() for line in text.splitlines() if line.strip()]
@@ -96,7 +97,7 @@ def encode_prompts(prompts: Sequence[str], encoder: str, max_tokens: int, listen
         raise UsageError(f"{len(prompts)} prompts; give 1 to {MAX_PROMPTS}, as arguments or with --file.")
     clean = captions_of(prompts)
     for prompt in clean:
-        if not (0 < len(prompt) <= MAX_PROMPT and prompt.isprintable()):
+        if not is_sentence(prompt, MAX_PROMPT):
             raise UsageError(
                 f"the prompt {shown(prompt)} is not 1 to {MAX_PROMPT} printable characters; write it anew."
             )
