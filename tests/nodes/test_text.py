@@ -200,7 +200,7 @@ def test_text_of_another_encoder_and_too_many_texts_are_refused(server):
 
 def test_a_server_without_text_says_so(server):
     model = TrainedModel(denoiser(label_names=("x", "y")), "server", 0.5, SIGMA_MAX, 0, "id")
-    with pytest.raises(MismatchError, match="trained without text"):
+    with pytest.raises(MismatchError, match=r"trained without text, since no site .* at the device \(finish --text\)"):
         Server(server.config, model, server.sites, CPU).deliver("mid", 2, text=TEXT)
 
 
