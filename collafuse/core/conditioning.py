@@ -112,14 +112,16 @@ class ConditionSpace:
         """Conditions [N, width] to train on, some of them dropped. ``draw``: uniform in [0, 1), [N].
 
         A share of the rows loses all of it, which guidance needs. With text as many lose their labels alone, and as
-        many their text alone, so that later either can be asked for without the other.
+        many their text alone, so that later either can be asked for without the other; of a share above 1/4 fewer, so
+        that as many keep both.
         """
         # Arithmetic alone: to pick rows by a mask would make the host wait for a GPU.
         whole = (draw < share)[:, None]
         kept = conditions * ~whole + unconditional(conditions) * whole
         if self.text is not None and self.label_names:
-            for turn, columns in enumerate((self.label_columns, self.text_columns), start=1):
-                part = (draw >= turn * share) & (draw < (turn + 1) * share)
+            each = min(share, (1 - share) / 3)
+            for turn, columns in enumerate((self.label_columns, self.text_columns)):
+                part = (draw >= share + turn * each) & (draw < share + (turn + 1) * each)
                 kept[:, columns] = kept[:, columns] * ~part[:, None]
         return kept
 
