@@ -32,7 +32,9 @@ class Planned:
         return self.labels is not None or self.text is not None
 
     def conditions(self, count: int, space: ConditionSpace) -> Conditions:
-        """The same as conditions [count, W] of a model."""
+        """The same as conditions [count, W] of a model. Raises MismatchError for text of another encoder than its."""
+        if self.text is not None:
+            check_same_text(self.text.space, space.text, "what is asked for")
         return space.conditions(count, self.labels, None if self.text is None else self.text.rows)
 
 

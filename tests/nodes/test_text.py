@@ -15,8 +15,10 @@ from collafuse.core.conditioning import ConditionSpace, TextSpace
 from collafuse.core.errors import MismatchError, RefusedError, UsageError
 from collafuse.core.noise import SIGMA_MAX
 from collafuse.core.texts import EncodedText
+from collafuse.evaluation.whole_run import conditions_of
 from collafuse.learning.weights import TrainedModel, load, warm_start
 from collafuse.nodes.ledger import Ledger
+from collafuse.nodes.planned import Planned
 from collafuse.nodes.runfolder import NodeFolder
 from collafuse.nodes.server import Server, train_server
 from collafuse.nodes.sites import Site, mixture_warning, read_releases, read_sites, sites_of, space_of, training_data
@@ -202,6 +204,15 @@ def test_a_server_without_text_says_so(server):
     model = TrainedModel(denoiser(label_names=("x", "y")), "server", 0.5, SIGMA_MAX, 0, "id")
     with pytest.raises(MismatchError, match=r"trained without text, since no site .* at the device \(finish --text\)"):
         Server(server.config, model, server.sites, CPU).deliver("mid", 2, text=TEXT)
+
+
+def test_a_run_is_not_measured_with_text_of_an_encoder_that_changed_since():
+    trained, images = ConditionSpace(("a", "b"), SPACE), with_text(image_set(2), OTHER)
+    with pytest.raises(MismatchError, match="t5-4-11 .* trained with t5-4-00"):
+        Planned(images.labels, images.text).conditions(2, trained)
+    with pytest.raises(MismatchError, match="the data holds text of the encoder t5-4-11"):
+        conditions_of(images, trained)
+    assert not conditions_of(images, ConditionSpace(("a", "b")))[:, 2].any()  # a server that was told of no text
 
 
 def test_each_image_gets_the_text_of_one_that_shows_its_label(server):
