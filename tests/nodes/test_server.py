@@ -175,9 +175,11 @@ def test_releases_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(MismatchError, match="different cuts"):
         read_releases(tmp_path, accept_simulated=False)
     (tmp_path / "north.2.safetensors").unlink()
-    write(tmp_path, "east", made(side=4))
-    with pytest.raises(MismatchError, match="different shapes"):
-        read_releases(tmp_path, accept_simulated=False)
+    for name in ("north.2", "east"):
+        write(tmp_path, name, made(side=4))
+        with pytest.raises(MismatchError, match="different shapes"):
+            read_releases(tmp_path, accept_simulated=False)
+        (tmp_path / f"{name}.safetensors").unlink()
     (tmp_path / "east.safetensors").write_bytes(b"\x00" * 50)
     with pytest.raises(FileFormatError, match="east"):
         read_releases(tmp_path, accept_simulated=False)
