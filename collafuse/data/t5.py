@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from ..core.conditioning import MAX_TEXT_WIDTH, Texts, TextSpace
 from ..core.errors import DataError, RuntimeMissingError, first_line
-from ..core.tensorfile import file_digest
+from .digests import digest_of
 
 CONFIG, TOKENIZER, WEIGHTS, PARTS = "config.json", "tokenizer.json", "model.safetensors", "model-*-of-*.safetensors"
 ID_DIGITS = 16
@@ -41,10 +41,11 @@ class EncoderFiles:
     space: TextSpace
 
 
-def find(encoder: str) -> EncoderFiles:
+def find(encoder: str, memory: Path | None = None) -> EncoderFiles:
     """The encoder in a folder, or of a name that Hugging Face's tools have on this disk.
 
-    Raises DataError that names the files expected and how one gets them.
+    memory: a folder in which the digests of its files are remembered. Raises DataError that names the files expected
+    and how one gets them.
     """
     folder = _folder(encoder)
     whole = folder / WEIGHTS
@@ -57,7 +58,7 @@ def find(encoder: str) -> EncoderFiles:
     digest = hashlib.sha256()
     for path in (folder / CONFIG, folder / TOKENIZER, *weights):
         try:
-            digest.update(bytes.fromhex(file_digest(path)))
+            digest.update(bytes.fromhex(digest_of(path, memory)))
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}; make it readable or get it anew.") from error
     width = settings["d_model"]

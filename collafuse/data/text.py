@@ -1,6 +1,7 @@
 """Captions as numbers, each different one encoded once and, where ``data.cache`` says so, kept.
 
     CACHE/text-ENCODER/captions.safetensors    keys uint8 [M, 32], text float16 [M, T]
+    CACHE/text-encoders/digests.json           see ``digests``
 
 A key is a digest of a caption and of how much of it is read. The file is written anew when there are new ones, in one
 act; of two processes that do so together the later one's stays, and what is missing then is encoded again. The numbers
@@ -28,6 +29,7 @@ from .t5 import Encoder, EncoderFiles, find
 
 KIND, VERSION = "captions", 1
 FILE = "captions.safetensors"
+ENCODERS = "text-encoders"
 KEY_BYTES = 32
 
 
@@ -36,7 +38,7 @@ class Embedder:
 
     def __init__(self, settings: TextSettings, cache: Path | None, listener: Listener) -> None:
         self._settings, self._listener = settings, listener
-        self._files: EncoderFiles = find(settings.encoder)
+        self._files: EncoderFiles = find(settings.encoder, None if cache is None else cache / ENCODERS)
         self._path = None if cache is None else cache / f"text-{self._files.space.encoder}" / FILE
         self._known: dict[bytes, Texts] = {} if self._path is None else _read(self._path, self._files.space.width)
         self._encoder: Encoder | None = None

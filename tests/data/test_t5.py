@@ -141,10 +141,10 @@ def test_a_configuration_that_transformers_does_not_take_is_refused(folder, tmp_
 
 
 def test_weights_that_cannot_be_read_are_named(folder, tmp_path, monkeypatch):
-    def refused(path):
+    def refused(path, memory):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("collafuse.data.t5.file_digest", refused)
+    monkeypatch.setattr("collafuse.data.t5.digest_of", refused)
     with pytest.raises(DataError, match=r"cannot read .*config\.json: Permission denied"):
         find(str(folder))
     shutil.copytree(folder, tmp_path / "t5")
