@@ -163,16 +163,6 @@ def same_labels(count: int, names: Sequence[str], known: Sequence[str]) -> Label
     return labels
 
 
-def dealt_rows(count: int, texts: int) -> NDArray[np.int64]:
-    """Which of so many texts each of ``count`` images is of [count], in blocks, as evenly as it goes.
-
-    Raises UsageError where there are fewer images than texts.
-    """
-    check_one_each(count, texts)
-    rows: NDArray[np.int64] = dealt_row(np.arange(count), count, texts)
-    return rows
-
-
 def check_one_each(count: int, texts: int) -> None:
     """Raise UsageError where there are fewer images than texts."""
     if count < texts:
@@ -180,7 +170,7 @@ def check_one_each(count: int, texts: int) -> None:
 
 
 def dealt_row(index: Any, count: int, texts: int) -> Any:
-    """Which text the image of this index is of, an entry of :func:`dealt_rows`; of an array of indices, an array."""
+    """Which of so many texts the image of this index is of, in blocks, as evenly as it goes; of indices, an array."""
     return index * texts // count
 
 

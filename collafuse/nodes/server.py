@@ -17,9 +17,10 @@ from ..core.conditioning import (
     Conditions,
     ConditionSpace,
     Labels,
+    check_one_each,
     check_same_text,
     dealt_labels,
-    dealt_rows,
+    dealt_row,
     indices_of,
     same_labels,
 )
@@ -183,23 +184,32 @@ class Server:
         return settings.handover_sigma
 
     def plan(
-        self, client: str, count: int, labels: Sequence[str] | None = None, text: EncodedText | None = None
+        self,
+        client: str,
+        count: int,
+        labels: Sequence[str] | None = None,
+        text: EncodedText | None = None,
+        rows: range | None = None,
     ) -> Planned:
-        """What each image of a delivery shows; with text and without labels no labels are dealt.
+        """What each image of a delivery shows, or these ``rows`` of it; with text and without labels no labels are
+        dealt. Nothing of the other images is held.
 
         Raises RefusedError for what was not released at or below this client's cut, MismatchError for text of another
         encoder, UsageError for more texts than images.
         """
+        indices = np.arange(count) if rows is None else np.arange(rows.start, rows.stop)
+        shown = self.plan_labels(client, count, labels) if labels is not None or text is None else None
+        shown = None if shown is None else shown[indices]
         if text is None:
-            return Planned(self.plan_labels(client, count, labels))
+            return Planned(shown)
         check_asked(text.space, self.model.space.text)
         if not self.delivers_text(client):
             raise RefusedError(
                 f"no site released text at or below sigma {self.site(client).sigma_cut:g}, the cut of client "
                 f"{client!r}; ask without text, or choose it at the device (finish --text)."
             )
-        dealt = text.take(dealt_rows(count, len(text)))
-        return Planned(None if labels is None else self.plan_labels(client, count, labels), dealt)
+        check_one_each(count, len(text))
+        return Planned(shown, text.take(dealt_row(indices, count, len(text))))
 
     def plan_like(self, client: str, count: int, images: ImageSet) -> Planned:
         """As without a wish, and each image with the text of one of these images, one that shows its label."""

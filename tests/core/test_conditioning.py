@@ -136,13 +136,13 @@ def test_without_text_dropping_takes_all_or_nothing():
 
 @pytest.mark.parametrize(("count", "rows"), [(5, [0, 0, 0, 1, 1]), (2, [0, 1]), (3, [0, 0, 1])])
 def test_texts_are_dealt_in_blocks(count, rows):
-    assert conditioning.dealt_rows(count, 2).tolist() == rows
+    assert conditioning.dealt_row(np.arange(count), count, 2).tolist() == rows
     assert [conditioning.dealt_row(i, count, 2) for i in range(count)] == rows
 
 
 def test_more_texts_than_images_are_refused():
     with pytest.raises(UsageError, match="3 texts and 2 images"):
-        conditioning.dealt_rows(2, 3)
+        conditioning.check_one_each(2, 3)
 
 
 def test_columns_of_another_space_are_found_by_name():

@@ -17,6 +17,7 @@ from collafuse.core.texts import MAX_ASKED, EncodedText, Prompts, to_bytes
 from collafuse.learning.weights import TrainedModel
 from collafuse.nodes.server import Server
 from collafuse.nodes.sites import Site
+from collafuse.serving.orders import Order
 from edge_client.fetching import Wanted, WantedText, fetched
 from edge_client.remote import Remote, Trust
 from tests.bundles import steered_bundle
@@ -54,6 +55,12 @@ def test_a_device_fetches_what_the_server_would_write_to_a_file(serve, server, t
     file = server.deliver("north", 5, text=TEXT, seed=3, batch_size=4)
     assert np.abs(found.x - file.x).max() < 1e-4
     assert found.text.space == SPACE and np.array_equal(found.text.rows, file.text.rows)
+
+
+def test_a_part_of_a_large_delivery_holds_nothing_of_the_rest(server):
+    part = Order.plan(server, "north", 10_000, labels=["x"], text=TEXT, rows=range(4999, 5001)).planned
+    assert np.array_equal(part.text.rows, TEXT.rows) and part.labels.tolist() == [[1, 0], [1, 0]]
+    assert part.text.rows.base is None and part.labels.base is None
 
 
 def test_one_batch_serves_text_and_labels_and_gives_the_bytes_of_the_file(serve, server):
