@@ -36,7 +36,8 @@ def digest_of(path: Path, memory: Path | None) -> str:
         return found[-1]
     digest = file_digest(path)
     if state == _state(path) and time.time_ns() - max(state[1:3]) > FRESH_NS:
-        with suppress(StorageError):
+        with suppress(StorageError, OSError):
+            memory.mkdir(mode=0o700, parents=True, exist_ok=True)  # it tells where things lie
             write_bytes(memory / FILE, json.dumps({**known, place: [*state, digest]}).encode(), overwrite=True)
     return digest
 
