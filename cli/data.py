@@ -62,6 +62,8 @@ def data(
 
 
 def _show(found: Survey) -> None:
+    from collafuse.core.metadata import shown
+
     channels, side, _ = found.image_shape
     print(f"Images of {side}x{side}, {'RGB' if channels == 3 else 'grey'}.\n")
     print_table(
@@ -87,7 +89,7 @@ def _show(found: Survey) -> None:
     for name, site in found.sites.items():
         if site.captions is not None:
             count, example = site.captions
-            such = f", such as {example!r}" if count else ""
+            such = f", such as {shown(example)}" if count else ""
             print(f"\n{name}: {count} of {site.train} images to train on have a caption{such}.")
     print()
     for name, site in found.sites.items():

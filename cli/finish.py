@@ -39,7 +39,7 @@ def finish(
     patience: options.Patience = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Finishing steps; the bundle's own by default.")] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help="euler, heun or dpmpp_2m.")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Weight of the labels; 1 is plain.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Weight of labels and text; 1 is plain.")] = None,
     provider: options.ProviderOption = "auto",
     threads: options.Threads = None,
     batch_size: Annotated[

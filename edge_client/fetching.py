@@ -26,7 +26,7 @@ from collafuse.core.conditioning import MAX_TEXT_WIDTH
 from collafuse.core.errors import FileFormatError, MismatchError, RefusedError, UsageError
 from collafuse.core.intermediate import IntermediateFile, Source
 from collafuse.core.parts import Parts
-from collafuse.core.texts import MAX_ASKED, EncodedText
+from collafuse.core.texts import EncodedText, most_asked
 
 if TYPE_CHECKING:
     from .remote import Remote
@@ -49,10 +49,10 @@ class WantedText:
     @classmethod
     def of(cls, text: EncodedText) -> WantedText:
         """These texts. Raises UsageError for more than a server takes at once."""
-        if len(text) > MAX_ASKED:
+        if len(text) > (most := most_asked(text.space.width)):
             raise UsageError(
-                f"{len(text)} prompts; a server takes at most {MAX_ASKED} at once. Make several files of them, or let "
-                "it deliver to a file (collafuse deliver --text)."
+                f"{len(text)} prompts; a server takes at most {most} at once of {text.space.encoder}. Make several "
+                "files of them, or let it deliver to a file (collafuse deliver --text)."
             )
         rows = (base64.b64encode(row.astype("<f2").tobytes()).decode("ascii") for row in text.rows)
         return cls(text.space.encoder, tuple(rows))

@@ -118,8 +118,8 @@ class Finisher:
             raise UsageError(f"sampler {settings.sampler!r} is not known; use one of {', '.join(STEPS)}.")
         if not 0.0 <= settings.guidance <= MAX_GUIDANCE:
             raise UsageError(
-                f"guidance={settings.guidance}; expected a number from 0 (labels ignored) to {MAX_GUIDANCE:g}; "
-                "1 is plain."
+                f"guidance={settings.guidance}; expected a number from 0 (labels and text ignored) to "
+                f"{MAX_GUIDANCE:g}; 1 is plain."
             )
         if not 1 <= settings.steps <= bundles.MAX_STEPS:
             raise UsageError(f"steps={settings.steps}; expected a whole number from 1 to {bundles.MAX_STEPS}.")

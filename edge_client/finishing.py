@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collafuse.core.atomic import refuse_existing
-from collafuse.core.conditioning import check_same_text, indices_of
+from collafuse.core.conditioning import check_one_each, check_same_text, indices_of
 from collafuse.core.intermediate import IntermediateFile, Source
 from collafuse.core.texts import Prompts
 
@@ -50,8 +50,8 @@ def finish_from(
     labels: what all images show; prompts: what they show in turn. A server is asked for them, unless the site keeps its
     labels, its text, from it: then, as with a file, they are chosen here and do not leave the device. Run again after
     an interruption it goes on with what came and what was finished. Raises MismatchError for a label that the bundle
-    does not know and for text of another encoder, before anything is asked or read, and what
-    :class:`IntermediateFile` and :func:`fetched` raise.
+    does not know and for text of another encoder, and UsageError for more prompts than an order has images, before
+    anything is asked or read, and what :class:`IntermediateFile` and :func:`fetched` raise.
     """
     if labels is not None:
         indices_of(labels, finisher.bundle.info.label_names)
@@ -59,6 +59,8 @@ def finish_from(
             finisher, labels = finisher.showing(labels), None
     if prompts is not None:
         check_same_text(prompts.text.space, finisher.bundle.info.text, "the file of prompts")
+        if isinstance(source, Order):
+            check_one_each(source.count, len(prompts))
         if isinstance(source, Path) or finisher.bundle.info.text_kept:
             finisher, prompts = finisher.reading(prompts), None
     with _opened(finisher, source, labels, prompts, folder, progress, overwrite) as intermediates:

@@ -61,6 +61,33 @@ def halving_model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
+def steered_bundle(image_shape: tuple[int, int, int], space: ConditionSpace, **changes: Any) -> bytes:
+    """x0_hat = half * x + conditions @ weights: pictures that differ with what they were asked for."""
+    weights = np.cos(np.arange(space.width, dtype=np.float32))[:, None]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "half"], ["halved"]),
+            helper.make_node("MatMul", ["labels", "weights"], ["asked"]),
+            helper.make_node("Reshape", ["asked", "shape"], ["lifted"]),
+            helper.make_node("Add", ["halved", "lifted"], ["x0_hat"]),
+        ],
+        "steered",
+        [tensor_input("x", *image_shape), tensor_input("sigma"), tensor_input("labels", space.width)],
+        [tensor_input("x0_hat", *image_shape)],
+        [
+            numpy_helper.from_array(np.full(image_shape, 0.5, dtype=np.float32), "half"),
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(np.array([-1, 1, 1, 1]), "shape"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    x, _, conditions = known_answer_input(image_shape, space, LEVELS)
+    values = known_answer_values(0.5 * x + (conditions @ weights)[:, :, None, None])
+    answer = KnownAnswer(LEVELS, tuple(float(v) for v in values), tolerance=1e-3)
+    told = {"label_names": space.label_names, "text": space.text, "known_answer": answer, **changes}
+    return sealed(model, halving_info(image_shape, **told))
+
+
 def sealed(model: onnx.ModelProto, info: BundleInfo | str | None = None) -> bytes:
     """The bundle of a graph with these metadata (text is taken as it is) and a digest that is right."""
     del model.metadata_props[:]

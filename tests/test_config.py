@@ -294,6 +294,13 @@ def test_a_server_sees_no_paths_and_no_labels_that_a_site_keeps(tmp_path):
     assert seen.client("open").labels == ("x",) and seen.client("shy").cut == seen.client("open").cut
 
 
+def test_labels_that_a_site_keeps_do_not_leave_as_its_text():
+    data = {"dataset": "digits", "text": {"encoder": "t5"}}
+    with pytest.raises(ConfigError, match=r"data\.text\.captions=labels .* set clients\.shy\.share_text=false too"):
+        from_mapping(values(data=data, clients={"open": {}, "shy": {"share_labels": False}}))
+    from_mapping(values(data=data, clients={"open": {}, "shy": {"share_labels": False, "share_text": False}}))
+
+
 def test_nothing_that_is_added_to_the_data_section_reaches_a_server_by_itself():
     data = {
         "dataset": "folder", "path": "patients", "image_size": 8, "channels": 1, "cache": "secret", "fit": "pad",

@@ -16,7 +16,7 @@ from ..core.mechanism import Budget
 from ..core.noise import SIGMA_MAX, SIGMA_MIN, Cut
 from ..core.samplers import EVALUATES_AT_END, STEPS
 from ..core.statistics import most_coefficients
-from .data import DataSettings, Selection
+from .data import DataSettings, Selection, TextSettings
 from .section import Count, Positive, Section, Seed, Share
 
 ClientName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -255,14 +255,24 @@ class Config(Section):
                 )
         if statistics:
             self._check_statistics()
-        if self.data.text is not None and self.method != "collafuse":
-            raise ValueError(f"method={self.method} is a baseline, which labels describe; leave data.text out")
+        if self.data.text is not None:
+            self._check_text(self.data.text)
         if self.server.send_previous and self.server.sampler.name != "dpmpp_2m":
             raise ValueError(
                 f"server.send_previous is for dpmpp_2m, which remembers a step; server.sampler.name="
                 f"{self.server.sampler.name} does not. Leave it out, or sample with dpmpp_2m"
             )
         return self
+
+    def _check_text(self, text: TextSettings) -> None:
+        if self.method != "collafuse":
+            raise ValueError(f"method={self.method} is a baseline, which labels describe; leave data.text out")
+        for name, client in self.clients.items():
+            if text.captions == "labels" and client.share_text and not client.share_labels:
+                raise ValueError(
+                    f"clients.{name} keeps its labels (share_labels=false) and would tell them in its text, since "
+                    f"data.text.captions=labels writes their names; set clients.{name}.share_text=false too"
+                )
 
     def _check_statistics(self) -> None:
         if self.server.sampler.guidance != 1.0 or self.server.send_previous:

@@ -112,14 +112,16 @@ class ConditionSpace:
         """Conditions [N, width] to train on, some of them dropped. ``draw``: uniform in [0, 1), [N].
 
         A share of the rows loses all of it, which guidance needs. With text as many lose their labels alone, and as
-        many their text alone, so that later either can be asked for without the other.
+        many their text alone, so that later either can be asked for without the other; of a share above 1/4 fewer, so
+        that as many keep both.
         """
         # Arithmetic alone: to pick rows by a mask would make the host wait for a GPU.
         whole = (draw < share)[:, None]
         kept = conditions * ~whole + unconditional(conditions) * whole
         if self.text is not None and self.label_names:
-            for turn, columns in enumerate((self.label_columns, self.text_columns), start=1):
-                part = (draw >= turn * share) & (draw < (turn + 1) * share)
+            each = min(share, (1 - share) / 3)
+            for turn, columns in enumerate((self.label_columns, self.text_columns)):
+                part = (draw >= share + turn * each) & (draw < share + (turn + 1) * each)
                 kept[:, columns] = kept[:, columns] * ~part[:, None]
         return kept
 
@@ -161,16 +163,6 @@ def same_labels(count: int, names: Sequence[str], known: Sequence[str]) -> Label
     return labels
 
 
-def dealt_rows(count: int, texts: int) -> NDArray[np.int64]:
-    """Which of so many texts each of ``count`` images is of [count], in blocks, as evenly as it goes.
-
-    Raises UsageError where there are fewer images than texts.
-    """
-    check_one_each(count, texts)
-    rows: NDArray[np.int64] = dealt_row(np.arange(count), count, texts)
-    return rows
-
-
 def check_one_each(count: int, texts: int) -> None:
     """Raise UsageError where there are fewer images than texts."""
     if count < texts:
@@ -178,7 +170,7 @@ def check_one_each(count: int, texts: int) -> None:
 
 
 def dealt_row(index: Any, count: int, texts: int) -> Any:
-    """Which text the image of this index is of, an entry of :func:`dealt_rows`; of an array of indices, an array."""
+    """Which of so many texts the image of this index is of, in blocks, as evenly as it goes; of indices, an array."""
     return index * texts // count
 
 

@@ -16,6 +16,9 @@ MAX_NAME = 200
 MAX_TEXT = 4096
 """The longest text in metadata, in characters."""
 
+WITHOUT_JOINERS = dict.fromkeys(map(ord, "\u200c\u200d"))
+"""For str.translate."""
+
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     seen = dict(pairs)
@@ -51,6 +54,14 @@ def shown_names(names: Iterable[str]) -> str:
 def is_name(value: object) -> bool:
     """Whether this may be the name of a label: a text of 1 to MAX_NAME printable characters."""
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
+
+
+def is_sentence(value: object, longest: int) -> bool:
+    """Whether this may be a prompt: a text of 1 to ``longest`` printable characters.
+
+    So are joiners here, without which Persian, say, cannot be spelled: they are not seen, but steer no terminal.
+    """
+    return isinstance(value, str) and 0 < len(value) <= longest and value.translate(WITHOUT_JOINERS).isprintable()
 
 
 def _is_finite(value: Any) -> bool:
@@ -128,10 +139,9 @@ class Fields:
         return tuple(value)
 
     def sentences(self, key: str, *, most: int, longest: int) -> tuple[str, ...]:
-        """A list of at most so many printable texts, each of 1 to ``longest`` characters."""
+        """A list of at most so many texts; see :func:`is_sentence`."""
         value = self.take(key)
-        ok = isinstance(value, list) and len(value) <= most and all(isinstance(text, str) for text in value)
-        if not ok or not all(0 < len(text) <= longest and text.isprintable() for text in value):
+        if not (isinstance(value, list) and len(value) <= most and all(is_sentence(text, longest) for text in value)):
             raise self._bad(key, value, f"at most {most} printable texts of 1 to {longest} characters")
         return tuple(value)
 

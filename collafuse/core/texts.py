@@ -35,7 +35,9 @@ MAX_PROMPTS = 256
 MAX_PROMPT = 500
 """The longest prompt, in characters; an encoder reads no more than a few dozen words."""
 MAX_ASKED = 16
-"""Texts in one request to a server: at 1,024 numbers each they fill most of what a body may have."""
+"""Texts in one request to a server."""
+MAX_ASKED_NUMBERS = 16 * 1024
+"""Their numbers together, which fill most of what a body may have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,11 @@ class Prompts:
     def digest(self) -> str:
         """SHA-256 of what the file holds."""
         return hashlib.sha256(to_bytes(self)).hexdigest()
+
+
+def most_asked(width: int) -> int:
+    """How many texts of so many numbers one request to a server may hold."""
+    return min(MAX_ASKED, MAX_ASKED_NUMBERS // width)
 
 
 def to_bytes(prompts: Prompts) -> bytes:

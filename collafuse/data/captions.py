@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +29,30 @@ def captions_of(texts: Iterable[str]) -> Captions:
 def beside(root: Path, files: Sequence[str]) -> Captions:
     """What stands in ``<image>.txt`` beside each image below ``root``: face.jpg has face.txt; "" where none is.
 
-    Raises DataError for a file that is no text, or a long one.
+    Raises DataError for a file that is no text, or a long one, and where no image has one.
     """
-    return captions_of(read_text((root / file).with_suffix(SUFFIX)) or "" for file in files)
+    captions = captions_of(read_text((root / file).with_suffix(SUFFIX)) or "" for file in files)
+    expected = (root / files[0]).with_suffix(SUFFIX)
+    return check_some(captions, f"no image below {root} has a text beside it, such as {expected} for {files[0]}")
 
 
-def read_text(path: Path) -> str | None:
-    """What stands in a small text file; None where there is none. Raises DataError for no text, or a long one."""
+def check_some(captions: Captions, none: str) -> Captions:
+    """The captions, where there is one. Raises DataError that begins with ``none``: a release cannot be made again."""
+    if not any(captions):
+        raise DataError(f"{none}, so nothing would be learned of text; write captions there, or leave data.text out.")
+    return captions
+
+
+def first_of(value: Any) -> Any:
+    """A cell's caption: of a list of several the first, None of an empty one."""
+    return next(iter(value), None) if isinstance(value, list) else value
+
+
+def read_text(path: Path, most: int = MAX_TEXT_BYTES, expected: str = "a caption is a sentence or two") -> str | None:
+    """What stands in a text file; None where there is none. Raises DataError for no text, or over ``most`` bytes."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
+            data = file.read(most + 1)
         text = data.decode("utf-8-sig")
     except FileNotFoundError:
         return None
@@ -45,8 +60,8 @@ def read_text(path: Path) -> str | None:
         raise DataError(f"cannot read the text {path}: {error.strerror}; make it readable or remove it.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no text in UTF-8; save it as that or remove it.") from error
-    if len(data) > MAX_TEXT_BYTES:
-        raise DataError(f"{path} has over {MAX_TEXT_BYTES} bytes; a caption is a sentence or two.")
+    if len(data) > most:
+        raise DataError(f"{path} has over {most} bytes; {expected}.")
     return text
 
 

@@ -23,7 +23,7 @@ from ..config import DataSettings
 from ..core.conditioning import Labels, indices_of
 from ..core.errors import DataError, FileFormatError, MismatchError, RuntimeMissingError, first_line
 from ..core.metadata import parse_json
-from .captions import Captions, captions_of
+from .captions import Captions, captions_of, check_some, first_of
 from .images import Transform, read_image
 from .imageset import ImageSet, check_label_names
 from .listening import Listener
@@ -207,7 +207,8 @@ def _captions(parts: list[Part], column: str | None) -> Captions | None:
     for part in parts:
         _known([column], part.table.column_names, part)
     values = [value for part in parts for value in part.table[column].to_pylist()]
-    return captions_of(as_text(value[0] if isinstance(value, list) and value else value) for value in values)
+    captions = captions_of(as_text(first_of(value)) for value in values)
+    return check_some(captions, f"column {column!r} of {parts[0].folder} is empty in every row")
 
 
 # --- images -------------------------------------------------------------------------------------------------

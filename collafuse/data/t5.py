@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from safetensors.torch import load_file
 
 from ..core.conditioning import MAX_TEXT_WIDTH, Texts, TextSpace
 from ..core.errors import DataError, RuntimeMissingError, first_line
-from ..core.tensorfile import file_digest
+from .digests import digest_of
 
-CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model*.safetensors"
+CONFIG, TOKENIZER, WEIGHTS, PARTS = "config.json", "tokenizer.json", "model.safetensors", "model-*-of-*.safetensors"
 ID_DIGITS = 16
 BATCH = 64
+READ_AT_ONCE = 1024
+"""Texts whose tokens are held whole; what max_tokens cuts off takes far more memory than what it leaves."""
 EXAMPLE = "google-t5/t5-small"
 
 Ids = list[list[int]]
@@ -40,21 +41,26 @@ class EncoderFiles:
     space: TextSpace
 
 
-def find(encoder: str) -> EncoderFiles:
+def find(encoder: str, memory: Path | None = None) -> EncoderFiles:
     """The encoder in a folder, or of a name that Hugging Face's tools have on this disk.
 
-    Raises DataError that names the files expected and how one gets them.
+    memory: a folder in which the digests of its files are remembered. Raises DataError that names the files expected
+    and how one gets them.
     """
     folder = _folder(encoder)
-    weights = tuple(sorted(folder.glob(WEIGHTS)))
+    whole = folder / WEIGHTS
+    weights = (whole,) if whole.is_file() else tuple(sorted(path for path in folder.glob(PARTS) if path.is_file()))
     missing = [name for name in (CONFIG, TOKENIZER) if not (folder / name).is_file()]
-    missing += [] if weights else ["model.safetensors"]
+    missing += [] if weights else [WEIGHTS]
     if missing:
         raise DataError(f"{folder} is no text encoder, it lacks {', '.join(missing)}. {how_to_get(folder)}")
     settings = _settings(folder / CONFIG)
     digest = hashlib.sha256()
     for path in (folder / CONFIG, folder / TOKENIZER, *weights):
-        digest.update(bytes.fromhex(file_digest(path)))
+        try:
+            digest.update(bytes.fromhex(digest_of(path, memory)))
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}; make it readable or get it anew.") from error
     width = settings["d_model"]
     return EncoderFiles(folder, weights, settings, TextSpace(f"t5-{width}-{digest.hexdigest()[:ID_DIGITS]}", width))
 
@@ -91,7 +97,7 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_bytes())
         kind, width = settings["model_type"], settings["d_model"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} does not describe a T5 ({first_line(error)}); get its files anew.") from error
     if kind != "t5" or type(width) is not int or not 1 <= width <= MAX_TEXT_WIDTH:
         raise DataError(
@@ -128,26 +134,44 @@ class Encoder:
             with torch.device("meta"):  # its own first values would be made for nothing
                 model = T5EncoderModel(T5Config(**files.settings))
             model.load_state_dict(_tensors(files), assign=True)
-        except (safetensors.SafetensorError, RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+        except Exception as error:  # transformers checks a configuration with exceptions of many kinds
             raise DataError(
                 f"the weights in {files.folder} are not those of its {CONFIG} ({first_line(error)}); get them anew."
             ) from error
+        pieces = max(self._tokenizer.get_vocab().values(), default=0) + 1
+        if pieces > model.get_input_embeddings().num_embeddings:
+            raise DataError(
+                f"{files.folder / TOKENIZER} knows {pieces} tokens, the weights beside it "
+                f"{model.get_input_embeddings().num_embeddings}; they are of two models, get both of one."
+            )
         self._model = model.float().eval().requires_grad_(False).to(self._device)
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], advance: Callable[[int], None] = lambda count: None) -> Texts:
         """Texts as numbers, float16 [N, T]: the mean of the last hidden states over a text's tokens, scaled to a root
-        mean square of 1. ``advance`` hears of texts that are done."""
-        encoded = self._tokenizer.encode_batch(list(texts))
-        self.truncated += sum(bool(one.overflowing) for one in encoded)
-        ids = [one.ids for one in encoded]
+        mean square of 1. ``advance`` hears of texts that are done. Raises DataError where one does not come out finite.
+        """
+        ids = self._ids(texts)
         rows = np.zeros((len(ids), self.space.width), dtype=np.float16)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # so that little is padded
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
             rows[chosen] = self._means([ids[i] for i in chosen])
             advance(len(chosen))
+        if not np.isfinite(rows).all():
+            raise DataError(
+                f"the text encoder {self.space.encoder} makes numbers that are not finite, so its weights are damaged; "
+                "get them anew."
+            )
         return rows
+
+    def _ids(self, texts: Sequence[str]) -> Ids:
+        ids: Ids = []
+        for start in range(0, len(texts), READ_AT_ONCE):
+            for one in self._tokenizer.encode_batch(list(texts[start : start + READ_AT_ONCE])):
+                ids.append(one.ids)
+                self.truncated += bool(one.overflowing)
+        return ids
 
     def _means(self, ids: Ids) -> Texts:
         longest = max(1, max(map(len, ids)))

@@ -16,7 +16,7 @@ from ..config.data import TableSettings
 from ..core.conditioning import Labels, indices_of
 from ..core.errors import DataError, MismatchError, RuntimeMissingError, first_line
 from ..core.metadata import shown
-from .captions import Captions, captions_of
+from .captions import Captions, captions_of, check_some, first_of
 from .imageset import check_label_names
 
 YES = frozenset({"1", "1.0", "true", "yes"})
@@ -46,7 +46,7 @@ def read_table(path: Path, settings: TableSettings, caption: str | None = None) 
 
     Raises DataError with the column, the row and what was expected.
     """
-    columns = _read_columns(path)
+    columns = _read_columns(path, caption)
     names = list(columns)
     file = names[0] if settings.file is None else settings.file
     special = [name for name in (file, settings.group, caption) if name is not None]
@@ -74,7 +74,9 @@ def read_table(path: Path, settings: TableSettings, caption: str | None = None) 
             f"{path}: column {settings.group!r} is empty in row {int(np.flatnonzero(groups == '')[0]) + 1}, so nobody "
             "knows what that image belongs to; fill it in or remove the row."
         )
-    captions = None if caption is None else captions_of(columns[caption])
+    captions = None
+    if caption is not None:
+        captions = check_some(captions_of(columns[caption]), f"{path}: column {caption!r} is empty in every row")
     return Table(tuple(columns[file]), labels, label_names, groups, captions)
 
 
@@ -115,12 +117,12 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _read_columns(path: Path) -> Columns:
+def _read_columns(path: Path, caption: str | None) -> Columns:
     try:
         size = path.stat().st_size
         if size > MAX_TABLE_BYTES:
             raise DataError(f"{path} has {size} bytes; at most {MAX_TABLE_BYTES >> 30} GiB are read.")
-        columns = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+        columns = _read_parquet(path, caption) if path.suffix.lower() == ".parquet" else _read_csv(path)
     except OSError as error:
         raise DataError(
             f"cannot read the table {path}: {error.strerror or first_line(error)}; data.table.path is taken relative "
@@ -144,11 +146,14 @@ def _read_csv(path: Path) -> Columns:
         raise DataError(f"{path} has two columns named {shown(twice[0])}; rename one.")
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
-            raise DataError(f"{path}: row {number} has {len(row)} cells, its first line names {len(names)} columns.")
+            raise DataError(
+                f"{path}: row {number} has {len(row)} cells, its first line names {len(names)} columns; put what "
+                'holds a separator into quotes, such as "a man, smiling".'
+            )
     return {name: [row[i].strip() for row in rows] for i, name in enumerate(names)}
 
 
-def _read_parquet(path: Path) -> Columns:
+def _read_parquet(path: Path, caption: str | None) -> Columns:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -160,7 +165,10 @@ def _read_parquet(path: Path) -> Columns:
         values = parquet.read_table(path).to_pydict()
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} cannot be read as Parquet ({first_line(error)}); write it anew.") from error
-    return {str(name).strip(): [as_text(value) for value in column] for name, column in values.items()}
+    columns = {str(name).strip(): column for name, column in values.items()}
+    if caption in columns:
+        columns[caption] = [first_of(value) for value in columns[caption]]
+    return {name: [as_text(value) for value in column] for name, column in columns.items()}
 
 
 def as_text(value: Any) -> str:

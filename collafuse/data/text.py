@@ -1,6 +1,7 @@
 """Captions as numbers, each different one encoded once and, where ``data.cache`` says so, kept.
 
     CACHE/text-ENCODER/captions.safetensors    keys uint8 [M, 32], text float16 [M, T]
+    CACHE/text-encoders/digests.json           see ``digests``
 
 A key is a digest of a caption and of how much of it is read. The file is written anew when there are new ones, in one
 act; of two processes that do so together the later one's stays, and what is missing then is encoded again. The numbers
@@ -20,7 +21,7 @@ from ..core import tensorfile
 from ..core.atomic import storage_error
 from ..core.conditioning import Texts
 from ..core.errors import DataError, FileFormatError, UsageError
-from ..core.metadata import shown
+from ..core.metadata import is_sentence, shown
 from ..core.texts import MAX_PROMPT, MAX_PROMPTS, EncodedText, Prompts
 from .captions import Captions, captions_of, read_text
 from .listening import Listener
@@ -28,6 +29,7 @@ from .t5 import Encoder, EncoderFiles, find
 
 KIND, VERSION = "captions", 1
 FILE = "captions.safetensors"
+ENCODERS = "text-encoders"
 KEY_BYTES = 32
 
 
@@ -36,7 +38,7 @@ class Embedder:
 
     def __init__(self, settings: TextSettings, cache: Path | None, listener: Listener) -> None:
         self._settings, self._listener = settings, listener
-        self._files: EncoderFiles = find(settings.encoder)
+        self._files: EncoderFiles = find(settings.encoder, None if cache is None else cache / ENCODERS)
         self._path = None if cache is None else cache / f"text-{self._files.space.encoder}" / FILE
         self._known: dict[bytes, Texts] = {} if self._path is None else _read(self._path, self._files.space.width)
         self._encoder: Encoder | None = None
@@ -65,8 +67,8 @@ class Embedder:
         rows = self._encoder.encode(texts, self._listener.bar("encoding captions", len(texts)).advance)
         if cut := self._encoder.truncated - before:
             self._listener.say(
-                f"{cut} of {len(texts)} different captions are longer than data.text.max_tokens="
-                f"{self._settings.max_tokens}; what comes after is not read."
+                f"{cut} of {len(texts)} different texts have more than {self._settings.max_tokens} tokens "
+                "(data.text.max_tokens; of prompts --max-tokens); what comes after is not read."
             )
         return rows
 
@@ -84,7 +86,8 @@ class Embedder:
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts in a text file, one a line; empty lines are left out. Raises DataError."""
-    text = read_text(path)
+    most = MAX_PROMPTS * (4 * MAX_PROMPT + 2)  # in UTF-8, with the ends of the lines
+    text = read_text(path, most, f"at most {MAX_PROMPTS} prompts of {MAX_PROMPT} characters fit one file")
     if text is None:
         raise DataError(f"{path} does not exist; expected a text file with one prompt a line.")
     return [line.strip() for line in text.splitlines() if line.strip()]
@@ -96,7 +99,7 @@ def encode_prompts(prompts: Sequence[str], encoder: str, max_tokens: int, listen
         raise UsageError(f"{len(prompts)} prompts; give 1 to {MAX_PROMPTS}, as arguments or with --file.")
     clean = captions_of(prompts)
     for prompt in clean:
-        if not (0 < len(prompt) <= MAX_PROMPT and prompt.isprintable()):
+        if not is_sentence(prompt, MAX_PROMPT):
             raise UsageError(
                 f"the prompt {shown(prompt)} is not 1 to {MAX_PROMPT} printable characters; write it anew."
             )

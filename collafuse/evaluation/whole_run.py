@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import Config
-from ..core.conditioning import Conditions, ConditionSpace
+from ..core.conditioning import Conditions, ConditionSpace, check_same_text
 from ..core.errors import DataError
 from ..core.pairing import conditions_for
 from ..core.pictures import Pixels
@@ -96,13 +96,17 @@ def asked(model: TrainedModel, device: torch.device) -> Denoise:
 
 
 def conditions_of(images: ImageSet, space: ConditionSpace) -> Conditions:
-    """Images' labels and text as a model takes them; "no condition" where it knows nothing of what an image has."""
+    """Images' labels and text as a model takes them; "no condition" where it knows nothing of what an image has.
+
+    Raises MismatchError for text of another encoder than the model's.
+    """
     known = space.label_names
     labels = np.zeros((len(images), len(known)), dtype=np.uint8)
     for column, name in enumerate(images.label_names):
         if name in known:
             labels[:, known.index(name)] = images.labels[:, column]
-    if images.text is not None and images.text.space == space.text:
+    if images.text is not None and space.text is not None:
+        check_same_text(images.text.space, space.text, "the data")
         return space.conditions(len(images), labels, images.text.rows)
     conditions = space.conditions(len(images), labels)
     unknown = images.labels.any(axis=1) & ~labels.any(axis=1) if len(known) else np.ones(len(images), dtype=bool)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.conditioning import Conditions, ConditionSpace, Labels
+from ..core.conditioning import Conditions, ConditionSpace, Labels, TextSpace, check_same_text
+from ..core.errors import MismatchError
 from ..core.texts import EncodedText
 from ..data.imageset import ImageSet
 
@@ -31,8 +32,20 @@ class Planned:
         return self.labels is not None or self.text is not None
 
     def conditions(self, count: int, space: ConditionSpace) -> Conditions:
-        """The same as conditions [count, W] of a model."""
+        """The same as conditions [count, W] of a model. Raises MismatchError for text of another encoder than its."""
+        if self.text is not None:
+            check_same_text(self.text.space, space.text, "what is asked for")
         return space.conditions(count, self.labels, None if self.text is None else self.text.rows)
+
+
+def check_asked(text: TextSpace, known: TextSpace | None) -> None:
+    """Raise MismatchError unless a server whose model takes ``known`` can be asked for text of this encoder."""
+    if known is None:
+        raise MismatchError(
+            f"the request holds text of the encoder {text.encoder}, and this model was trained without text, since no "
+            "site shared any with the server; ask without it, and choose it at the device (finish --text)."
+        )
+    check_same_text(text, known, "the request")
 
 
 def text_like(count: int, labels: Labels | None, names: Sequence[str], images: ImageSet) -> EncodedText | None:

@@ -17,9 +17,10 @@ from ..core.conditioning import (
     Conditions,
     ConditionSpace,
     Labels,
+    check_one_each,
     check_same_text,
     dealt_labels,
-    dealt_rows,
+    dealt_row,
     indices_of,
     same_labels,
 )
@@ -35,7 +36,7 @@ from ..learning import gaussian, weights
 from ..learning.denoiser import Denoiser, guided_together
 from ..learning.distributed import ALONE, Ranks
 from ..learning.training import Observer, Trainer, fresh_denoiser
-from .planned import Planned, text_like
+from .planned import Planned, check_asked, text_like
 from .runfolder import NodeFolder
 from .sites import Site, check_names, mixture_warning, read_sites, sites_of, space_of, training_data, write_sites
 from .watching import NodeObserver
@@ -183,23 +184,32 @@ class Server:
         return settings.handover_sigma
 
     def plan(
-        self, client: str, count: int, labels: Sequence[str] | None = None, text: EncodedText | None = None
+        self,
+        client: str,
+        count: int,
+        labels: Sequence[str] | None = None,
+        text: EncodedText | None = None,
+        rows: range | None = None,
     ) -> Planned:
-        """What each image of a delivery shows; with text and without labels no labels are dealt.
+        """What each image of a delivery shows, or these ``rows`` of it; with text and without labels no labels are
+        dealt. Nothing of the other images is held.
 
         Raises RefusedError for what was not released at or below this client's cut, MismatchError for text of another
         encoder, UsageError for more texts than images.
         """
+        indices = np.arange(count) if rows is None else np.arange(rows.start, rows.stop)
+        shown = self.plan_labels(client, count, labels) if labels is not None or text is None else None
+        shown = None if shown is None else shown[indices]
         if text is None:
-            return Planned(self.plan_labels(client, count, labels))
-        check_same_text(text.space, self.model.space.text, "the request")
+            return Planned(shown)
+        check_asked(text.space, self.model.space.text)
         if not self.delivers_text(client):
             raise RefusedError(
                 f"no site released text at or below sigma {self.site(client).sigma_cut:g}, the cut of client "
                 f"{client!r}; ask without text, or choose it at the device (finish --text)."
             )
-        dealt = text.take(dealt_rows(count, len(text)))
-        return Planned(None if labels is None else self.plan_labels(client, count, labels), dealt)
+        check_one_each(count, len(text))
+        return Planned(shown, text.take(dealt_row(indices, count, len(text))))
 
     def plan_like(self, client: str, count: int, images: ImageSet) -> Planned:
         """As without a wish, and each image with the text of one of these images, one that shows its label."""
@@ -224,24 +234,35 @@ class Server:
         site = self.site(client)
         if labels is None and not site.label_names:
             return None
-        allowed = self.deliverable(client)
-        if labels is not None:
-            indices_of(labels, self.model.label_names)
-            if len(set(labels)) != 1 and not self.model.mixes_labels:
-                raise RefusedError(
-                    f"labels {', '.join(labels) or 'of no kind'}: sites released statistics of one label at a time, so "
-                    "an image is asked for with exactly one, or without labels by a client that keeps them."
-                )
-            for label in labels:
-                if label not in allowed:
-                    raise RefusedError(
-                        f"label {label!r} was not released at or below sigma {site.sigma_cut:g}, the cut of "
-                        f"client {client!r}; deliverable to it are {', '.join(allowed) or 'unlabelled images only'}."
-                    )
         if labels is None:
             columns = indices_of(site.label_names or (), self.model.label_names)
             return dealt_labels(count, columns, len(self.model.label_names))
+        try:
+            self._check_labels(client, labels)
+        except (MismatchError, RefusedError) as error:
+            if site.label_names is not None:
+                raise
+            raise type(error)(
+                f"{error} The labels of {client!r} stay at its site: ask without any, and choose them at the device "
+                "(finish --label)."
+            ) from error
         return same_labels(count, labels, self.model.label_names)
+
+    def _check_labels(self, client: str, labels: Sequence[str]) -> None:
+        """Raise MismatchError, or RefusedError, for labels that may not be delivered to a client."""
+        indices_of(labels, self.model.label_names)
+        if len(set(labels)) != 1 and not self.model.mixes_labels:
+            raise RefusedError(
+                f"labels {', '.join(labels) or 'of no kind'}: sites released statistics of one label at a time, so "
+                "an image is asked for with exactly one, or without labels by a client that keeps them."
+            )
+        allowed = self.deliverable(client)
+        for label in labels:
+            if label not in allowed:
+                raise RefusedError(
+                    f"label {label!r} was not released at or below sigma {self.site(client).sigma_cut:g}, the cut of "
+                    f"client {client!r}; deliverable to it are {', '.join(allowed) or 'unlabelled images only'}."
+                )
 
     def deliverable(self, client: str) -> tuple[str, ...]:
         """The labels that may be delivered to a client."""

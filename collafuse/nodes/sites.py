@@ -56,13 +56,13 @@ def read_releases(folder: Path, *, accept_simulated: bool) -> dict[str, list[rel
         release = releases.read(path, in_memory=in_memory)
         refuse_simulated(path, release.simulated, accept_simulated)
         found.setdefault(name, []).append(release)
-    shapes = {name: r.image_shape for name, rs in found.items() for r in rs}
-    if len(set(shapes.values())) > 1:
-        listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    shapes = dict.fromkeys((name, r.image_shape) for name, rs in found.items() for r in rs)
+    if len({shape for _, shape in shapes}) > 1:
+        listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes)
         raise MismatchError(f"the releases in {folder} hold images of different shapes ({listed}); keep those of one.")
-    encoders = {name: r.text.space.encoder for name, rs in found.items() for r in rs if r.text is not None}
-    if len(set(encoders.values())) > 1:
-        listed = ", ".join(f"{name} {encoder}" for name, encoder in encoders.items())
+    encoders = dict.fromkeys((n, r.text.space.encoder) for n, rs in found.items() for r in rs if r.text is not None)
+    if len({encoder for _, encoder in encoders}) > 1:
+        listed = ", ".join(f"{name} {encoder}" for name, encoder in encoders)
         raise MismatchError(
             f"the releases in {folder} hold text of different encoders ({listed}), which cannot be learned together; "
             "let all sites that share text use one encoder."

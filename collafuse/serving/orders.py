@@ -48,11 +48,10 @@ class Order:
         rows = range(count) if rows is None else rows
         if not 0 <= rows.start < rows.stop <= count:
             raise UsageError(f"images {rows.start} to {rows.stop} of {count}; ask for at least one that is among them.")
-        planned = server.plan(client, count, labels, text)
         return cls(
             client=client,
             count=len(rows),
-            planned=planned.take(slice(rows.start, rows.stop)),
+            planned=server.plan(client, count, labels, text, rows),
             sigmas=tuple(server.levels(client, sampler)),
             sampler=sampler or server.config.server.sampler.name,
             seed=secrets.randbits(64) if seed is None else seed,

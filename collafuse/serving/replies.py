@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..config import ClientName, SamplerName
 from ..core import errors, texts
-from ..core.conditioning import ENCODER_NAME, MAX_TEXT_WIDTH, TextSpace, check_same_text
+from ..core.conditioning import ENCODER_NAME, MAX_TEXT_WIDTH, TextSpace
 from ..core.texts import EncodedText
+from ..nodes.planned import check_asked
 from .admission import OverLimitError
 
 MAX_DELIVERY_IMAGES = 10_000
@@ -59,7 +60,7 @@ class TextRequest(_Body):
 
     def decoded(self, space: TextSpace | None) -> EncodedText:
         """The texts, checked. Raises MismatchError for another encoder, FileFormatError for what is no text of it."""
-        check_same_text(TextSpace(self.encoder, 0 if space is None else space.width), space, "the request")
+        check_asked(TextSpace(self.encoder, 0 if space is None else space.width), space)
         assert space is not None
         try:
             data = [base64.b64decode(row, validate=True) for row in self.rows]

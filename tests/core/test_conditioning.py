@@ -119,6 +119,15 @@ def test_dropping_takes_all_or_labels_or_text(as_array):
     assert dropped == [[0, 0, 0, 0, 0, 1], [0, 0, 1, -1, 1, 0], [1, 0, 0, 0, 0, 0], [1, 0, 1, -1, 1, 0]]
 
 
+@pytest.mark.parametrize("share", [0.25, 0.34, 0.5, 0.9])
+def test_however_much_is_dropped_as_many_keep_labels_and_text_as_lose_one_of_them(share):
+    conditions = np.repeat(BOTH.conditions(1, LABELS[:1], TEXT[:1]), 1000, axis=0)
+    dropped = BOTH.with_parts_dropped(conditions, np.arange(1000) / 1000, share)
+    labels, text = dropped[:, BOTH.label_columns].any(axis=1), dropped[:, BOTH.text_columns].any(axis=1)
+    for one, other in ((True, True), (True, False), (False, True)):
+        assert abs(int(((labels == one) & (text == other)).sum()) - 1000 * (1 - share) / 3) <= 1
+
+
 def test_without_text_dropping_takes_all_or_nothing():
     conditions = np.repeat(THREE.conditions(1, np.array([[1, 0, 1]], dtype=np.uint8)), 3, axis=0)
     dropped = THREE.with_parts_dropped(conditions, np.array([0.05, 0.15, 0.25]), 0.1)
@@ -127,13 +136,13 @@ def test_without_text_dropping_takes_all_or_nothing():
 
 @pytest.mark.parametrize(("count", "rows"), [(5, [0, 0, 0, 1, 1]), (2, [0, 1]), (3, [0, 0, 1])])
 def test_texts_are_dealt_in_blocks(count, rows):
-    assert conditioning.dealt_rows(count, 2).tolist() == rows
+    assert conditioning.dealt_row(np.arange(count), count, 2).tolist() == rows
     assert [conditioning.dealt_row(i, count, 2) for i in range(count)] == rows
 
 
 def test_more_texts_than_images_are_refused():
     with pytest.raises(UsageError, match="3 texts and 2 images"):
-        conditioning.dealt_rows(2, 3)
+        conditioning.check_one_each(2, 3)
 
 
 def test_columns_of_another_space_are_found_by_name():

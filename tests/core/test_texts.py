@@ -130,8 +130,30 @@ def test_an_encoder_without_a_proper_name_is_refused(encoder):
         releases.from_bytes(with_text(text_encoder=encoder), "a")
 
 
+def test_prompts_in_any_script_are_kept(tmp_path):
+    prompts = (
+        "ein M\u00e4dchen, \u5e3d\u5b50",
+        "\u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \U0001f469\u200d\U0001f9b0",
+    )
+    path = tmp_path / "p.safetensors"
+    path.write_bytes(texts.to_bytes(Prompts(PROMPTS.text, prompts)))
+    assert texts.read(path).prompts == prompts
+
+
 @pytest.mark.parametrize(
-    "prompts", [[], ["a"], ["a", ""], ["a", "b\nc"], ["a", "x" * 501], ["a", 1], "ab", ["a"] * 257]
+    "prompts",
+    [
+        [],
+        ["a"],
+        ["a", ""],
+        ["a", "b\nc"],
+        ["a", "\u202e"],
+        ["a", "\x1b[31m"],
+        ["a", "x" * 501],
+        ["a", 1],
+        "ab",
+        ["a"] * 257,
+    ],
 )
 def test_prompts_that_do_not_fit_their_numbers_are_refused(tmp_path, prompts):
     fields = {"text_encoder": SPACE.encoder, "prompts": prompts}

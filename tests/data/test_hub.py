@@ -83,6 +83,16 @@ def test_columns_and_groups_are_those_asked_for(tmp_path):
     assert found.label_names == ("x", "y", "3", "cat") and found.groups.tolist() == ["p0", "p0", "p1", "p1"]
 
 
+def test_captions_come_from_a_column_and_of_several_the_first_counts(tmp_path):
+    values = columns(4) | {"said": [["a  cat", "one"], [], None, ["a dog"]], "none": [""] * 4}
+    features = FEATURES | {"said": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"}}
+    folder = save(tmp_path / "set", values, features | {"none": {"dtype": "string", "_type": "Value"}})
+    text = {"encoder": "t5", "captions": "column", "column": "said"}
+    assert read(folder, text=text).captions.tolist() == ["a cat", "", "", "a dog"]
+    with pytest.raises(DataError, match="column 'none' of .* is empty in every row, so nothing would be learned"):
+        read(folder, text=text | {"column": "none"})
+
+
 def test_of_a_set_with_splits_the_official_one_holds_out_what_is_not_for_training(tmp_path):
     save(tmp_path / "train", columns(6))
     save(tmp_path / "test", columns(3, first=50), shards=1)

@@ -54,7 +54,8 @@ def test_numbers_are_of_root_mean_square_one_and_pass_the_check_of_files(encoder
     texts.check(rows, "here")
 
 
-def test_padding_and_company_do_not_change_a_text(encoder):
+def test_padding_and_company_do_not_change_a_text(encoder, monkeypatch):
+    monkeypatch.setattr("collafuse.data.t5.READ_AT_ONCE", BATCH + 1)
     alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
     many = encoder.encode((TEXTS * BATCH)[: 3 * BATCH + 1])
     assert apart(alone, encoder.encode(TEXTS)) < 2e-3
@@ -130,11 +131,59 @@ def test_weights_that_are_not_those_of_the_configuration_are_refused(folder, tmp
         Encoder(find(str(tmp_path / "t5")), 20)
 
 
+@pytest.mark.parametrize("change", [{"num_layers": "2"}, {"dropout_rate": None}, {"torch_dtype": "none"}])
+def test_a_configuration_that_transformers_does_not_take_is_refused(folder, tmp_path, change):
+    shutil.copytree(folder, tmp_path / "t5")
+    path = tmp_path / "t5" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match="are not those of its config.json"):
+        Encoder(find(str(tmp_path / "t5")), 20)
+
+
+def test_weights_that_cannot_be_read_are_named(folder, tmp_path, monkeypatch):
+    def refused(path, memory):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("collafuse.data.t5.digest_of", refused)
+    with pytest.raises(DataError, match=r"cannot read .*config\.json: Permission denied"):
+        find(str(folder))
+    shutil.copytree(folder, tmp_path / "t5")
+    (tmp_path / "t5" / "model.safetensors").unlink()
+    (tmp_path / "t5" / "model.safetensors").symlink_to("gone")  # as in a cache whose blobs were removed
+    with pytest.raises(DataError, match=r"it lacks model\.safetensors"):
+        find(str(tmp_path / "t5"))
+
+
+def test_weights_that_are_not_finite_make_no_numbers(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "t5")
+    path = tmp_path / "t5" / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"shared.weight": tensors["shared.weight"] * torch.nan}, path)
+    with pytest.raises(DataError, match="not finite, so its weights are damaged"):
+        Encoder(find(str(tmp_path / "t5")), 20).encode(TEXTS)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "t5")
+    path = tmp_path / "t5" / "tokenizer.json"
+    values = json.loads(path.read_text())
+    values["model"]["vocab"]["elephant"] = 32
+    path.write_text(json.dumps(values))
+    with pytest.raises(DataError, match="knows 33 tokens, the weights beside it 32; they are of two models"):
+        Encoder(find(str(tmp_path / "t5")), 20)
+
+
 def test_a_damaged_tokenizer_is_refused(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "t5")
     (tmp_path / "t5" / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
     with pytest.raises(DataError, match="is no tokenizer"):
         Encoder(find(str(tmp_path / "t5")), 20)
+
+
+def test_what_else_lies_beside_the_weights_is_no_part_of_the_encoder(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "t5")
+    save_file({"shared.weight": torch.zeros(1)}, tmp_path / "t5" / "model.fp16.safetensors")
+    assert find(str(tmp_path / "t5")).space == find(str(folder)).space
 
 
 def test_weights_in_parts_are_one_encoder(folder, tmp_path, encoder):

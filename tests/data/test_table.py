@@ -95,6 +95,28 @@ def test_parquet_says_the_same_as_csv(tmp_path):
     assert columns(found) == {"A": [1, 0], "B": [1, 0], "C": [1, 0], "x": [1, 0], "y": [0, 1]}
 
 
+def test_a_column_with_captions_makes_no_label_and_of_several_the_first_counts(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        '\ufefffile,said,A\r\na,"a ""big"" cat,\r\n smiling",1\r\nb,,0\r\n', encoding="utf-8", newline=""
+    )
+    found = read_table(tmp_path / "t.csv", TableSettings(path=Path("t.csv")), "said")
+    assert found.captions.tolist() == ['a "big" cat, smiling', ""] and columns(found) == {"A": [1, 0]}
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    values = {"file": ["a", "b", "c"], "said": [["a cat", "one"], [], None]}
+    parquet.write_table(sys.modules["pyarrow"].table(values), tmp_path / "t.parquet")
+    found = read_table(tmp_path / "t.parquet", TableSettings(path=Path("t.parquet")), "said")
+    assert found.captions.tolist() == ["a cat", "", ""] and found.label_names == ()
+
+
+def test_a_column_without_any_caption_and_a_comma_outside_quotes_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("file,said\na,\nb,\n")
+    with pytest.raises(DataError, match="column 'said' is empty in every row, so nothing would be learned of text"):
+        read_table(tmp_path / "t.csv", TableSettings(path=Path("t.csv")), "said")
+    (tmp_path / "t.csv").write_text("file,said\na,a man, smiling\n")
+    with pytest.raises(DataError, match='put what holds a separator into quotes, such as "a man, smiling"'):
+        read_table(tmp_path / "t.csv", TableSettings(path=Path("t.csv")), "said")
+
+
 def test_parquet_without_pyarrow_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")

@@ -23,6 +23,8 @@ def test_captions_stand_beside_the_images(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "face.txt").write_text("\ufeffa man\n", encoding="utf-8")
     assert beside(tmp_path, ["sub/face.jpg", "none.png"]).tolist() == ["a man", ""]
+    with pytest.raises(DataError, match=r"no image below .* such as .*none\.txt for none\.png, so nothing would be"):
+        beside(tmp_path, ["none.png"])
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"a" * (captions.MAX_TEXT_BYTES + 1)])
@@ -81,8 +83,8 @@ def test_what_was_kept_is_the_same_bytes_without_the_encoder(settings, tmp_path,
 
 def test_the_kept_numbers_are_for_their_owner_alone(settings, tmp_path):
     embedder(settings, tmp_path).embed(CAPTIONS)
-    (folder,) = tmp_path.iterdir()
-    assert folder.name.startswith("text-t5-8-") and folder.stat().st_mode & 0o077 == 0
+    (folder,) = tmp_path.glob("text-t5-8-*")
+    assert folder.stat().st_mode & 0o077 == 0
     assert [path.name for path in folder.iterdir()] == ["captions.safetensors"]
 
 
@@ -105,7 +107,7 @@ def test_another_encoder_and_another_length_find_nothing(settings, tmp_path):
     heard = Heard()
     embedder(settings.model_copy(update={"max_tokens": 2}), cache, heard).embed(CAPTIONS)
     assert heard.bars == {"encoding captions": 2}
-    assert any("2 of 2 different captions are longer than data.text.max_tokens=2" in said for said in heard.said)
+    assert any("2 of 2 different texts have more than 2 tokens" in said for said in heard.said)
 
 
 # --- prompts ------------------------------------------------------------------------------------------------
@@ -138,3 +140,15 @@ def test_prompts_come_from_lines(tmp_path):
     assert read_prompts(tmp_path / "prompts.txt") == ["a cat", "a dog"]
     with pytest.raises(DataError, match="does not exist"):
         read_prompts(tmp_path / "none.txt")
+
+
+def test_as_many_prompts_as_a_file_holds_come_from_lines(tmp_path):
+    pytest.importorskip("safetensors")
+    from collafuse.data.text import read_prompts
+
+    longest = "\u5e3d" * 500
+    (tmp_path / "prompts.txt").write_text("\r\n".join([longest] * 256), encoding="utf-8", newline="")
+    assert read_prompts(tmp_path / "prompts.txt") == [longest] * 256
+    (tmp_path / "prompts.txt").write_bytes(b"a" * 600_000)
+    with pytest.raises(DataError, match="at most 256 prompts of 500 characters fit one file"):
+        read_prompts(tmp_path / "prompts.txt")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from collafuse.core.conditioning import TextSpace
+from collafuse.core.conditioning import MAX_TEXT_WIDTH, TextSpace
 from collafuse.core.errors import MismatchError, UsageError
 from collafuse.core.intermediate import Intermediate
 from collafuse.core.noise import SIGMA_MIN
 from collafuse.core.texts import MAX_ASKED, EncodedText, Prompts
 from collafuse.learning.weights import TrainedModel
+from collafuse.serving.bodies import MAX_JSON_BYTES
 from edge_client import Finisher
 from edge_client.fetching import WantedText
 from edge_client.job import finish_to_folder
@@ -95,7 +97,16 @@ def test_text_of_another_encoder_and_more_prompts_than_images_are_refused(finish
 def test_a_request_carries_no_more_texts_than_a_server_takes():
     many = EncodedText(SPACE, ROWS[np.zeros(MAX_ASKED + 1, dtype=int)])
     assert len(WantedText.of(many.take(slice(1, None))).rows) == MAX_ASKED
-    with pytest.raises(UsageError, match="17 prompts; a server takes at most 16 at once"):
+    with pytest.raises(UsageError, match="17 prompts; a server takes at most 16 at once of t5-4-00"):
+        WantedText.of(many)
+
+
+@pytest.mark.parametrize(("width", "most"), [(1024, 16), (2048, 8), (MAX_TEXT_WIDTH, 4)])
+def test_wide_texts_are_asked_for_in_a_body_that_a_server_takes(width, most):
+    many = EncodedText(TextSpace("t5", width), np.ones((most + 1, width), dtype=np.float16))
+    body = {"client": "a" * 64, "count": 10_000, "text": dataclasses.asdict(WantedText.of(many.take(slice(1, None))))}
+    assert len(json.dumps(body)) < MAX_JSON_BYTES - 2000
+    with pytest.raises(UsageError, match=f"a server takes at most {most} at once"):
         WantedText.of(many)
 
 

@@ -61,6 +61,12 @@ def test_a_label_released_above_a_clients_cut_is_refused(server, client, label):
         server.deliver(client, 1, labels=[label])
 
 
+@pytest.mark.parametrize("label", ["4", "no such label"])
+def test_labels_of_a_site_that_keeps_them_are_left_to_its_devices(server, label):
+    with pytest.raises((RefusedError, MismatchError), match=r"'south' stay at its site: .* device \(finish --label\)"):
+        server.deliver("south", 1, labels=[label])
+
+
 def test_a_label_released_below_a_clients_cut_is_delivered(server):
     assert server.deliver("east", 1, labels=["0"]).labels[0, 0] == 1
 
@@ -169,9 +175,11 @@ def test_releases_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(MismatchError, match="different cuts"):
         read_releases(tmp_path, accept_simulated=False)
     (tmp_path / "north.2.safetensors").unlink()
-    write(tmp_path, "east", made(side=4))
-    with pytest.raises(MismatchError, match="different shapes"):
-        read_releases(tmp_path, accept_simulated=False)
+    for name in ("north.2", "east"):
+        write(tmp_path, name, made(side=4))
+        with pytest.raises(MismatchError, match="different shapes"):
+            read_releases(tmp_path, accept_simulated=False)
+        (tmp_path / f"{name}.safetensors").unlink()
     (tmp_path / "east.safetensors").write_bytes(b"\x00" * 50)
     with pytest.raises(FileFormatError, match="east"):
         read_releases(tmp_path, accept_simulated=False)

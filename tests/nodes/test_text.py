@@ -15,8 +15,10 @@ from collafuse.core.conditioning import ConditionSpace, TextSpace
 from collafuse.core.errors import MismatchError, RefusedError, UsageError
 from collafuse.core.noise import SIGMA_MAX
 from collafuse.core.texts import EncodedText
+from collafuse.evaluation.whole_run import conditions_of
 from collafuse.learning.weights import TrainedModel, load, warm_start
 from collafuse.nodes.ledger import Ledger
+from collafuse.nodes.planned import Planned
 from collafuse.nodes.runfolder import NodeFolder
 from collafuse.nodes.server import Server, train_server
 from collafuse.nodes.sites import Site, mixture_warning, read_releases, read_sites, sites_of, space_of, training_data
@@ -131,10 +133,11 @@ def test_a_site_that_keeps_its_text_in_one_release_keeps_it():
     assert not training_data(found, space_of(found)).conditions.numpy()[:, 2].any()
 
 
-def test_releases_of_two_encoders_are_refused_by_name(tmp_path):
+@pytest.mark.parametrize("name", ["b", "a"])
+def test_releases_of_two_encoders_are_refused_by_name(tmp_path, name):
     write_bytes(tmp_path / "a.safetensors", releases.to_bytes(text_release()))
-    write_bytes(tmp_path / "b.safetensors", releases.to_bytes(text_release(space=OTHER)))
-    with pytest.raises(MismatchError, match=r"different encoders \(a t5-4-00, b t5-4-11\)"):
+    write_bytes(tmp_path / f"{name}.x.safetensors", releases.to_bytes(text_release(space=OTHER)))
+    with pytest.raises(MismatchError, match=rf"different encoders \(a t5-4-00, {name} t5-4-11\)"):
         read_releases(tmp_path, accept_simulated=False)
 
 
@@ -200,8 +203,17 @@ def test_text_of_another_encoder_and_too_many_texts_are_refused(server):
 
 def test_a_server_without_text_says_so(server):
     model = TrainedModel(denoiser(label_names=("x", "y")), "server", 0.5, SIGMA_MAX, 0, "id")
-    with pytest.raises(MismatchError, match="trained without text"):
+    with pytest.raises(MismatchError, match=r"trained without text, since no site .* at the device \(finish --text\)"):
         Server(server.config, model, server.sites, CPU).deliver("mid", 2, text=TEXT)
+
+
+def test_a_run_is_not_measured_with_text_of_an_encoder_that_changed_since():
+    trained, images = ConditionSpace(("a", "b"), SPACE), with_text(image_set(2), OTHER)
+    with pytest.raises(MismatchError, match="t5-4-11 .* trained with t5-4-00"):
+        Planned(images.labels, images.text).conditions(2, trained)
+    with pytest.raises(MismatchError, match="the data holds text of the encoder t5-4-11"):
+        conditions_of(images, trained)
+    assert not conditions_of(images, ConditionSpace(("a", "b")))[:, 2].any()  # a server that was told of no text
 
 
 def test_each_image_gets_the_text_of_one_that_shows_its_label(server):

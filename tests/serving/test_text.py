@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from collafuse.core import intermediate as intermediates
-from collafuse.core.conditioning import TextSpace
+from collafuse.core.conditioning import ConditionSpace, TextSpace
 from collafuse.core.errors import MismatchError
 from collafuse.core.noise import SIGMA_MAX
-from collafuse.core.texts import MAX_ASKED, EncodedText
+from collafuse.core.texts import MAX_ASKED, EncodedText, Prompts, to_bytes
 from collafuse.learning.weights import TrainedModel
 from collafuse.nodes.server import Server
 from collafuse.nodes.sites import Site
+from collafuse.serving.orders import Order
 from edge_client.fetching import Wanted, WantedText, fetched
 from edge_client.remote import Remote, Trust
+from tests.bundles import steered_bundle
+from tests.cli.conftest import InProcess
 from tests.nodes.sites import config
 from tests.tiny import CPU, denoiser
 
 SPACE = TextSpace("t5-4-00", 4)
 TEXT = EncodedText(SPACE, np.array([[1, -1, 1, -1], [-1, -1, 1, 1]], dtype=np.float16))
+FOLDERS = ("web", "by-file", "without")
 
 
 @pytest.fixture
@@ -49,6 +55,12 @@ def test_a_device_fetches_what_the_server_would_write_to_a_file(serve, server, t
     file = server.deliver("north", 5, text=TEXT, seed=3, batch_size=4)
     assert np.abs(found.x - file.x).max() < 1e-4
     assert found.text.space == SPACE and np.array_equal(found.text.rows, file.text.rows)
+
+
+def test_a_part_of_a_large_delivery_holds_nothing_of_the_rest(server):
+    part = Order.plan(server, "north", 10_000, labels=["x"], text=TEXT, rows=range(4999, 5001)).planned
+    assert np.array_equal(part.text.rows, TEXT.rows) and part.labels.tolist() == [[1, 0], [1, 0]]
+    assert part.text.rows.base is None and part.labels.base is None
 
 
 def test_one_batch_serves_text_and_labels_and_gives_the_bytes_of_the_file(serve, server):
@@ -98,6 +110,29 @@ def test_it_says_what_text_it_takes(serve, server):
         told = http.get("/v1/model").json()
     assert (told["text_encoder"], told["text_width"]) == (SPACE.encoder, 4)
     assert told["clients"][0]["text"] is True
+
+
+def test_text_that_a_site_keeps_is_chosen_at_its_device_and_not_sent(serve, tmp_path, monkeypatch, capsys):
+    """No text was shared with this server, which refuses a request that holds one: that it is answered proves the
+    silence."""
+    labels, sites = ("x", "y"), {"north": Site(0.5, ("x", "y"))}
+    (tmp_path / "north.onnx").write_bytes(steered_bundle((1, 4, 4), ConditionSpace(labels, SPACE), text_kept=True))
+    knows = TrainedModel(denoiser(label_names=labels), "server", 0.5, SIGMA_MAX, 0, "id")
+    server = Server(config({"north": {"cut": {"sigma": 0.5}}}), knows, sites, CPU)
+    running, finish = serve(server, slots=4), partial(InProcess(tmp_path, monkeypatch, capsys), "finish", "north.onnx")
+    (tmp_path / "token").write_text(running.token())
+    (tmp_path / "prompts").write_bytes(to_bytes(Prompts(TEXT, ("a cat", "a dog"))))
+    asked = ("--server", running.url, "--token-file", "token", "--seed", 3, "--text", "prompts")
+    assert "2 texts and 1 images" in finish(*asked, "-n", 1, "-o", "web", code=2).stderr
+    assert not (tmp_path / "web").exists() and running.service.engine.state().finished == 0  # nothing was fetched
+    finish(*asked, "-n", 4, "-o", "web")
+    (tmp_path / "file").write_bytes(intermediates.to_bytes(server.deliver("north", 4, seed=3, batch_size=4)))
+    finish("file", "--text", "prompts", "-o", "by-file")
+    finish("file", "-o", "without")
+    web, file, without = ([Image.open(tmp_path / name / f"00000{i}.png") for i in range(4)] for name in FOLDERS)
+    assert [one.text["collafuse:prompt"] for one in web] == ["a cat", "a cat", "a dog", "a dog"]
+    assert [(one.tobytes(), one.text) for one in web] == [(one.tobytes(), one.text) for one in file]
+    assert [one.tobytes() for one in web] != [one.tobytes() for one in without]
 
 
 def test_a_model_without_text_says_so(serve, tmp_path):
