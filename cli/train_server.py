@@ -38,7 +38,7 @@ def train_server(
     from collafuse.learning.distributed import meeting
     from collafuse.learning.training import UNWATCHED, choose_device
     from collafuse.nodes.runfolder import RunFolder
-    from collafuse.nodes.server import train_server as learn
+    from collafuse.nodes.server_training import train_server as learn
     from collafuse.nodes.sites import read_releases
     from collafuse.nodes.statistics import add_up, read_statistics
 

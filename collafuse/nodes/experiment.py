@@ -21,7 +21,8 @@ from ..learning.training import Observer
 from .client import Client
 from .ledger import Ledger
 from .runfolder import CONFIG, RunFolder
-from .server import Server, train_server
+from .server import Server
+from .server_training import train_server
 from .sites import SUFFIX, read_releases
 from .statistics import add_up, read_statistics
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import Config, unknown_client
-from ..core import release as releases
 from ..core.conditioning import (
     Conditions,
     ConditionSpace,
@@ -26,20 +24,16 @@ from ..core.conditioning import (
 )
 from ..core.errors import CollaFuseError, ConfigError, MismatchError, RefusedError, UsageError, first_line
 from ..core.intermediate import Intermediate
-from ..core.noise import SIGMA_MAX, Cut
+from ..core.noise import Cut
 from ..core.pairing import SIGMA_SLACK
-from ..core.pictures import Pixels, contact_sheet, to_uint8
 from ..core.samplers import EVALUATES_AT_END, STEPS, History, evaluations, run
 from ..core.texts import EncodedText
 from ..data.imageset import ImageSet
 from ..learning import gaussian, weights
 from ..learning.denoiser import Denoiser, guided_together
-from ..learning.distributed import ALONE, Ranks
-from ..learning.training import Observer, Trainer, fresh_denoiser
 from .planned import Planned, check_asked, text_like
 from .runfolder import NodeFolder
-from .sites import Site, check_names, mixture_warning, read_sites, sites_of, space_of, training_data, write_sites
-from .watching import NodeObserver
+from .sites import Site, read_sites
 
 SHEET_IMAGES = 8
 """Images per client on a sample sheet."""
@@ -319,54 +313,3 @@ def start_noise(indices: range, image_shape: tuple[int, int, int], seed: int) ->
     """Standard normal noise [N, C, H, W], each image's own stream keyed by (seed, index)."""
     rows = [np.random.Generator(np.random.Philox([seed, i])).standard_normal(image_shape) for i in indices]
     return np.stack(rows).astype(np.float32)
-
-
-def train_server(
-    config: Config,
-    found: Mapping[str, Sequence[releases.Release]],
-    folder: NodeFolder,
-    device: torch.device,
-    observer: Observer,
-    *,
-    resume: bool = False,
-    trackers: Sequence[str] = (),
-    ranks: Ranks = ALONE,
-) -> Server:
-    """Train the high-noise denoiser on releases alone and write its weights; on several ranks the first one writes."""
-    sites = sites_of(found)
-    if (warning := mixture_warning(sites)) is not None:
-        observer.note(f"warning: {warning}")
-    check_names(config, sites, observer)
-    space = space_of(found)
-    data, settings = training_data(found, space), config.server.training
-    shape = next(iter(found.values()))[0].image_shape
-    if shape != config.data.image_shape:
-        raise MismatchError(
-            f"the releases hold images of shape {shape}, the configuration says {config.data.image_shape}."
-        )
-    denoiser = fresh_denoiser(config.server.network, shape, space, data, settings, "server")
-    model = weights.TrainedModel(denoiser, "server", float(data.sigma_floor.min()), SIGMA_MAX, settings.steps)
-
-    untrained = Server(config, model, sites, device)
-    for name in sites:
-        untrained.levels(name)  # what could not be delivered is refused now, not after the training
-
-    def sheet(averaged: Denoiser) -> Pixels:
-        server = Server(config, replace(model, denoiser=averaged), sites, device)
-        parts = [server.deliver(name, SHEET_IMAGES, seed=settings.seed).x for name in sites]
-        return contact_sheet(to_uint8(np.concatenate(parts)), columns=SHEET_IMAGES)
-
-    def ready() -> None:
-        # Not before a resume is accepted: both must stay those of the weights that lie there.
-        folder.write_config(config.for_server())
-        write_sites(folder.sites, sites)
-
-    watching = NodeObserver(folder.path, observer, trackers if ranks.leads else (), sheet)
-    try:
-        trained = Trainer(denoiser, data, settings, folder.path, device, watching, ranks=ranks).run(resume, ready)
-    finally:
-        watching.close()
-    if not ranks.leads:
-        return Server(config, replace(model, denoiser=trained), sites, device)
-    weights.save(folder.weights, replace(model, denoiser=trained))
-    return Server.load(folder, device)

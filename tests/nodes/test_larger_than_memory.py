@@ -22,7 +22,7 @@ from collafuse.data.imageset import ImageSet
 from collafuse.learning import weights
 from collafuse.nodes.ledger import Ledger
 from collafuse.nodes.runfolder import NodeFolder
-from collafuse.nodes.server import train_server
+from collafuse.nodes.server_training import train_server
 from collafuse.nodes.sites import read_releases, training_data
 from tests.damage import bit_flips, truncations
 from tests.nodes.sites import client, config, release_of
@@ -150,7 +150,7 @@ from collafuse.data.images import Transform
 from collafuse.nodes import client as clients
 from collafuse.nodes.ledger import Ledger
 from collafuse.nodes.runfolder import NodeFolder
-from collafuse.nodes.server import train_server
+from collafuse.nodes.server_training import train_server
 from collafuse.nodes.sites import read_releases
 from tests.nodes.sites import config
 from tests.tiny import CPU, Recorder

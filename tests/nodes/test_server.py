@@ -15,7 +15,8 @@ from collafuse.core.errors import CollaFuseError, ConfigError, FileFormatError, 
 from collafuse.core.noise import SIGMA_MAX, SIGMA_MIN, Cut, system_noise
 from collafuse.learning.weights import TrainedModel
 from collafuse.nodes.runfolder import NodeFolder
-from collafuse.nodes.server import Server, train_server
+from collafuse.nodes.server import Server
+from collafuse.nodes.server_training import train_server
 from collafuse.nodes.sites import Site, mixture_warning, read_releases, sites_of, training_data
 from tests.nodes.sites import config, release_of
 from tests.tiny import CPU, Recorder, denoiser, image_set

@@ -20,7 +20,8 @@ from collafuse.learning.weights import TrainedModel, load, warm_start
 from collafuse.nodes.ledger import Ledger
 from collafuse.nodes.planned import Planned
 from collafuse.nodes.runfolder import NodeFolder
-from collafuse.nodes.server import Server, train_server
+from collafuse.nodes.server import Server
+from collafuse.nodes.server_training import train_server
 from collafuse.nodes.sites import Site, mixture_warning, read_releases, read_sites, sites_of, space_of, training_data
 from tests.nodes.sites import client, config, release_of
 from tests.tiny import CPU, NETWORK, Recorder, denoiser, image_set

@@ -18,7 +18,8 @@ import uvicorn
 from collafuse.core import release as releases
 from collafuse.core.atomic import write_bytes
 from collafuse.nodes.runfolder import NodeFolder
-from collafuse.nodes.server import Server, train_server
+from collafuse.nodes.server import Server
+from collafuse.nodes.server_training import train_server
 from collafuse.nodes.sites import read_releases
 from collafuse.serving.admission import Limits
 from collafuse.serving.app import make_app

@@ -1,0 +1,74 @@
+"""Training the server: on releases alone, in one process or on several ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ..config import Config
+from ..core import release as releases
+from ..core.errors import MismatchError
+from ..core.noise import SIGMA_MAX
+from ..core.pictures import Pixels, contact_sheet, to_uint8
+from ..learning import weights
+from ..learning.denoiser import Denoiser
+from ..learning.distributed import ALONE, Ranks
+from ..learning.training import Observer, Trainer, fresh_denoiser
+from .runfolder import NodeFolder
+from .server import SHEET_IMAGES, Server
+from .sites import check_names, mixture_warning, sites_of, space_of, training_data, write_sites
+from .watching import NodeObserver
+
+
+def train_server(
+    config: Config,
+    found: Mapping[str, Sequence[releases.Release]],
+    folder: NodeFolder,
+    device: torch.device,
+    observer: Observer,
+    *,
+    resume: bool = False,
+    trackers: Sequence[str] = (),
+    ranks: Ranks = ALONE,
+) -> Server:
+    """Train the high-noise denoiser on releases alone and write its weights; on several ranks the first one writes."""
+    sites = sites_of(found)
+    if (warning := mixture_warning(sites)) is not None:
+        observer.note(f"warning: {warning}")
+    check_names(config, sites, observer)
+    space = space_of(found)
+    data, settings = training_data(found, space), config.server.training
+    shape = next(iter(found.values()))[0].image_shape
+    if shape != config.data.image_shape:
+        raise MismatchError(
+            f"the releases hold images of shape {shape}, the configuration says {config.data.image_shape}."
+        )
+    denoiser = fresh_denoiser(config.server.network, shape, space, data, settings, "server")
+    model = weights.TrainedModel(denoiser, "server", float(data.sigma_floor.min()), SIGMA_MAX, settings.steps)
+
+    untrained = Server(config, model, sites, device)
+    for name in sites:
+        untrained.levels(name)  # what could not be delivered is refused now, not after the training
+
+    def sheet(averaged: Denoiser) -> Pixels:
+        server = Server(config, replace(model, denoiser=averaged), sites, device)
+        parts = [server.deliver(name, SHEET_IMAGES, seed=settings.seed).x for name in sites]
+        return contact_sheet(to_uint8(np.concatenate(parts)), columns=SHEET_IMAGES)
+
+    def ready() -> None:
+        # Not before a resume is accepted: both must stay those of the weights that lie there.
+        folder.write_config(config.for_server())
+        write_sites(folder.sites, sites)
+
+    watching = NodeObserver(folder.path, observer, trackers if ranks.leads else (), sheet)
+    try:
+        trained = Trainer(denoiser, data, settings, folder.path, device, watching, ranks=ranks).run(resume, ready)
+    finally:
+        watching.close()
+    if not ranks.leads:
+        return Server(config, replace(model, denoiser=trained), sites, device)
+    weights.save(folder.weights, replace(model, denoiser=trained))
+    return Server.load(folder, device)
