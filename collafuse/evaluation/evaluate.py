@@ -20,7 +20,7 @@ from ..core.conditioning import translate_labels
 from ..core.errors import DataError, MismatchError, UsageError
 from ..core.metadata import MAX_NAMES
 from ..core.pairing import SIGMA_SLACK
-from ..data.dealing import SiteData, load_sites
+from ..data.dealing import SiteData
 from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
 from ..learning.training import keyed_seed
@@ -32,6 +32,7 @@ from .energy import check_counters, energy_table
 from .features import STEPS, Extractor, choose, classifier_of
 from .generated import Generated
 from .manifolds import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS
+from .measured import load_measured
 from .mixing import Mix, mix_of, strata_of
 from .pooling import pooled
 from .quality import Features, Strata
@@ -110,7 +111,7 @@ def evaluate(
     if energy:
         check_counters(device)  # before minutes of work, not after
     config = run.read_config()
-    sites = load_sites(config, listener)
+    sites = load_measured(config, listener)
     _check_held_out(sites, run.path)
     held_out = {name: site.held_out for name, site in sites.items()}
     arms = [arm for folder in (run, *against) for arm in _arms(folder, run, sites, device)]
@@ -171,7 +172,7 @@ def _arms(folder: RunFolder, main: RunFolder, sites: Mapping[str, SiteData], dev
     held_out = {name: site.held_out for name, site in sites.items()}
     if folder == main:
         return list(arms_of(folder, held_out, device))
-    theirs = load_sites(folder.read_config())
+    theirs = load_measured(folder.read_config())
     for name, site in sites.items():
         same = name in theirs and all(
             np.array_equal(a.digests, b.digests) for a, b in zip(site.parts, theirs[name].parts, strict=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.rows import FileRows
+
 Features = NDArray[np.float64]
 """Features of images [N, F]."""
 Strata = NDArray[np.int64]
@@ -55,21 +57,32 @@ def _mean_of_pairs(kernel: Features, strata: Strata) -> float:
     return float(shares @ (sums / (np.outer(counts, counts) - np.diag(counts))) @ shares)
 
 
-def nearest_distances(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
+def nearest_distances(
+    images: NDArray[np.uint8] | FileRows, others: NDArray[np.uint8] | FileRows
+) -> NDArray[np.float64]:
     """Euclidean distance [N] of each image's pixels to the nearest of the others, in grey levels."""
     return nearest(images, others)[1]
 
 
 def nearest(
-    images: NDArray[np.uint8], others: NDArray[np.uint8], chunk: int = 256
+    images: NDArray[np.uint8] | FileRows, others: NDArray[np.uint8] | FileRows, chunk: int = 1024
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The row of the other that is nearest to each image [N], and how far its pixels are [N], in grey levels."""
-    b = others.reshape(len(others), -1).astype(np.float64)
-    squares = (b**2).sum(axis=1)
-    rows, distances = [], []
-    for start in range(0, len(images), chunk):
-        a = images[start : start + chunk].reshape(len(images[start : start + chunk]), -1).astype(np.float64)
-        squared = (a**2).sum(axis=1, keepdims=True) + squares - 2 * a @ b.T
-        rows.append(squared.argmin(axis=1))
-        distances.append(np.sqrt(squared.min(axis=1).clip(min=0)))
-    return np.concatenate(rows), np.concatenate(distances)
+    """The row of the other that is nearest to each image [N], and how far its pixels are [N], in grey levels.
+
+    The others are read ``chunk`` at a time: they may be more than memory holds.
+    """
+    a = _flat(images[:])
+    own = (a**2).sum(axis=1)
+    rows, nearest_yet = np.zeros(len(a), dtype=np.int64), np.full(len(a), np.inf)
+    for start in range(0, len(others), chunk):
+        b = _flat(others[start : start + chunk])
+        squared = own[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
+        row = squared.argmin(axis=1)
+        distance = squared[np.arange(len(a)), row]
+        nearer = distance < nearest_yet
+        rows[nearer], nearest_yet[nearer] = start + row[nearer], distance[nearer]
+    return rows, np.sqrt(nearest_yet.clip(min=0))
+
+
+def _flat(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    return images.reshape(len(images), -1).astype(np.float64)

@@ -103,9 +103,8 @@ def _figure(
     for what in made[names[0]]:
         cells = [made[name][what][_spread(len(made[name][what]), SHOWN)] for name in names]
         rows.append((what, [sheet(one, 6, 300, f"{name}: {what}") for name, one in zip(names, cells, strict=True)]))
-    real = [_channels_last(sites[name].held_out) for name in names]
-    if all(map(len, real)):
-        shown = [one[_spread(len(one), SHOWN)] for one in real]
+    if all(len(sites[name].held_out) for name in names):
+        shown = [_channels_last(sites[name].held_out, SHOWN) for name in names]
         rows.append(
             ("held-out images", [sheet(o, 6, 300, f"{n}: held out") for n, o in zip(names, shown, strict=True)])
         )
@@ -129,11 +128,12 @@ def _neighbours(
         train = sites[name].train
         which, apart = nearest(pixels.transpose(0, 3, 1, 2), train.pixels)
         closest = np.argsort(apart)[:NEIGHBOURS]
-        pairs = side_by_side(pixels[closest], _channels_last(train)[which[closest]])
+        pairs = side_by_side(pixels[closest], train.pixels[which[closest]].transpose(0, 2, 3, 1))
         rows.append((name, [sheet(pairs, NEIGHBOURS, 700, f"{name}: generated beside nearest training image")]))
         sentence = f"{name}: {apart.mean():.0f} grey levels from a generated image to its nearest on average"
         if len(sites[name].held_out):
-            usual = nearest(sites[name].held_out.pixels, train.pixels)[1].mean()
+            held_out = sites[name].held_out.pixels
+            usual = nearest(held_out[_spread(len(held_out), COMPARED)], train.pixels)[1].mean()
             sentence += f", {usual:.0f} from a held-out one; ratio {apart.mean() / usual:.2f}"
         sentences.append(f"{sentence}.")
     return [
@@ -172,8 +172,9 @@ def _curves(run: RunFolder) -> list[str]:
     return ["<h2>Training</h2>", f'<div class="row">{"".join(charts)}</div>'] if charts else []
 
 
-def _channels_last(images: ImageSet) -> Pixels:
-    return np.ascontiguousarray(images.pixels.transpose(0, 2, 3, 1))
+def _channels_last(images: ImageSet, count: int) -> Pixels:
+    """So many of the images, [N, H, W, C]."""
+    return images.pixels[_spread(len(images), count)].transpose(0, 2, 3, 1)
 
 
 def _versions() -> str:
