@@ -82,7 +82,7 @@ def classifier_of(
     if not images.label_names or not images.labels.any():
         return None
     digest = digest_of_tensors(torch.from_numpy(images.pixels), torch.from_numpy(images.labels))
-    path = folder / f"classifier-{digest[:16]}.safetensors"
+    path = folder / f"classifier-{digest[:16]}-{STEPS}.safetensors"
     if path.exists():
         advance(STEPS)
         return _load_classifier(path, images, digest)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..config import Config
 from ..core.conditioning import Conditions, ConditionSpace, check_same_text
-from ..core.errors import DataError
+from ..core.errors import DataError, UsageError
 from ..core.pairing import conditions_for
 from ..core.pictures import Pixels
 from ..core.release import Release
@@ -46,7 +46,8 @@ class WholeRun:
     def open(cls, folder: RunFolder, device: torch.device, listener: Listener = UNHEARD) -> WholeRun:
         """Everything of a run of ``train`` or ``demo``, whose data lies where it lay.
 
-        Raises DataError for a folder that holds one node alone, FileFormatError for what is damaged or not trained.
+        Raises DataError for a folder that holds one node alone, UsageError for a server of statistics, FileFormatError
+        for what is damaged or not trained.
         """
         if not (folder.path / CONFIG).is_file() and (folder.path / "server").is_dir():
             raise DataError(
@@ -55,6 +56,12 @@ class WholeRun:
                 "hand, or let each site simulate its own part there."
             )
         config = folder.read_config()
+        if config.server.kind == "statistics":
+            raise UsageError(
+                f"the server of {folder.path} adds up statistics: no image was released to it, so there is none to "
+                "attack and no cut to move. What its sites gave away, collafuse inspect says of each release; "
+                "audit and plan are for a run with server.kind=images."
+            )
         server = Server.load(folder.server, device)
         sites = load_sites(config, listener)
         found = read_releases(folder.server.releases, accept_simulated=True)

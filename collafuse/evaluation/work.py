@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -82,22 +83,22 @@ def work_tables(split: SplitRun, folder: RunFolder) -> tuple[Table, Table]:
 def _work_row(
     name: str, side: str, denoiser: Any, nfe: int, milliseconds: float, images: int | None = None
 ) -> tuple[Any, ...]:
-    parameters = sum(p.numel() for p in denoiser.parameters()) if isinstance(denoiser, nn.Module) else None
+    parameters = sum(p.numel() for p in denoiser.parameters()) or None  # a closed form has none
     each = multiply_accumulates(torch.inference_mode()(_evaluation(denoiser)))
     trained = None if images is None else _training_macs(denoiser, images)
     return name, side, parameters, each, nfe, each * nfe, milliseconds / BATCH, trained
 
 
-def _training_macs(denoiser: Any, images: int) -> float | None:
+def _training_macs(denoiser: nn.Module, images: int) -> float | None:
     """Multiply-accumulates of training on so many images, from one counted step on one; None for a closed form."""
-    if not isinstance(denoiser, nn.Module):
+    if not any(True for _ in denoiser.parameters()):
         return None
     learning = copy.deepcopy(denoiser).requires_grad_()  # a loaded one does not learn
     return float(multiply_accumulates(lambda: _evaluation(learning)().sum().backward()) * images)
 
 
 def _evaluation(denoiser: Any) -> Callable[[], torch.Tensor]:
-    device = next(iter(denoiser.parameters())).device if isinstance(denoiser, nn.Module) else torch.device("cpu")
+    device = next(itertools.chain(denoiser.parameters(), denoiser.buffers())).device
     x = torch.zeros(1, *denoiser.image_shape, device=device)
     conditions = torch.zeros(1, denoiser.condition_width, device=device)
     return lambda: denoiser(x, 1.0, conditions)

@@ -40,3 +40,9 @@ def train(folder: Path, **changes: object) -> RunFolder:
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return train(tmp_path_factory.mktemp("evaluated") / "run")
+
+
+@pytest.fixture(scope="session")
+def statistics_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The same with a server that adds up statistics."""
+    return train(tmp_path_factory.mktemp("added-up") / "run", server=SETTINGS["server"] | {"kind": "statistics"})

@@ -14,7 +14,7 @@ from collafuse.evaluation import arms, baselines
 from collafuse.evaluation.arms import SplitRun, arms_of
 from collafuse.nodes import client as nodes_client
 from collafuse.nodes.runfolder import RunFolder
-from tests.evaluation.conftest import SETTINGS, train
+from tests.evaluation.conftest import SETTINGS
 from tests.tiny import CPU, Recorder
 
 
@@ -82,8 +82,7 @@ def test_a_baseline_stands_beside_with_the_images_that_it_generates(tmp_path):
     assert arm.name == "centralised" and (made.pixels == baselines.generate(run, "north", 4, 1, CPU).pixels).all()
 
 
-def test_a_statistics_server_has_the_same_arms(tmp_path):
-    run = train(tmp_path / "run", server=SETTINGS["server"] | {"kind": "statistics"})
-    held_out = {name: site.held_out for name, site in load_sites(run.read_config()).items()}
-    for arm in arms_of(run, held_out, CPU):
+def test_a_statistics_server_has_the_same_arms(statistics_run):
+    held_out = {name: site.held_out for name, site in load_sites(statistics_run.read_config()).items()}
+    for arm in arms_of(statistics_run, held_out, CPU):
         assert arm.generate("north", 4, 1).pixels.shape == (4, 8, 8, 1)

@@ -10,7 +10,7 @@ import pytest
 
 from collafuse.core import release as releases
 from collafuse.core.atomic import write_bytes
-from collafuse.core.errors import DataError
+from collafuse.core.errors import DataError, UsageError
 from collafuse.core.noise import system_noise
 from collafuse.data.dealing import load_sites
 from collafuse.evaluation import audit as audits
@@ -87,6 +87,11 @@ def test_a_sites_figures_do_not_depend_on_the_others_and_are_the_same_again(hone
         again.inferences,
         again.nearest,
     )
+
+
+def test_a_server_of_statistics_is_told_what_says_what_it_received(statistics_run):
+    with pytest.raises(UsageError, match="adds up statistics: no image was released.*collafuse inspect"):
+        audits.audit(statistics_run, CPU)
 
 
 def test_a_server_alone_is_told_why_it_cannot_be_audited(digits_run, tmp_path):

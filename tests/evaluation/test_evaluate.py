@@ -50,6 +50,12 @@ def test_the_same_seed_finds_the_same(found, digits_run):
     json.dumps(found.values(), allow_nan=False)
 
 
+def test_a_run_that_sent_statistics_is_measured_too(statistics_run):
+    made = evaluate(statistics_run, samples=20, device=CPU)
+    assert {row.arm for row in made.rows} >= {FLOOR, "server + client"}
+    assert any(table.title == "Work" for table in made.tables)
+
+
 def test_the_table_says_who_looked_and_how(found):
     table = found.tables[0]
     text = table.to_markdown()

@@ -20,13 +20,18 @@ def test_a_convolution_counts_its_multiply_accumulates():
     assert multiply_accumulates(lambda: layer(x).sum().backward()) == 2 * forward
 
 
+def tables_of(run):
+    """The run as its arms see it, and each table's rows by column."""
+    sites = load_sites(run.read_config())
+    split = SplitRun(run, {name: site.held_out for name, site in sites.items()}, CPU)
+    return split, [
+        [dict(zip(table.columns, row, strict=True)) for row in table.rows] for table in work_tables(split, run)
+    ]
+
+
 @pytest.fixture(scope="module")
 def tables(digits_run):
-    sites = load_sites(digits_run.read_config())
-    split = SplitRun(digits_run, {name: site.held_out for name, site in sites.items()}, CPU)
-    return split, [
-        [dict(zip(table.columns, row, strict=True)) for row in table.rows] for table in work_tables(split, digits_run)
-    ]
+    return tables_of(digits_run)
 
 
 def test_the_work_of_an_image_is_that_of_its_evaluations(tables):
@@ -39,6 +44,14 @@ def test_the_work_of_an_image_is_that_of_its_evaluations(tables):
         assert row["MACs per image"] == row["MACs per evaluation"] * row["NFE"] > 0
         assert row["ms per image"] > 0
     assert work[0]["parameters"] == sum(p.numel() for p in split.server.model.denoiser.parameters())
+
+
+def test_a_server_in_closed_form_evaluates_nothing_and_has_no_training(statistics_run):
+    _, (work, traffic) = tables_of(statistics_run)
+    server = work[0]
+    assert (server["side"], server["parameters"], server["NFE"], server["MACs per image"]) == ("server", None, 0, 0)
+    assert server["MACs in training"] is None and work[1]["MACs in training"] > 0
+    assert len(traffic) == 3
 
 
 def test_training_counts_forward_and_backward_over_every_image(tables):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,10 +28,24 @@ class Disk:
         self.nursery, self.path = nursery, path
         self.seen = nursery.root / path.relative_to("/")
 
+    @property
+    def room(self) -> int:
+        """Bytes that are free."""
+        found = os.statvfs(self.seen)
+        return found.f_bavail * found.f_frsize
+
     def fill(self, leaving: int) -> None:
         """Leave so many bytes free."""
-        room = os.statvfs(self.seen)
-        (self.seen / BALLAST).write_bytes(bytes(max(0, room.f_bavail * room.f_frsize - leaving)))
+        self.empty()
+        (self.seen / BALLAST).write_bytes(bytes(max(0, self.room - leaving)))
+
+    def needed_by(self, words: Sequence[object], out: Path) -> int:
+        """How many bytes are taken by what a command leaves there, which is removed again."""
+        before = self.room
+        self.nursery.run(*words)
+        needed = before - self.room
+        shutil.rmtree(self.seen / out.name)
+        return needed
 
     def empty(self) -> None:
         (self.seen / BALLAST).unlink(missing_ok=True)
@@ -83,10 +97,11 @@ def test_a_full_disk_leaves_the_old_output_as_it_was(disk, name, figure):
 
 
 def test_finishing_goes_on_once_there_is_room(disk, tiny_run, figure):
+    out = disk.path / "pictures"
+    words = ("finish", "north.onnx", "north.safetensors", "-o", out)
+    needed = disk.needed_by(words, out)
     for turn in range(TURNS):
-        out = disk.path / f"pictures-{turn}"
-        words = ("finish", "north.onnx", "north.safetensors", "-o", out)
-        disk.fill(leaving=4096 * (2 + 3 * turn))
+        disk.fill(leaving=turn * needed // TURNS)
         disk.nursery.run(*words, code=StorageError.exit_code)
         disk.empty()
         kept = {n: d for n, d in disk.held(out.name).items() if n.endswith(".png")}
@@ -98,10 +113,11 @@ def test_finishing_goes_on_once_there_is_room(disk, tiny_run, figure):
 
 def test_a_training_goes_on_once_there_is_room(disk, tiny_run, figure):
     whole = (tiny_run / "run/clients/north/weights.safetensors").read_bytes()
+    out = disk.path / "run"
+    words = ("train-client", "tiny.yaml", "--client", "north", "-o", out, "--device", "cpu", "--resume")
+    needed = disk.needed_by(words, out)
     for turn in range(TURNS):
-        out = disk.path / f"run-{turn}"
-        words = ("train-client", "tiny.yaml", "--client", "north", "-o", out, "--device", "cpu", "--resume")
-        disk.fill(leaving=4096 * (4 + 12 * turn))
+        disk.fill(leaving=turn * needed // TURNS)
         disk.nursery.run(*words, code=StorageError.exit_code)
         assert not list(disk.seen.rglob(f"{PARTIAL_PREFIX}*"))
         disk.empty()
