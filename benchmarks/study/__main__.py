@@ -35,7 +35,7 @@ from .measure import Judge, pooled
 from .sites import Images
 from .table import RESULTS, finished, to_markdown
 
-SAMPLES = 5_000
+SAMPLES = 10_000
 SAMPLING_SEED = 7
 CPU = torch.device("cpu")
 
