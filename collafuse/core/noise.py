@@ -25,6 +25,8 @@ SIGMA_MIN = 0.002
 """The lowest noise level a denoiser is asked about (Karras et al. 2022, table 1)."""
 SIGMA_MAX = 80.0
 """Where sampling starts: x is pure noise for every practical purpose."""
+SIGMA_SLACK = 1e-6
+"""Relative difference up to which two noise levels are the same: they travelled as decimal text."""
 LOWEST_TRAINED_ABOVE_CUT = 1.05
 """A server learns from this multiple of the release level upwards: at the level itself a release says
 nothing about the denoiser (the factor 1 - k in the objective is zero there)."""
@@ -177,8 +179,15 @@ def karras_sigmas(sigma_start: float, sigma_end: float, num_steps: int, rho: flo
     return [float(sigma_start), *inner, float(sigma_end)]
 
 
+def _handover(cut: float) -> float:
+    """The cut, or SIGMA_MAX where only rounding tells them apart: levels between would not fall, or leave the
+    multistep solver a step of no length."""
+    return SIGMA_MAX if cut >= SIGMA_MAX * (1 - SIGMA_SLACK) else cut
+
+
 def server_sigmas(cut: float, num_steps: int) -> list[float]:
     """The server's levels: from SIGMA_MAX to the cut in num_steps. [SIGMA_MAX] alone for a cut there."""
+    cut = _handover(cut)
     return [SIGMA_MAX] if cut >= SIGMA_MAX else karras_sigmas(SIGMA_MAX, cut, num_steps)
 
 
@@ -189,6 +198,7 @@ def client_sigmas(cut: float, num_steps: int, sigma_low: float) -> list[float]:
     there to 0. One step goes from the cut to 0 at once. An intermediate may stand lower than a configuration
     foresaw; below 2 sigma_low it is evaluated down to half its own level.
     """
+    cut = _handover(cut)
     if num_steps < 1:
         raise ConfigError(f"steps={num_steps}; a client needs at least one step to finish.")
     if num_steps == 1:

@@ -6,9 +6,7 @@ from .bundle import BundleInfo
 from .conditioning import Conditions, ConditionSpace, check_same_text, indices_of, translate_labels
 from .errors import MismatchError
 from .intermediate import Intermediate, Source
-
-SIGMA_SLACK = 1e-6
-"""Relative difference up to which two noise levels are the same: they travelled as decimal text."""
+from .noise import SIGMA_SLACK
 
 
 def check_pair(intermediate: Source, info: BundleInfo) -> None:

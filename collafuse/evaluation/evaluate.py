@@ -19,7 +19,7 @@ from ..config import Config
 from ..core.conditioning import translate_labels
 from ..core.errors import DataError, MismatchError, UsageError
 from ..core.metadata import MAX_NAMES
-from ..core.pairing import SIGMA_SLACK
+from ..core.noise import SIGMA_SLACK
 from ..data.dealing import SiteData
 from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener

@@ -24,8 +24,7 @@ from ..core.conditioning import (
 )
 from ..core.errors import CollaFuseError, ConfigError, MismatchError, RefusedError, UsageError, first_line
 from ..core.intermediate import Intermediate
-from ..core.noise import Cut
-from ..core.pairing import SIGMA_SLACK
+from ..core.noise import SIGMA_SLACK, Cut
 from ..core.samplers import EVALUATES_AT_END, STEPS, History, evaluations, run
 from ..core.texts import EncodedText
 from ..data.imageset import ImageSet

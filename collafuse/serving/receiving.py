@@ -23,7 +23,7 @@ from typing import IO, TypeVar
 from ..core import received as releases
 from ..core.atomic import PARTIAL_PREFIX, give_name, storage_error, sync_folder
 from ..core.errors import FileFormatError, MismatchError, OutputExistsError, RefusedError, StorageError
-from ..core.pairing import SIGMA_SLACK
+from ..core.noise import SIGMA_SLACK
 from ..core.tensorfile import file_digest
 from ..nodes.sites import SUFFIX
 from .registry import Received, Registry
