@@ -45,7 +45,8 @@ def test_a_device_finishes_what_it_fetches_and_it_is_what_a_file_would_be(call_t
 @pytest.mark.slow
 def test_labels_that_a_site_keeps_are_chosen_at_the_device_and_not_sent(call_cli, tmp_path):
     """The server refuses a request that names a label of such a site, so that it is answered proves the silence."""
-    call_cli("train", "digits.yaml", "-o", "run", "--set", "clients.north.share_labels=false")
+    heeds_labels = ("--set", "client.training.learning_rate=0.01", "--set", "client.training.steps=40")
+    call_cli("train", "digits.yaml", "-o", "run", "--set", "clients.north.share_labels=false", *heeds_labels)
     call_cli("export-client", "run", "--client", "north", "-o", "north.onnx")
     (tmp_path / "token").write_text(token_of(call_cli, "sample"))
     asked = ("deliver", "run", "--client", "north", "-n", 3, "--seed", 4, "-o", "file.safetensors")
