@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PATIENCE_SECONDS = 300
+"""A command that takes longer is killed."""
 
 
 class Nursery:
     """The other end: ``start`` a command, then ``wait`` for its exit code. What it says goes to ``log``.
 
     folder: where commands run and the log lies, unless told otherwise.
-    inside: words that start the commands in surroundings of their own, such as ``unshare -n``.
+    inside: words that start the commands in surroundings of their own, such as ``unshare -n``. The environment of
+    commands is that of when the nursery began.
     """
 
     def __init__(self, folder: Path, inside: Sequence[str] = (), **environment: str) -> None:
@@ -68,8 +73,11 @@ class Nursery:
     def complete(self, words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
         """A command run in a folder, with its output and its errors apart."""
         errors = self.folder / "errors.txt"
-        self.start(*words, folder=folder, errors=errors)
+        process = self.start(*words, folder=folder, errors=errors)
+        killer = threading.Timer(PATIENCE_SECONDS, os.kill, (process, signal.SIGKILL))
+        killer.start()
         code = self.wait()
+        killer.cancel()
         return subprocess.CompletedProcess(words, code, self.log.read_text(), errors.read_text())
 
     @property

@@ -11,6 +11,7 @@ from ..data.dealing import SiteData, load_sites
 from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
 from ..learning.training import keyed_seed
+from .whole_run import some
 
 MOST = 20_000
 """Images of a site's part. Distances hardly change with more of them, and sets larger than memory have many more."""
@@ -35,5 +36,5 @@ def load_measured(config: Config, listener: Listener = UNHEARD) -> dict[str, Sit
 
 def _part(images: ImageSet, seed: int) -> ImageSet:
     if len(images) > MOST:
-        images = images.take(np.sort(np.random.default_rng(seed).permutation(len(images))[:MOST]))
+        images = images.take(some(len(images), MOST, np.random.default_rng(seed)))
     return replace(images, pixels=np.asarray(images.pixels))

@@ -91,7 +91,7 @@ def _work_row(
 
 def _training_macs(denoiser: nn.Module, images: int) -> float | None:
     """Multiply-accumulates of training on so many images, from one counted step on one; None for a closed form."""
-    if not any(True for _ in denoiser.parameters()):
+    if next(denoiser.parameters(), None) is None:
         return None
     learning = copy.deepcopy(denoiser).requires_grad_()  # a loaded one does not learn
     return float(multiply_accumulates(lambda: _evaluation(learning)().sum().backward()) * images)

@@ -91,8 +91,5 @@ def test_it_bears_a_steady_load_without_an_error_and_without_growing(tmp_path, a
         f"soak of {amount} s at {LOAD:.0%} load: {len(statuses)} requests, answered {dict(Counter(statuses))}; memory "
         f"{before / 2**20:.1f} MiB after warm-up, {after / 2**20:.1f} MiB at the end ({after / before - 1:+.2%})"
     )
-    if amount < 60:  # beside other tests, which take what the load was measured by; and it has not warmed up
-        assert {200} <= set(statuses) <= {200, 429, 503}
-        return
     assert set(statuses) == {200}, "on a machine that does other work, too, the load may be more than it can bear"
-    assert after < (1 + GROWTH) * before
+    assert amount < 60 or after < (1 + GROWTH) * before  # within a minute it has not warmed up
