@@ -29,9 +29,9 @@ from collafuse.data.dealing import SiteData, load_site
 from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.classifier import Classifier, train_classifier
 from collafuse.evaluation.quality import frechet_distance
+from collafuse.learning.examples import to_float
 from collafuse.learning.networks import num_parameters
 from collafuse.learning.objective import denoising_loss
-from collafuse.learning.training import to_float
 from collafuse.learning.weights import TrainedModel
 from collafuse.nodes.client import Client
 from collafuse.nodes.runfolder import NodeFolder, RunFolder

@@ -21,8 +21,10 @@ from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.noise import SIGMA_MAX
 from collafuse.core.rows import FileRows
 from collafuse.learning.denoiser import Denoiser
+from collafuse.learning.device import choose_device
+from collafuse.learning.examples import TrainingData, batch_rows
 from collafuse.learning.feeding import feed
-from collafuse.learning.training import Trainer, TrainingData, batch_rows, choose_device
+from collafuse.learning.training import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 12

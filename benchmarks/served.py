@@ -22,7 +22,7 @@ from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.noise import SIGMA_MAX
 from collafuse.learning import weights
 from collafuse.learning.denoiser import Denoiser
-from collafuse.learning.training import choose_device
+from collafuse.learning.device import choose_device
 from collafuse.nodes.runfolder import REGISTRY, RunFolder
 from collafuse.nodes.server import Server
 from collafuse.nodes.sites import Site, write_sites

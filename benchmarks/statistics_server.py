@@ -31,8 +31,9 @@ from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.classifier import Classifier, train_classifier
 from collafuse.evaluation.quality import frechet_distance
 from collafuse.learning.denoiser import Denoiser
+from collafuse.learning.examples import TrainingData
 from collafuse.learning.gaussian import GaussianDenoiser
-from collafuse.learning.training import Trainer, TrainingData, fresh_denoiser
+from collafuse.learning.training import Trainer, fresh_denoiser
 
 CUTS = (0.5, 1.0, 2.0, 4.0)
 EPSILONS = (100.0, 32.0, 8.0, 1.0)

@@ -32,8 +32,11 @@ from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.noise import SIGMA_MAX, server_sigmas
 from collafuse.core.samplers import STEPS, run
 from collafuse.learning.denoiser import Denoiser
+from collafuse.learning.device import choose_device
+from collafuse.learning.examples import TrainingData
 from collafuse.learning.networks import num_parameters
-from collafuse.learning.training import UNWATCHED, Trainer, TrainingData, choose_device
+from collafuse.learning.observer import UNWATCHED
+from collafuse.learning.training import Trainer
 
 from .peers import convolution_flops, denoiser_call
 from .train_peers import TrainPeer, diffusers_peer, trainer_peer

@@ -23,7 +23,7 @@ def audit(
     """
     from collafuse.evaluation.audit import audit as attack
     from collafuse.evaluation.tables import FOLDER, write_results
-    from collafuse.learning.training import choose_device
+    from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
     from edge_client.pictures import write_png
 

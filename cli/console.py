@@ -141,7 +141,7 @@ class Bar:
 
 
 class TrainingBar:
-    """Watches a training; see ``collafuse.learning.training.Observer``."""
+    """Watches a training; see ``collafuse.learning.observer.Observer``."""
 
     def __init__(self, reporter: Reporter, name: str) -> None:
         self._reporter, self._name = reporter, name

@@ -33,7 +33,7 @@ def deliver(
     """
     from collafuse.core import intermediate, texts
     from collafuse.core.atomic import refuse_existing, write_bytes
-    from collafuse.learning.training import choose_device
+    from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
     from collafuse.nodes.server import Server
 

@@ -23,7 +23,7 @@ def demo(
 ) -> None:
     """Train, export, deliver and finish on real digits, on a CPU, in minutes; then look at the pictures."""
     from collafuse.evaluation.demo import run_demo
-    from collafuse.learning.training import choose_device
+    from collafuse.learning.device import choose_device
 
     with reporting() as reporter:
         result = run_demo(

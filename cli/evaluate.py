@@ -49,7 +49,7 @@ def evaluate(
     from collafuse.core.atomic import refuse_existing
     from collafuse.evaluation.evaluate import evaluate as measure
     from collafuse.evaluation.tables import FOLDER, write_results
-    from collafuse.learning.training import choose_device
+    from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
 
     if out is not None:

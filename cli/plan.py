@@ -54,7 +54,7 @@ def plan(
     from collafuse.evaluation.plan import Demands, Settings
     from collafuse.evaluation.plan import plan as measure
     from collafuse.evaluation.tables import FOLDER, write_results
-    from collafuse.learning.training import choose_device
+    from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
 
     demands = Demands(max_reid, max_leak, max_ms, max_frechet)

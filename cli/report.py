@@ -28,7 +28,7 @@ def report(
     """
     from collafuse.core.atomic import refuse_existing, write_bytes
     from collafuse.evaluation.report import write_page
-    from collafuse.learning.training import choose_device
+    from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
 
     path = out or run / "report.html"

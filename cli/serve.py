@@ -58,7 +58,7 @@ def serve(
     folder = RunFolder(run).server
     engine = None
     if not receive_only:
-        from collafuse.learning.training import choose_device
+        from collafuse.learning.device import choose_device
         from collafuse.nodes.server import Server
         from collafuse.serving.engine import Engine
 

@@ -33,7 +33,7 @@ def train(
     networks, steps and data become a baseline: centralised, local, fedavg, reference, reference-repaired, pfdm.
     """
     from collafuse.config import load
-    from collafuse.learning.training import choose_device
+    from collafuse.learning.device import choose_device
     from collafuse.nodes.experiment import run_experiment
     from collafuse.nodes.runfolder import RunFolder
 
@@ -77,7 +77,7 @@ def _train_baseline(
     """The same for a configuration whose method is a baseline."""
     from collafuse.core.errors import UsageError
     from collafuse.evaluation import baselines
-    from collafuse.learning.training import choose_device
+    from collafuse.learning.device import choose_device
 
     if warm_start:
         raise UsageError(f"--warm-start is not part of the baseline {config.method!r}; leave it out.")

@@ -42,7 +42,7 @@ def train_client(
     from collafuse.config import load
     from collafuse.data.dealing import load_site
     from collafuse.learning import weights
-    from collafuse.learning.training import choose_device
+    from collafuse.learning.device import choose_device
     from collafuse.nodes.client import Client
     from collafuse.nodes.distilling import distill as distilled
     from collafuse.nodes.runfolder import RunFolder

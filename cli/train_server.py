@@ -35,8 +35,9 @@ def train_server(
     On several GPUs: torchrun --nproc-per-node N -m cli train-server CONFIG --releases DIR -o RUN.
     """
     from collafuse.config import load
+    from collafuse.learning.device import choose_device
     from collafuse.learning.distributed import meeting
-    from collafuse.learning.training import UNWATCHED, choose_device
+    from collafuse.learning.observer import UNWATCHED
     from collafuse.nodes.runfolder import RunFolder
     from collafuse.nodes.server_training import train_server as learn
     from collafuse.nodes.sites import read_releases

@@ -22,7 +22,9 @@ from collafuse.evaluation.baselines.noising import FreshReleases
 from collafuse.evaluation.baselines.part import Part, clean_data
 from collafuse.learning import weights
 from collafuse.learning.denoiser import loss_weight
-from collafuse.learning.training import UNWATCHED, Trainer, estimate_sigma_data
+from collafuse.learning.examples import estimate_sigma_data
+from collafuse.learning.observer import UNWATCHED
+from collafuse.learning.training import Trainer
 from collafuse.nodes.client import Client
 from collafuse.nodes.ledger import Ledger
 from collafuse.nodes.runfolder import NodeFolder

@@ -23,7 +23,7 @@ from ..core.samplers import STEPS, run
 from ..data.imageset import ImageSet
 from ..learning import weights
 from ..learning.denoiser import Denoiser
-from ..learning.training import keyed_seed
+from ..learning.seeds import keyed_seed
 from ..nodes.client import finish_all
 from ..nodes.planned import Planned
 from ..nodes.runfolder import RunFolder

@@ -22,7 +22,7 @@ from ..core.errors import CollaFuseError
 from ..core.noise import Cut
 from ..core.pictures import contact_sheet, to_uint8
 from ..data.listening import UNHEARD, Listener
-from ..learning.training import keyed_seed
+from ..learning.seeds import keyed_seed
 from ..nodes.runfolder import RunFolder
 from . import audit_tables as shown
 from .attacks.attributes import Inference, infer, questions

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from ..core.conditioning import Labels, one_label_each
 from ..data.imageset import ImageSet
-from ..learning.training import batch_rows, keyed_seed, to_float
+from ..learning.examples import batch_rows, to_float
+from ..learning.seeds import keyed_seed
 
 FEATURES = 64
 BATCH = 1024

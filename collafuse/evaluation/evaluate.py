@@ -23,7 +23,7 @@ from ..core.noise import SIGMA_SLACK
 from ..data.dealing import SiteData
 from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
-from ..learning.training import keyed_seed
+from ..learning.seeds import keyed_seed
 from ..nodes.runfolder import RunFolder
 from .arms import DEFAULT_METHOD, Arm, SplitRun, arms_of, method_of
 from .classifier import Classifier

@@ -10,7 +10,7 @@ from ..config import Config
 from ..data.dealing import SiteData, load_sites
 from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
-from ..learning.training import keyed_seed
+from ..learning.seeds import keyed_seed
 from .whole_run import some
 
 MOST = 20_000

@@ -31,7 +31,8 @@ from ..core.errors import DataError, UsageError
 from ..core.noise import SIGMA_MAX
 from ..core.pairing import conditions_for
 from ..data.listening import UNHEARD, Listener
-from ..learning.training import Observer, keyed_seed
+from ..learning.observer import Observer
+from ..learning.seeds import keyed_seed
 from ..learning.weights import TrainedModel
 from ..nodes.client import Client, finish_all
 from ..nodes.runfolder import NodeFolder, RunFolder

@@ -20,7 +20,9 @@ from ..config import TrainingSettings
 from ..core.conditioning import guided
 from ..core.samplers import STEPS, Denoise
 from .denoiser import Denoiser, loss_weight
-from .training import Batch, Observer, Trainer, TrainingData
+from .examples import TrainingData
+from .observer import Observer
+from .training import Batch, Trainer
 
 RHO = 7.0
 """Spacing of the teacher's levels, as of a client's own (Karras et al. 2022, eq. 5)."""

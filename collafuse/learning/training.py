@@ -8,14 +8,11 @@ batch and keeps those of its own images; only the masks of ``dropout`` are a ran
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,81 +20,22 @@ from torch import Tensor, nn
 from ..config import NetworkSettings, TrainingSettings
 from ..core.conditioning import ConditionSpace
 from ..core.errors import CollaFuseError, ConfigError, first_line
-from ..core.rows import Rows
 from . import checkpoint
 from .denoiser import Denoiser
 from .distributed import ALONE, Ranks
+from .examples import TrainingData, batch_rows, estimate_sigma_data, to_float
 from .feeding import feed
 from .losses import LossWindow
 from .magnitude import force_magnitudes
 from .objective import denoising_loss, draw_levels, lowest_level
+from .observer import Observer
+from .seeds import keyed_seed
 
 EMA_RAMP = 0.1
 """Early on the average forgets faster: its half-life is at most this share of the images seen so far."""
 FINAL_LEARNING_RATE = 0.01
-SUMMED_VALUES = 1 << 20
-"""Pixel values summed at a time in float64: some 20 MB of memory."""
-DEVICE_TYPES = ("cuda", "mps", "cpu")
 MANNER = frozenset({"accumulate", "compile", "recompute"})
 """Settings that say how a step is computed, not what; a training may go on with others."""
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a node learns from, in memory; images larger than that as rows of their file.
-
-    images: [N, C, H, W], uint8 for clean ones (grey levels) or float16 for releases. conditions: [N, W].
-    sigma_floor: [N], the level each image already has. sigma_high: the highest level to train at.
-    """
-
-    images: Tensor | Rows
-    conditions: Tensor
-    sigma_floor: Tensor
-    sigma_high: float
-    horizontal_flip: bool = False
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def to(self, device: torch.device) -> TrainingData:
-        """The same data on a device; what lies in a file stays there."""
-        images = self.images.to(device) if isinstance(self.images, Tensor) else self.images
-        moved = (t.to(device) for t in (self.conditions, self.sigma_floor))
-        return TrainingData(images, *moved, self.sigma_high, self.horizontal_flip)
-
-    def take(self, rows: Tensor) -> Tensor:
-        """The images of these rows."""
-        return self.images[rows] if isinstance(self.images, Tensor) else torch.from_numpy(self.images[rows.numpy()])
-
-    def digest(self) -> str:
-        """Identifies the data, for resuming."""
-        levels = torch.tensor([self.sigma_high, float(self.horizontal_flip)], dtype=torch.float64)
-        return checkpoint.digest_of_tensors(self.images, self.conditions, self.sigma_floor, levels)
-
-
-def to_float(images: Tensor) -> Tensor:
-    """float32 images: grey levels become [-1, 1], noisy ones stay as they are."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
-
-
-def _to_double(images: Tensor) -> Tensor:
-    return to_float(images).double()
-
-
-def estimate_sigma_data(data: TrainingData) -> float:
-    """Standard deviation of the clean images behind the data: sqrt(var z - sigma_floor^2).
-
-    Images with the least noise say the most, so only those at the lowest floor are used. Where noise hides it,
-    which shows in a value that images in [-1, 1] cannot have, it is EDM's 0.5.
-    """
-    quietest = torch.nonzero(data.sigma_floor == data.sigma_floor.min())[:, 0]
-    # In parts: in float64 all at once, a set of grey levels would take eight times its memory.
-    values = math.prod(data.images.shape[1:])
-    parts = map(_to_double, map(data.take, quietest.split(min(1024, max(1, SUMMED_VALUES // values)))))
-    sums = [(part.sum().item(), part.square().sum().item()) for part in parts]
-    mean, square = (math.fsum(column) / (len(quietest) * values) for column in zip(*sums, strict=True))
-    variance = square - mean**2 - float(data.sigma_floor.min()) ** 2
-    return math.sqrt(variance) if 0.01 < variance <= 1 else 0.5
 
 
 def fresh_denoiser(
@@ -116,79 +54,6 @@ def fresh_denoiser(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(settings.seed, "weights", node))
         return Denoiser(network, image_shape, space, sigma_data)
-
-
-class Observer(Protocol):
-    """Who watches a training: a progress bar, a metrics file, sample sheets."""
-
-    def started(self, step: int, total: int) -> None:
-        """Training begins at this step."""
-
-    def note(self, text: str) -> None:
-        """Something a person should read."""
-
-    def logged(self, record: dict[str, Any]) -> None:
-        """The metrics of the last ``log_every`` steps."""
-
-    def sampled(self, step: int, denoiser: Denoiser) -> None:
-        """Time for a sample sheet with the averaged weights."""
-
-
-class Unwatched:
-    """Watches a training and keeps it to itself: the ranks that do not lead have nothing to say."""
-
-    def started(self, step: int, total: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def logged(self, record: dict[str, Any]) -> None:
-        pass
-
-    def sampled(self, step: int, denoiser: Denoiser) -> None:
-        pass
-
-
-UNWATCHED = Unwatched()
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """The device named, or the best one there is: cuda, then mps, then cpu."""
-    if name != "auto":
-        try:
-            device = torch.device(name)
-            if device.type not in DEVICE_TYPES:
-                raise RuntimeError(f"expected one of {', '.join(DEVICE_TYPES)}")
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise CollaFuseError(f"device {name!r} cannot be used: {first_line(error)}. Try --device auto.") from error
-        return device
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def keyed_seed(seed: int, *parts: int | str) -> int:
-    """A 63-bit seed from a base seed and a place, such as a step number."""
-    text = "/".join(str(part) for part in (seed, *parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
-
-
-@lru_cache(maxsize=4)
-def _shuffled(count: int, seed: int, epoch: int) -> Tensor:
-    generator = torch.Generator().manual_seed(keyed_seed(seed, "epoch", epoch))
-    return torch.randperm(count, generator=generator)
-
-
-def batch_rows(count: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Rows [batch_size] of the step's batch: each epoch visits every image once, in a new order."""
-    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
-    rows = torch.empty_like(positions)
-    for epoch in (positions // count).unique().tolist():
-        here = positions // count == epoch
-        rows[here] = _shuffled(count, seed, epoch)[positions[here] % count]
-    return rows
 
 
 def learning_rate_at(step: int, settings: TrainingSettings) -> float:

@@ -30,7 +30,10 @@ from ..data.datasets import ImageSet
 from ..data.dealing import SiteData
 from ..learning import weights
 from ..learning.denoiser import Denoiser
-from ..learning.training import Observer, Trainer, TrainingData, fresh_denoiser, keyed_seed
+from ..learning.examples import TrainingData
+from ..learning.observer import Observer
+from ..learning.seeds import keyed_seed
+from ..learning.training import Trainer, fresh_denoiser
 from .ledger import Ledger
 from .runfolder import NodeFolder
 from .summary import summarise

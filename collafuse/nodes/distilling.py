@@ -11,7 +11,7 @@ from ..config import Config
 from ..core.noise import SIGMA_MIN
 from ..learning import weights
 from ..learning.distillation import Distiller, Teacher
-from ..learning.training import Observer
+from ..learning.observer import Observer
 from .client import Client
 from .runfolder import NodeFolder
 from .watching import NodeObserver

@@ -17,7 +17,7 @@ from ..data.dealing import load_sites
 from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
 from ..learning import weights
-from ..learning.training import Observer
+from ..learning.observer import Observer
 from .client import Client
 from .ledger import Ledger
 from .runfolder import CONFIG, RunFolder

@@ -16,7 +16,8 @@ from ..core.pictures import Pixels, contact_sheet, to_uint8
 from ..learning import weights
 from ..learning.denoiser import Denoiser
 from ..learning.distributed import ALONE, Ranks
-from ..learning.training import Observer, Trainer, fresh_denoiser
+from ..learning.observer import Observer
+from ..learning.training import Trainer, fresh_denoiser
 from .runfolder import NodeFolder
 from .server import SHEET_IMAGES, Server
 from .sites import check_names, mixture_warning, sites_of, space_of, training_data, write_sites

@@ -20,7 +20,8 @@ from ..core.conditioning import ConditionSpace, check_same_text, translate_label
 from ..core.errors import FileFormatError, MismatchError, RefusedError, UsageError
 from ..core.metadata import Fields, parse_json
 from ..core.noise import SIGMA_MAX, SIGMA_MIN, Cut
-from ..learning.training import Observer, TrainingData
+from ..learning.examples import TrainingData
+from ..learning.observer import Observer
 
 SUFFIX = ".safetensors"
 

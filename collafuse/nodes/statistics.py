@@ -17,7 +17,7 @@ from ..core.moments import Basis, pool
 from ..core.pictures import contact_sheet, to_uint8
 from ..core.statistics import Statistics
 from ..learning import gaussian
-from ..learning.training import Observer
+from ..learning.observer import Observer
 from .runfolder import NodeFolder
 from .server import SHEET_IMAGES, Server
 from .sites import Site, by_client, check_names, refuse_simulated, write_sites

@@ -11,7 +11,7 @@ from PIL import Image
 from ..core.atomic import atomic_file
 from ..core.pictures import Pixels
 from ..learning.denoiser import Denoiser
-from ..learning.training import Observer
+from ..learning.observer import Observer
 from .metrics import MetricsLog
 
 SheetMaker = Callable[[Denoiser], Pixels]

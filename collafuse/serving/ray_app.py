@@ -17,7 +17,7 @@ from ray import serve
 from starlette.applications import Starlette
 
 from ..core.errors import UsageError
-from ..learning.training import choose_device
+from ..learning.device import choose_device
 from ..nodes.runfolder import RunFolder
 from ..nodes.server import Server
 from .admission import Limits

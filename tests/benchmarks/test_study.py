@@ -14,7 +14,7 @@ from benchmarks.study.cells import REAL, Cell, Study
 from benchmarks.study.table import finished, to_markdown
 from collafuse.core.noise import SIGMA_MAX
 from collafuse.data.dealing import SiteData
-from collafuse.learning.training import TrainingData
+from collafuse.learning.examples import TrainingData
 from tests.tiny import CPU, Recorder, denoiser, image_set, training_settings
 
 STUDY = Study.read()

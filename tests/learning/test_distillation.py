@@ -11,7 +11,7 @@ from collafuse.core.conditioning import guided
 from collafuse.core.noise import client_sigmas
 from collafuse.core.samplers import STEPS, run
 from collafuse.learning.distillation import Distiller, Teacher
-from collafuse.learning.training import TrainingData
+from collafuse.learning.examples import TrainingData
 from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
 
 

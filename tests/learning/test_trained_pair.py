@@ -13,7 +13,8 @@ from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.noise import SIGMA_MAX, client_sigmas, server_sigmas
 from collafuse.core.samplers import dpmpp_2m
 from collafuse.learning.denoiser import Denoiser
-from collafuse.learning.training import Trainer, TrainingData, estimate_sigma_data
+from collafuse.learning.examples import TrainingData, estimate_sigma_data
+from collafuse.learning.training import Trainer
 from tests.oracles import GaussianMixture
 from tests.tiny import CPU, Recorder
 

@@ -21,18 +21,9 @@ import torch._inductor.config
 from collafuse.config import NetworkSettings
 from collafuse.core.errors import CollaFuseError, ConfigError, FileFormatError, MismatchError
 from collafuse.core.rows import FileRows
+from collafuse.learning.examples import TrainingData, batch_rows, estimate_sigma_data, to_float
 from collafuse.learning.losses import BUCKET_NAMES
-from collafuse.learning.training import (
-    FINAL_LEARNING_RATE,
-    Trainer,
-    TrainingData,
-    batch_rows,
-    choose_device,
-    estimate_sigma_data,
-    keyed_seed,
-    learning_rate_at,
-    to_float,
-)
+from collafuse.learning.training import FINAL_LEARNING_RATE, Trainer, learning_rate_at
 from collafuse.nodes.metrics import MetricsLog
 from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
 
@@ -233,21 +224,6 @@ def test_another_seed_gives_another_training(tmp_path, uninterrupted):
     assert not equal(other, uninterrupted)
 
 
-@pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (7, 7), (3, 8), (1, 2), (100, 1), (5, 3)])
-def test_each_epoch_visits_every_image_once(count, batch_size):
-    steps = math.ceil(4 * count / batch_size)
-    stream = torch.cat([batch_rows(count, batch_size, step, seed=0) for step in range(steps)])[: 4 * count]
-    epochs = stream.reshape(4, count)
-    assert (epochs.sort(dim=1).values == torch.arange(count)).all()
-    assert count < 5 or len({tuple(epoch.tolist()) for epoch in epochs}) == 4  # in a new order each time
-
-
-def test_a_batch_depends_on_its_step_and_the_seed_alone():
-    later, first = batch_rows(50, 8, 3, seed=0), batch_rows(50, 8, 0, seed=0)
-    assert torch.equal(batch_rows(50, 8, 3, seed=0), later)
-    assert not torch.equal(later, first) and not torch.equal(batch_rows(50, 8, 3, seed=1), later)
-
-
 def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine():
     settings = training_settings(steps=1100, warmup_steps=100, learning_rate=2e-3)
     rate = [learning_rate_at(step, settings) / 2e-3 for step in (0, 49, 99, 100, 600, 1099, 1100)]
@@ -336,47 +312,6 @@ def test_training_leaves_the_data_as_they_were(tmp_path):
     before = copy.deepcopy(data)
     trainer(tmp_path, data=data).run()
     assert data.digest() == before.digest()
-
-
-def test_the_scale_of_clean_images_is_measured():
-    data = clean_data(200)
-    assert estimate_sigma_data(data) == pytest.approx(float(to_float(data.images).std()), rel=1e-3)
-
-
-@pytest.mark.parametrize("sigma_cut", [0.2, 1.0])
-def test_the_scale_behind_a_release_is_measured_without_its_noise(sigma_cut):
-    images = to_float(clean_data(2000).images)
-    z = images + sigma_cut * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
-    noisier = z[:500] + 5  # what has more noise says less and is left out
-    floors = torch.cat([torch.full((2000,), sigma_cut), torch.full((500,), 2 * sigma_cut)])
-    data = TrainingData(torch.cat([z, noisier]).half(), torch.zeros(2500, 1), floors, 80.0)
-    assert estimate_sigma_data(data) == pytest.approx(float(images.std()), abs=0.03)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_where_noise_hides_the_scale_it_is_one_that_images_can_have(seed):
-    z = 50 * torch.randn(100, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
-    data = TrainingData(z.half(), torch.zeros(100, 1), torch.full((100,), 50.0), 80.0)
-    assert 0.1 <= estimate_sigma_data(data) <= 1  # images lie in [-1, 1]
-
-
-def test_a_device_is_chosen_and_can_be_named():
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    assert choose_device().type == best and choose_device("cpu") == CPU
-
-
-@pytest.mark.parametrize("name", ["tpu", "cuda:99", "", "meta"])
-def test_a_device_that_is_not_there_is_named(name):
-    with pytest.raises(CollaFuseError, match=f"device '{name}' cannot be used.*--device auto"):
-        choose_device(name)
-
-
-def test_keyed_seeds_are_fixed_forever_and_tell_places_apart():
-    assert (
-        keyed_seed(0, "step", 1)
-        == int.from_bytes(__import__("hashlib").sha256(b"0/step/1").digest()[:8], "little") >> 1
-    )
-    assert len({keyed_seed(s, kind, n) for s in range(5) for kind in ("step", "epoch") for n in range(20)}) == 200
 
 
 # --- how a step is computed ---------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from collafuse.learning.distributed import ALONE, Ranks, meeting
-from collafuse.learning.training import Trainer, TrainingData
+from collafuse.learning.examples import TrainingData
+from collafuse.learning.training import Trainer
 from collafuse.nodes.metrics import MetricsLog
 from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
 

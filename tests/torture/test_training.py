@@ -17,7 +17,8 @@ import torch
 from collafuse.core import tensorfile
 from collafuse.core.atomic import PARTIAL_PREFIX
 from collafuse.core.errors import FileFormatError
-from collafuse.learning.training import Trainer, TrainingData
+from collafuse.learning.examples import TrainingData
+from collafuse.learning.training import Trainer
 from tests.nursery import Nursery
 from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
 from tests.torture.amounts import amount

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from ...config import Config
 from ...data.dealing import SiteData
-from ...learning.training import Observer, Trainer, keyed_seed
+from ...learning.observer import Observer
+from ...learning.seeds import keyed_seed
+from ...learning.training import Trainer
 from ...nodes.runfolder import NodeFolder
 from .part import Part, clean_data, names_of
 from .whole import WHOLE

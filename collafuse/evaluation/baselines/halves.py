@@ -12,7 +12,7 @@ from ...core.noise import SIGMA_MIN
 from ...core.pairing import conditions_for
 from ...core.release import Release
 from ...data.dealing import SiteData
-from ...learning.training import TrainingData
+from ...learning.examples import TrainingData
 from ...nodes.client import Client, finish_all
 from ...nodes.server import Server
 from ...nodes.sites import space_of, training_data

@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...learning.examples import to_float
 from ...learning.objective import lowest_level
-from ...learning.training import Trainer, keyed_seed, to_float
+from ...learning.seeds import keyed_seed
+from ...learning.training import Trainer
 
 
 class FreshReleases(Trainer):

@@ -21,7 +21,10 @@ from ...data.dealing import SiteData
 from ...learning import weights
 from ...learning.checkpoint import digest_of_settings
 from ...learning.denoiser import Denoiser
-from ...learning.training import MANNER, Observer, Trainer, TrainingData, fresh_denoiser, keyed_seed
+from ...learning.examples import TrainingData
+from ...learning.observer import Observer
+from ...learning.seeds import keyed_seed
+from ...learning.training import MANNER, Trainer, fresh_denoiser
 from ...nodes.runfolder import NodeFolder
 from ...nodes.watching import NodeObserver
 

@@ -25,7 +25,7 @@ from ...config import ClientSettings, Config
 from ...core.errors import ConfigError
 from ...core.noise import SIGMA_MAX, alpha_bar_from_sigma, sigma_from_alpha_bar, sigma_from_t, t_from_sigma
 from ...data.dealing import SiteData
-from ...learning.training import estimate_sigma_data
+from ...learning.examples import estimate_sigma_data
 from ..generated import Generated
 from . import halves
 from .asked import Asked

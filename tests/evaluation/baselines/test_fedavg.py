@@ -8,7 +8,9 @@ import torch
 from collafuse.data.dealing import load_sites
 from collafuse.evaluation.baselines import fedavg
 from collafuse.evaluation.baselines.fedavg import Federated
-from collafuse.learning.training import Trainer, TrainingData, keyed_seed
+from collafuse.learning.examples import TrainingData
+from collafuse.learning.seeds import keyed_seed
+from collafuse.learning.training import Trainer
 from collafuse.nodes.runfolder import NodeFolder
 from tests.tiny import CPU, NETWORK, Recorder, image_set, training_settings
 

@@ -15,7 +15,7 @@ from collafuse.core.samplers import euler
 from collafuse.data.dealing import SiteData
 from collafuse.evaluation.baselines import reference
 from collafuse.evaluation.baselines.noising import DoubleNoising, FreshReleases
-from collafuse.learning.training import TrainingData
+from collafuse.learning.examples import TrainingData
 from tests.nodes.sites import config
 from tests.tiny import CPU, Recorder, denoiser, image_set, training_settings
 
