@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -134,8 +135,9 @@ def keep(cache: Path, key: str, chunks: Iterable[Decoded]) -> tuple[tuple[int, s
 def _sweep(cache: Path) -> None:
     """Remove what killed processes left behind: it may be images, and nobody else will."""
     for folder in cache.glob(f"{PARTIAL_PREFIX}*"):
-        if time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir())) > LEFT_OVER_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # its maker has named it meanwhile, or is somebody else
+            if time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir())) > LEFT_OVER_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _name(temporary: Path, final: Path) -> None:

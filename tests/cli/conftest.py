@@ -14,9 +14,12 @@ TINY = [
     "server.network.channels=8",
     "server.network.blocks=1",
     "server.training.steps=6",
+    "server.training.batch_size=16",
     "server.training.warmup_steps=2",
     "client.network.channels=8",
+    "server.sampler.steps=6",
     "client.training.steps=6",
+    "client.training.batch_size=16",
     "client.training.warmup_steps=2",
 ]
 TINY_OPTIONS = [part for setting in TINY for part in ("--set", setting)]

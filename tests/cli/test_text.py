@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cli.app import main
 from collafuse.core import intermediate as intermediates
 from collafuse.core import release as releases
-from tests.cli.conftest import InProcess
+from tests.cli.conftest import TINY_OPTIONS, InProcess
 from tests.cli.test_serve import serving, token_of
 
 pytest.importorskip("transformers", reason="text encoders need collafuse[text]")
@@ -29,15 +32,35 @@ def run(call_cli):
     return call_cli
 
 
+@pytest.fixture(scope="module")
+def trained_with_text(tmp_path_factory):
+    """A folder with an encoder and a tiny run; read-only for tests."""
+    folder = tmp_path_factory.mktemp("text")
+    tiny_t5(folder / "t5")
+    words = ["collafuse", "train", *TINY_OPTIONS, "digits.yaml", *TEXT, *ONE_SITE, "-o", "run"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", words)
+        main()
+    assert not stop.value.code
+    return folder
+
+
+@pytest.fixture
+def run_trained(trained_with_text, tmp_path, monkeypatch, capsys):
+    """Commands in a folder of the test's own with that run."""
+    shutil.copytree(trained_with_text, tmp_path / "own")
+    return InProcess(tmp_path / "own", monkeypatch, capsys)
+
+
 def prompts_of(pictures: Path) -> list[str]:
     return [Image.open(path).text.get("collafuse:prompt", "") for path in sorted(pictures.glob("0*.png"))]
 
 
-def test_from_captions_to_pictures_with_a_text_that_is_shared(run):
-    folder = run.folder
+def test_from_captions_to_pictures_with_a_text_that_is_shared(run_trained):
+    run, folder = run_trained, run_trained.folder
     shown = run("data", "digits.yaml", *TEXT, *ONE_SITE).stdout
     assert "have a caption, such as '" in shown and "3 labels and text of t5-8-" in shown
-    run("train", "digits.yaml", *TEXT, *ONE_SITE, "-o", "run")
     release = releases.read(folder / "run/server/releases/north.safetensors")
     one, two = (release.text.rows[release.labels[:, i] == 1] for i in (1, 2))
     assert (one == one[0]).all() and (two == two[0]).all() and not np.array_equal(one[0], two[0])
@@ -62,9 +85,8 @@ def test_from_captions_to_pictures_with_a_text_that_is_shared(run):
         assert told["kind"] == kind and told["text_encoder"].startswith("t5-8-") and told["text_width"] == 8
 
 
-def test_a_device_asks_a_server_for_a_text_and_it_is_what_a_file_would_be(run):
-    folder = run.folder
-    run("train", "digits.yaml", *TEXT, *ONE_SITE, "-o", "run")
+def test_a_device_asks_a_server_for_a_text_and_it_is_what_a_file_would_be(run_trained):
+    run, folder = run_trained, run_trained.folder
     run("export-client", "run", "--client", "north", "-o", "north.onnx")
     run("text", "1", "2", "--encoder", "t5", "-o", "prompts.safetensors")
     (folder / "token").write_text(token_of(run, "sample"))
@@ -106,9 +128,8 @@ def test_from_captions_to_pictures_on_separate_machines_with_a_text_that_is_kept
 
 
 @pytest.mark.slow
-def test_a_run_with_text_is_measured_and_attacked(run):
-    held_out = ("--set", "data.held_out=0.3")
-    run("train", "digits.yaml", *TEXT, *ONE_SITE, *held_out, "-o", "run")
+def test_a_run_with_text_is_measured_and_attacked(run_trained):
+    run = run_trained
     figures = json.loads(run("evaluate", "run", "--samples", 20, "--json").stdout)["figures"]
     assert {row["arm"] for row in figures} > {"server + client", "true noise + client"}
     assert run("audit", "run").stdout

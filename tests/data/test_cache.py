@@ -231,6 +231,12 @@ def test_of_two_that_start_together_both_get_the_same_whole_entry(tmp_path):
     assert entries(tmp_path) == ["key"] and np.array_equal(entry.pixels, np.concatenate([chunk().pixels] * 2))
 
 
+def test_an_entry_that_is_named_while_another_looks_for_remains_is_no_failure(tmp_path, monkeypatch):
+    root, cache = images(tmp_path / "in"), tmp_path / "cache"
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter([folder / ".partial-named"]))
+    assert len(read(root, cache).pixels) and len(entries(cache)) == 1
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("words")
     with pytest.raises(StorageError, match=r"file/cache: a part of the path is a file"):

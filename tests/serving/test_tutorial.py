@@ -20,6 +20,7 @@ SHORTER = {
     "warmup_steps: 50": "warmup_steps: 2",
     "channels: 32": "channels: 8",
     "channels: 16": "channels: 8",
+    "name: dpmpp_2m, steps: 16": "name: dpmpp_2m, steps: 6",
 }
 """The one thing that is not as on the page: how long it is trained."""
 
