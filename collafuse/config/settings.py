@@ -112,6 +112,15 @@ class TrainingSettings(Section):
     """Keep only what goes into each residual block and compute it again on the way back: less memory, more work."""
     compile: bool = False
     """Train through torch.compile, and without where it does not work; minutes at the start, see docs/training.md."""
+    shard: bool = False
+    """Of several processes each holds a part of the weights, averages and moments (torch's FSDP2): for a network that
+    outgrows a GPU. A process alone holds all."""
+
+    @model_validator(mode="after")
+    def _valid(self) -> TrainingSettings:
+        if self.shard and self.compile:
+            raise ConfigError("training.shard and training.compile do not go together; leave one of them out.")
+        return self
 
 
 class SamplerSettings(Section):

@@ -53,14 +53,27 @@ def digest_of_tensors(*tensors: Tensor | Rows) -> str:
     return digest.hexdigest()
 
 
-def save(
-    folder: Path, step: int, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, identity: Identity
-) -> Path:
-    """Write a checkpoint in one act, then drop all but the newest two."""
-    tensors = {f"model.{n}": t for n, t in model.state_dict().items()}
-    tensors |= {f"ema.{n}": t for n, t in ema.state_dict().items()}
+def tensors_of(model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What a checkpoint keeps, by its name there. These are the tensors themselves: what is copied into them counts."""
+    found = {f"model.{n}": t for n, t in model.state_dict().items()}
+    found |= {f"ema.{n}": t for n, t in ema.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{n}": t for n, t in state.items()}
+        found |= {f"optimizer.{index}.{n}": t for n, t in state.items()}
+    return found
+
+
+def start_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give Adam the moments that it would make at its first step, in the memory layout of their parameters."""
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], identity: Identity) -> Path:
+    """Write a checkpoint in one act, then drop all but the newest two."""
     arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
     path = folder / f"{PREFIX}{step:08d}.safetensors"
     tensorfile.write(path, KIND, VERSION, {"step": step, **vars(identity)}, arrays, overwrite=True)
@@ -69,15 +82,8 @@ def save(
     return path
 
 
-def resume(
-    folder: Path,
-    model: nn.Module,
-    ema: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    identity: Identity,
-    skipped: Callable[[str], None],
-) -> int:
-    """Load the newest checkpoint that verifies into the arguments; returns its step, 0 when there is none.
+def newest(folder: Path, identity: Identity, skipped: Callable[[str], None]) -> tuple[int, dict[str, Tensor]]:
+    """The step and the tensors of the newest checkpoint that verifies; (0, {}) when there is none.
 
     ``skipped`` is told about each damaged one. Raises MismatchError when the configuration or data differ.
     """
@@ -98,31 +104,10 @@ def resume(
                     f"{path} was made with another {name} ({there[:12]}..., now {here[:12]}...); "
                     f"restore the old {name}, or train into a new run folder."
                 )
-        tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
-        model.load_state_dict(_under("model.", tensors))
-        ema.load_state_dict(_under("ema.", tensors))
-        _load_optimizer(optimizer, _under("optimizer.", tensors))
-        return step
-    return 0
+        return step, {name: torch.from_numpy(array) for name, array in file.tensors.items()}
+    return 0, {}
 
 
 def _all(folder: Path) -> list[Path]:
     """Checkpoints, newest first."""
     return sorted(folder.glob(f"{PREFIX}*.safetensors"), reverse=True)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    # Fused kernels walk parameter and state in step, so the state takes the parameter's memory layout back on.
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            if value.shape == parameter.shape and value.stride() != parameter.stride():
-                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -25,8 +25,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from ..core.errors import ConfigError, RankLostError, UsageError, first_line
 from ..core.launched import processes_launched
@@ -64,13 +63,6 @@ class Ranks:
         each = count // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
-    def joined_gradients(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """The module, whose gradients are means over all ranks; every rank starts at the weights of rank 0."""
-        if self.size == 1:
-            return module
-        devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
-
     def total(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks."""
         if self.size == 1:
@@ -90,17 +82,6 @@ class Ranks:
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
-
-    def copy_adam_from_first(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give every rank the moments of rank 0, which read a checkpoint."""
-        if self.size == 1:
-            return
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            state = optimizer.state[parameter]
-            if not self.leads:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            self.copy_from_first([state[key] for key in ("step", "exp_avg", "exp_avg_sq")])
 
 
 ALONE = Ranks()

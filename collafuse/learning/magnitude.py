@@ -71,7 +71,7 @@ class UnitWeight(nn.Module):
         """scale: times the weights at length 1. over: the dimensions of that length. A learned gain starts at zero."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(shape))
-        self.gain = nn.Parameter(torch.zeros(())) if learned_gain else None
+        self.gain = nn.Parameter(torch.zeros(1)) if learned_gain else None
         self.folded = False
         self._over = over
         self._scale = scale

@@ -7,7 +7,7 @@ E embedding, W numbers of a condition.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,12 @@ class UNet(nn.Module):
             for block in blocks:
                 h = self._through(block, torch.cat([h, skips.pop()], dim=1), embedding)
         return self.last(self.last_norm(h))
+
+    def all_blocks(self) -> Iterator[nn.Module]:
+        """The blocks, in which most weights are."""
+        for blocks in (*self.down, *self.up):
+            yield from blocks
+        yield self.middle
 
     def _through(self, block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
         if self.recompute and self.training:

@@ -7,7 +7,6 @@ batch and keeps those of its own images; only the masks of ``dropout`` are a ran
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,6 +24,7 @@ from .denoiser import Denoiser
 from .distributed import ALONE, Ranks
 from .examples import TrainingData, batch_rows, estimate_sigma_data, to_float
 from .feeding import feed
+from .holding import Holding, Replicated, Sharded
 from .losses import LossWindow
 from .magnitude import force_magnitudes
 from .objective import denoising_loss, draw_levels, lowest_level
@@ -34,7 +34,7 @@ from .seeds import keyed_seed
 EMA_RAMP = 0.1
 """Early on the average forgets faster: its half-life is at most this share of the images seen so far."""
 FINAL_LEARNING_RATE = 0.01
-MANNER = frozenset({"accumulate", "compile", "recompute"})
+MANNER = frozenset({"accumulate", "compile", "recompute", "shard"})
 """Settings that say how a step is computed, not what; a training may go on with others."""
 
 
@@ -102,11 +102,11 @@ class Trainer:
         self.ranks = ranks
         self._share = ranks.share(settings.batch_size)
         self._parts = _parts(self._share.stop - self._share.start, settings.accumulate)
-        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.model = denoiser.to(device=device, memory_format=layout)
-        self.model.mixed_precision = settings.mixed_precision
-        self.model.network.recompute = settings.recompute
-        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        denoiser.mixed_precision = settings.mixed_precision
+        denoiser.network.recompute = settings.recompute
+        in_parts = settings.shard and ranks.size > 1
+        self._held: Holding = (Sharded if in_parts else Replicated)(denoiser, device, ranks)
+        self.model, self.ema = self._held.model, self._held.ema
         self._denoise: nn.Module = self.model
         self.data = data.to(device)
         self._feed = feed(self.data.images, self._rows, device)
@@ -139,18 +139,16 @@ class Trainer:
         self.model.train()
         with self._feed:
             self._train(start)
-        self.ranks.copy_from_first(list(self.ema.parameters()))
-        return self.ema
+        return self._held.averaged()
 
     def _resume(self) -> int:
         """The step to go on from; the first rank reads the checkpoint, the others get what it holds."""
-        start = 0
+        start, tensors = 0, {}
         if self.ranks.leads:
-            arguments = (self.model, self.ema, self.optimizer, self.identity, self.observer.note)
-            start = checkpoint.resume(self.folder / "checkpoints", *arguments)
+            start, tensors = checkpoint.newest(self.folder / "checkpoints", self.identity, self.observer.note)
         start = self.ranks.same(start, self.device)
         if start > 0:
-            self.ranks.copy_adam_from_first(self.optimizer)
+            self._held.fill(self.optimizer, tensors)
         return start
 
     def _train(self, start: int) -> None:
@@ -161,7 +159,7 @@ class Trainer:
         place = () if self.ranks.leads else (self.ranks.rank,)
         with torch.random.fork_rng(devices=devices):
             if start < self.settings.steps:
-                self._denoise = self.ranks.joined_gradients(self._fastest(), self.device)
+                self._denoise = self._held.joined(self._fastest())
             for step in range(start, self.settings.steps):
                 torch.manual_seed(keyed_seed(self.settings.seed, "dropout", step, *place))
                 window.add(*self.take_step(step))
@@ -197,14 +195,12 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
         self.optimizer.step()
         force_magnitudes(self.model)
-        if self.ranks.leads:
-            self._update_ema(step)
+        self._update_ema(step)
         return batch.sigma, torch.cat(losses)
 
     def _learn(self, part: Batch, last: bool) -> Tensor:
         """Add a part's gradient to the step's; the ranks exchange them once, with the last part."""
-        alone = self._denoise.no_sync() if not last and self.ranks.size > 1 else nullcontext()  # type: ignore[operator]
-        with alone:
+        with nullcontext() if last else self._held.unjoined(self._denoise):
             losses = self._part_losses(self._denoise, part)
             (losses.mean() / len(self._parts)).backward()
         return losses.detach()
@@ -246,12 +242,10 @@ class Trainer:
         noise = torch.randn(shape, generator=generator, device=self.device)[mine]
         return Batch(*(tensor.to(dtype) for tensor in (z, conditions, floor, sigma, noise)))
 
-    @torch.no_grad()
     def _update_ema(self, step: int) -> None:
         images = (step + 1) * self.settings.batch_size
         halflife = min(self.settings.ema_halflife_images, EMA_RAMP * images)
-        weight = 1 - 0.5 ** (self.settings.batch_size / halflife)
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), weight)
+        self._held.average(1 - 0.5 ** (self.settings.batch_size / halflife))
 
     def _after(self, step: int, window: LossWindow) -> None:
         """What is due once ``step`` steps are done; the first rank does it, with the losses of all."""
@@ -266,6 +260,8 @@ class Trainer:
                 )
             if log_now:
                 window.restart()
+        tensors = self._held.tensors(self.optimizer) if save_now else {}
+        averaged = self._held.averaged() if last or step % settings.sample_every == 0 else None
         if not self.ranks.leads:
             return
         if log_now:
@@ -273,9 +269,9 @@ class Trainer:
                 losses.record() | {"step": step, "learning_rate": learning_rate_at(step - 1, settings)}
             )
         if save_now:
-            checkpoint.save(self.folder / "checkpoints", step, self.model, self.ema, self.optimizer, self.identity)
-        if step % settings.sample_every == 0 or last:
-            self.observer.sampled(step, self.ema)
+            checkpoint.save(self.folder / "checkpoints", step, tensors, self.identity)
+        if averaged is not None:
+            self.observer.sampled(step, averaged)
 
 
 def _parts(count: int, accumulate: int) -> list[slice]:

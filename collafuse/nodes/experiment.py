@@ -33,7 +33,7 @@ CALIBRATION_SEED = 0
 
 FREE = re.compile(
     r"name$|data\.(path|cache|text\.encoder)$|(server|clients\.[^.]+)\.(sampler\.|send_previous$|mixed_precision$|ledger$|path$"
-    r"|training\.(accumulate|compile|recompute)$)"
+    r"|training\.(accumulate|compile|recompute|shard)$)"
 )
 """Settings that may be others when a run is resumed: neither a training nor a release depends on them. That the images
 and their text are the same is checked by their digests."""

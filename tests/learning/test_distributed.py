@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from collafuse.core.atomic import write_bytes
 from collafuse.core.errors import ConfigError
 from collafuse.core.release import to_bytes
 from collafuse.learning.distributed import ALONE, Ranks, meeting
-from tests.learning.two_ranks import SETTINGS, trainer
+from tests.learning.two_ranks import KINDS, trainer
 from tests.nodes.sites import NETWORK, TRAINING, release_of
 from tests.tiny import CPU, Recorder
 
@@ -37,10 +38,20 @@ def torchrun(*arguments: object) -> subprocess.Popen[str]:
 
 
 class HalfWay(Recorder):
+    """Stops a training a step after its first checkpoint."""
+
     def logged(self, record):
         super().logged(record)
-        if record["step"] == SETTINGS["checkpoint_every"] + 1:
+        if record["step"] == self.trainer.settings.checkpoint_every + 1:
             raise KeyboardInterrupt
+
+
+def leave_half_done(folder):
+    """A training that one process began."""
+    observer = HalfWay()
+    observer.trainer = trainer(folder, observer)
+    with pytest.raises(KeyboardInterrupt):
+        observer.trainer.run()
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +64,10 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What two processes left: a training of their own, and one that they took over half-way from one process."""
+    """What two processes left: trainings of their own, and those that they took over half-way from one process."""
     folder = tmp_path_factory.mktemp("ranks")
-    with pytest.raises(KeyboardInterrupt):
-        trainer(folder / "one", HalfWay()).run()
+    leave_half_done(folder / "one")
+    leave_half_done(folder / "parts-one")
     started = torchrun(Path(__file__).with_name("two_ranks.py"), folder)
     _, said = started.communicate(timeout=240)
     assert started.returncode == 0, said
@@ -71,11 +82,11 @@ def logged(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
-def agrees(one, other):
-    """The same steps, and losses within 1e-5 of each other at every level."""
+def agrees(one, other, rel=1e-5):
+    """The same steps, and losses this near each other at every level."""
     assert [step for step, _, _ in one] == [step for step, _, _ in other] and len(one) > 1
     for (_, loss, levels), (_, loss_too, levels_too) in zip(one, other, strict=True):
-        assert loss == pytest.approx(loss_too, rel=1e-5) and levels == pytest.approx(levels_too, rel=1e-5)
+        assert loss == pytest.approx(loss_too, rel=rel) and levels == pytest.approx(levels_too, rel=rel)
     return True
 
 
@@ -106,6 +117,40 @@ def test_one_process_goes_on_with_what_two_began(folder, alone):
     trainer(folder / "two", observer).run(resume=True)
     assert observer.starts == [(50, 100)]
     assert agrees(curve(observer.records), curve(alone, first=51))
+
+
+# --- in parts -----------------------------------------------------------------------------------------------
+
+
+def run_alone(folder, **options):
+    observer = Recorder()
+    trainer(folder, observer).run(**options)
+    return observer
+
+
+@pytest.mark.parametrize(("name", "rel"), [("parts", 1e-5), ("parts-magnitude", 1e-5), ("parts-float32", 1e-3)])
+def test_ranks_that_hold_a_part_each_follow_the_losses_of_one_process(folder, tmp_path, name, rel):
+    assert agrees(curve(logged(folder / f"{name}-on-0")), curve(run_alone(tmp_path / name).records), rel)
+
+
+def test_two_ranks_in_parts_go_on_with_what_one_began(folder, tmp_path):
+    assert agrees(curve(logged(folder / "parts-one-on-0")), curve(run_alone(tmp_path / "parts").records, first=11))
+
+
+def test_one_process_goes_on_with_what_two_began_in_parts(folder, tmp_path):
+    shutil.copytree(folder / "parts", tmp_path / "parts")
+    (tmp_path / "parts" / "checkpoints" / "step-00000020.safetensors").unlink()
+    resumed = run_alone(tmp_path / "parts", resume=True)
+    assert resumed.starts == [(10, 20)]
+    assert agrees(curve(resumed.records), curve(run_alone(tmp_path / "whole-parts").records, first=11))
+
+
+def test_each_rank_holds_its_part_and_gets_the_whole_of_the_result(folder):
+    told = {name: [json.loads((folder / f"{name}-on-{rank}.json").read_text()) for rank in (0, 1)] for name in KINDS}
+    assert all(0.4 < one["held"] < 0.6 for name in KINDS if "parts" in name for one in told[name])
+    assert all(one["held"] == 1 for one in told["two"])
+    assert all(first["weights"] == second["weights"] for first, second in told.values())
+    assert [one["sheets"] for one in told["parts"]] == [[10, 20], []]
 
 
 def test_only_the_first_rank_tells_anything(folder):

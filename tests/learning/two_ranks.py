@@ -2,17 +2,19 @@
 
     torchrun --standalone --nproc-per-node 2 two_ranks.py FOLDER
 
-It trains into FOLDER/two and, with a magnitude-preserving network, into FOLDER/magnitude; and it goes on with the
-training of one process that lies half done in FOLDER/one.
+It trains into folders named by what is special: a magnitude-preserving network, weights in parts on the ranks, float32.
+In FOLDER/one and FOLDER/parts-one the training of one process lies half done, and it goes on with that.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import torch
 
+from collafuse.learning.checkpoint import digest_of_tensors
 from collafuse.learning.distributed import ALONE, Ranks, meeting
 from collafuse.learning.examples import TrainingData
 from collafuse.learning.training import Trainer
@@ -20,6 +22,8 @@ from collafuse.nodes.metrics import MetricsLog
 from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
 
 SETTINGS = {"steps": 100, "batch_size": 8, "learning_rate": 3e-3, "checkpoint_every": 50, "log_every": 1}
+KINDS = ("two", "one", "magnitude", "parts", "parts-one", "parts-magnitude", "parts-float32")
+SHORT = {"steps": 20, "checkpoint_every": 10, "sample_every": 10}
 
 
 def data() -> TrainingData:
@@ -33,21 +37,41 @@ def data() -> TrainingData:
 
 
 def trainer(folder: Path, observer: Recorder, ranks: Ranks = ALONE, **changes: int) -> Trainer:
-    """A training in float64, in which only rounding can tell one rank from two; of the design that its folder names."""
-    settings = training_settings(**(SETTINGS | changes))
-    network = NETWORK.model_copy(update={"norm": "magnitude"}) if folder.name == "magnitude" else NETWORK
-    return Trainer(denoiser(network).double(), data(), settings, folder, CPU, observer, ranks=ranks)
+    """A training of the kind that its folder names; in float64, in which only rounding can tell one rank from two."""
+    kinds = folder.name.split("-")
+    in_parts = SHORT | {"shard": True, "recompute": True, "accumulate": 2} if "parts" in kinds else {}
+    settings = training_settings(**(SETTINGS | in_parts | changes))
+    network = NETWORK.model_copy(update={"norm": "magnitude"}) if "magnitude" in kinds else NETWORK
+    model = denoiser(network) if "float32" in kinds else denoiser(network).double()
+    return Trainer(model, data(), settings, folder, CPU, observer, ranks=ranks)
+
+
+def held(training: Trainer) -> float:
+    """The share of the weights, their averages and Adam's moments that this process holds."""
+    state = training.optimizer.state_dict()["state"].values()
+    moments = [tensor for one in state for name, tensor in one.items() if name != "step"]
+    tensors = [*training.model.parameters(), *training.ema.parameters(), *moments]
+    return sum(getattr(one, "to_local", lambda one=one: one)().numel() for one in tensors) / sum(
+        one.numel() for one in tensors
+    )
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     with meeting(CPU) as (ranks, _):
-        for name, resume in (("two", False), ("one", True), ("magnitude", False)):
+        for name in KINDS:
             observer = Recorder()
-            trainer(folder / name, observer, ranks).run(resume=resume)
+            training = trainer(folder / name, observer, ranks)
+            trained = training.run(resume=name.endswith("one"))
             log = MetricsLog(folder / f"{name}-on-{ranks.rank}")
             for record in observer.records:
                 log.write(record)
+            about = {
+                "held": held(training),
+                "sheets": observer.sheets,
+                "weights": digest_of_tensors(*trained.parameters()),
+            }
+            (folder / f"{name}-on-{ranks.rank}.json").write_text(json.dumps(about))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ def files(tiny_bundle, tiny_intermediate, tmp_path_factory) -> dict[str, bytes]:
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 1, 4, 4), 0.5, torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    saved = checkpoint.save(folder, 3, model, ema, optimizer, checkpoint.Identity("c" * 64, "d" * 64))
+    saved = checkpoint.save(
+        folder, 3, checkpoint.tensors_of(model, ema, optimizer), checkpoint.Identity("c" * 64, "d" * 64)
+    )
     return {
         "checkpoint": saved.read_bytes(),
         "release": release.to_bytes(release_of(0.5)),
