@@ -1,16 +1,17 @@
-"""``python -m benchmarks.study DATA --work DIR``: run the study's cells that have no line of results yet."""
+"""``python -m benchmarks.study DATA --work DIR``: run the study's cells that have no line of results yet.
+
+Started several times with one work folder, as on a machine of several cores, each takes cells that no other has.
+"""
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import platform
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from .cells import REAL, Cell, Study
 from .measure import Judge, pooled
 from .sites import Images
 from .table import RESULTS, finished, to_markdown
+from .turns import alone
 
 SAMPLES = 10_000
 SAMPLING_SEED = 7
@@ -48,11 +50,13 @@ def run_cell(
     config = study.config_of(cell, data, work / "cache")
     sites = images.sites(config, study.images_per_site(cell))
     started, cpu = time.monotonic(), time.process_time()
-    parts = [] if cell.method == REAL else methods.parts_of(cell, config, sites, work)
+    everyone: dict[str, Any] = {}
+    with alone(work / "releases.lock"):
+        parts = [] if cell.method == REAL else methods.parts_of(cell, config, sites, work)
+        if cell.variant == "statistics":
+            everyone[halves.SERVER] = methods.statistics_server(cell, config, sites, work)
     models = methods.train(parts, work, reporter)
-    everyone: dict[str, Any] = dict(models)
-    if cell.variant == "statistics":
-        everyone[halves.SERVER] = methods.statistics_server(cell, config, sites, work)
+    everyone |= models
     trained, trained_cpu = time.monotonic() - started, time.process_time() - cpu
     made = images.unseen(config, counts_of(sites)) if cell.method == REAL else generate(cell, config, sites, everyone)
     return cell.to_json() | {
@@ -118,39 +122,35 @@ def main() -> None:
         return
     if arguments.images is None or arguments.work is None:
         parser.error("give the folder of images and --work DIR, or --list, or --table")
-    with only_one(arguments.work):
-        run(study, [cell for cell in study.cells if cell not in done][: arguments.cells], arguments)
+    run(study, [cell for cell in study.cells if cell not in done], arguments)
 
 
 def run(study: Study, missing: list[Cell], arguments: argparse.Namespace) -> None:
     """Train and measure these cells; each line is written when its cell is finished."""
-    images = Images.of(study.config_of(study.cells[0], arguments.images, arguments.work / "cache"))
-    judge = Judge(images.judge, images.reference, arguments.work)
+    work, taken = arguments.work, 0
+    with alone(work / "judge.lock"):
+        images = Images.of(study.config_of(study.cells[0], arguments.images, work / "cache"))
+        judge = Judge(images.judge, images.reference, work)
     say(f"The judge reads {judge.accuracy:.1%} of held-out images. {len(missing)} cells to go.")
     for cell in missing:
-        say(f"{_now():%H:%M} {cell.key}")
-        try:
-            with reporting() as reporter:
-                line = run_cell(cell, study, images, judge, (arguments.images, arguments.work), reporter)
-        except (CollaFuseError, OSError, RuntimeError):
-            # The other cells are worth running; this one has no line and is tried again next time.
-            traceback.print_exc()
-            continue
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        say(f"{_now():%H:%M} {cell.key}: Frechet {line['figures']['frechet'][0]:.2f}")
+        with alone(work / "cells" / f"{cell.key}.lock", wait=False) as mine:
+            if mine and cell not in finished() and taken != arguments.cells:
+                taken += 1
+                run_and_keep(cell, study, images, judge, arguments)
 
 
-@contextmanager
-def only_one(work: Path) -> Iterator[None]:
-    """Two of these would write into the same checkpoints."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SystemExit(f"another study runs in {work}; wait for it, or give another --work.") from None
-        yield
+def run_and_keep(cell: Cell, study: Study, images: Images, judge: Judge, arguments: argparse.Namespace) -> None:
+    """Run a cell and write its line; one that fails is said, since the others are worth running."""
+    say(f"{_now():%H:%M} {cell.key}")
+    try:
+        with reporting() as reporter:
+            line = run_cell(cell, study, images, judge, (arguments.images, arguments.work), reporter)
+    except (CollaFuseError, OSError, RuntimeError):
+        traceback.print_exc()
+        return
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    say(f"{_now():%H:%M} {cell.key}: Frechet {line['figures']['frechet'][0]:.2f}")
 
 
 def _now() -> datetime:

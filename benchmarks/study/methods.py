@@ -33,6 +33,7 @@ from collafuse.nodes.sites import SUFFIX, read_releases
 from collafuse.nodes.statistics import add_up, read_statistics
 
 from .cells import Cell
+from .turns import alone
 
 
 class Weighted(Trainer):
@@ -95,12 +96,14 @@ def fresh_server(config: Config, sites: Mapping[str, SiteData]) -> Part:
 
 
 def train(parts: list[Part], work: Path, reporter: Reporter) -> dict[str, weights.TrainedModel]:
-    """Train what is not trained yet; an interrupted training goes on."""
+    """Train what is not trained yet; an interrupted training goes on, one of another study is waited for."""
     models = {}
     for part in parts:
-        folder = NodeFolder(work / "parts" / f"{part.node}-{part.digest[:16]}")
-        if folder.weights.exists():
-            models[part.node] = weights.load(folder.weights, part.role)
-            continue
-        models[part.node] = part.train(folder, torch.device("cpu"), reporter.observer(part.node), resume=True)
+        name = f"{part.node}-{part.digest[:16]}"
+        folder = NodeFolder(work / "parts" / name)
+        with alone(work / "parts" / f"{name}.lock"):
+            if folder.weights.exists():
+                models[part.node] = weights.load(folder.weights, part.role)
+            else:
+                models[part.node] = part.train(folder, torch.device("cpu"), reporter.observer(part.node), resume=True)
     return models

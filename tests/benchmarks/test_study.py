@@ -12,6 +12,7 @@ import torch
 from benchmarks.study import methods
 from benchmarks.study.cells import REAL, Cell, Study
 from benchmarks.study.table import finished, to_markdown
+from benchmarks.study.turns import alone
 from collafuse.core.noise import SIGMA_MAX
 from collafuse.data.dealing import SiteData
 from collafuse.learning.examples import TrainingData
@@ -57,6 +58,13 @@ def test_cells_share_a_training_where_it_is_the_same_and_nowhere_else(tmp_path):
     assert not set(parts(tmp_path, replace(MAIN, seed=1)).values()) & set(main.values())
     assert not set(parts(tmp_path, replace(MAIN, cut=4.0)).values()) & set(main.values())
     assert len(list((tmp_path / "releases" / "one-site-1").glob("*.safetensors"))) == 1  # for all of these
+
+
+def test_of_several_studies_each_takes_what_no_other_has(tmp_path):
+    with alone(tmp_path / "cells" / "one") as mine, alone(tmp_path / "cells" / "one", wait=False) as theirs:
+        assert mine and not theirs
+    with alone(tmp_path / "cells" / "one", wait=False) as later:
+        assert later
 
 
 def line(cell: Cell, frechet: float, sites: dict[str, float]) -> dict:
