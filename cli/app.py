@@ -85,7 +85,7 @@ for _name, _command in COMMANDS.items():
     if isinstance(_command, typer.Typer):
         app.add_typer(_command, name=_name)
     else:
-        app.command(_name)(_command)
+        app.command(_name)(_command)  # type: ignore[type-var]
 
 
 def _show_version(value: bool) -> None:

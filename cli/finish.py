@@ -91,6 +91,7 @@ def finish(
             say_if_large(file, "Checking")
             source = file
         else:
+            assert server is not None
             remote = stack.enter_context(open_remote(server, token_file, ca, cert, key, patience, reporter.say))
             source = Order(remote, count or DEFAULT_COUNT, seed)
         try:

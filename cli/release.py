@@ -94,9 +94,10 @@ def release(
     say(f"The ledger is {ledger}; keep it.")
     if remote is None:
         say(f"Send {out} to the server, as {client}.safetensors (a later one as {client}.2.safetensors).")
-    sent = None if remote is None else _send(remote, out)
+    else:
+        values["sent"] = _send(remote, out)
     if as_json:
-        emit(values | ({} if sent is None else {"sent": sent}))
+        emit(values)
 
 
 def _said(client: str, counted: Statistics) -> str:

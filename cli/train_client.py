@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -60,7 +60,8 @@ def train_client(
     folder = run.client(client)
     target = folder.distilled if distill else folder
     target.prepare(resume=resume, overwrite=overwrite)
-    chosen, asked = choose_device(device), {"resume": resume, "trackers": track or ()}
+    chosen = choose_device(device)
+    asked: dict[str, Any] = {"resume": resume, "trackers": track or ()}
     with reporting() as reporter:
         if before is not None:
             model = distilled(site, before, target, chosen, reporter.observer(f"{client}, distilled"), **asked)

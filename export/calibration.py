@@ -18,7 +18,8 @@ from collafuse.core import intermediate as intermediates
 from collafuse.core.bundle import INPUTS, MAX_PSNR_DB, BundleInfo, Loss
 from collafuse.core.conditioning import unconditional
 from collafuse.core.errors import MismatchError
-from collafuse.core.pairing import SIGMA_SLACK, check_pair, conditions_for
+from collafuse.core.noise import SIGMA_SLACK
+from collafuse.core.pairing import check_pair, conditions_for
 from collafuse.core.pictures import Pixels, to_uint8
 from collafuse.core.samplers import History
 

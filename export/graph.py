@@ -62,6 +62,7 @@ def export_graph(denoiser: Denoiser, opset: int = DEFAULT_OPSET) -> onnx.ModelPr
             raise ExportError(
                 f"torch could not export the client's network to opset {opset}: {first_line(error)}"
             ) from error
+    assert program is not None  # as it is with dynamo=True
     model = program.model_proto
     model.graph.name = "collafuse-client"
     model.doc_string = ""

@@ -28,7 +28,7 @@ LARGEST_WEIGHT = 64
 """Of the signed 8-bit weights, see above."""
 
 
-class _Reader(CalibrationDataReader):
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, inputs: Iterable[Inputs]) -> None:
         self._inputs = iter(inputs)
 

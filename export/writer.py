@@ -88,6 +88,7 @@ def export_client(
     onnx_model = export_graph(model.denoiser, opset)
     parity = check_parity(model.denoiser, onnx_model.SerializeToString(), info)
     if precision != "fp32":
+        assert intermediates is not None
         onnx_model, info = _reduce(onnx_model, replace(info, precision=precision), intermediates, force)
         if precision == "fp16":
             parity = check_parity(model.denoiser, onnx_model.SerializeToString(), info, HALF_TOLERANCE)

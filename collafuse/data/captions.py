@@ -67,4 +67,4 @@ def read_text(path: Path, most: int = MAX_TEXT_BYTES, expected: str = "a caption
 
 def from_labels(labels: Labels, names: Sequence[str]) -> Captions:
     """The names of each image's labels, such as "Eyeglasses, Smiling"; "" for none of them."""
-    return captions_of(", ".join(names[i] for i in np.flatnonzero(row)) for row in labels)
+    return captions_of(", ".join(names[i] for i in np.flatnonzero(row).tolist()) for row in labels)

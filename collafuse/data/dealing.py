@@ -178,7 +178,7 @@ def chosen_rows(images: ImageSet, wanted: tuple[str, ...] | str | None, client: 
     columns = dict(zip(names, _columns(names, images.label_names, f"client {client!r}"), strict=True))
     if expression:
         return expression.rows(lambda name: images.labels[:, columns[name]].astype(bool))
-    return images.labels[:, list(columns.values())].any(axis=1)
+    return np.asarray(images.labels[:, list(columns.values())].any(axis=1))
 
 
 def _own_labels(

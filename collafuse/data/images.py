@@ -48,7 +48,7 @@ def pixel_digest(pixels: NDArray[np.uint8]) -> bytes:
     """
     rgb = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if pixels.shape[2] == 1 else pixels)
     digest = hashlib.sha256(f"{rgb.shape}".encode())
-    digest.update(rgb)
+    digest.update(rgb.data)
     return digest.digest()
 
 
@@ -107,7 +107,7 @@ def shaped(image: Image.Image, channels: int, side: int, fit: str = "crop") -> N
 
 def _holds_too_little(file: Image.Image) -> bool:
     """Whether a PNG claims more rows than its length can hold: Pillow would make the missing ones black in silence."""
-    handle = file.fp
+    handle = getattr(file, "fp", None)
     if handle is None:
         return False
     here = handle.tell()

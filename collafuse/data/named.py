@@ -61,7 +61,7 @@ def _reader(dataset: str) -> Any:
     """torchvision's class for a set."""
     from torchvision import datasets
 
-    made = getattr(datasets, PUBLISHED[dataset].torchvision)
+    made = getattr(datasets, str(PUBLISHED[dataset].torchvision))
     if issubclass(made, datasets.MNIST):  # the same, but blind to tensors that an old torchvision saved
         made = type(made.__name__, (made,), {"_check_legacy_exist": lambda self: False})
     return made

@@ -76,7 +76,8 @@ def _sources(images: ImageSet) -> list[str]:
 
 
 def _shared_groups(sites: Mapping[str, Sequence[ImageSet]]) -> list[Overlap]:
-    found, first_site = [], {}
+    found: list[Overlap] = []
+    first_site: dict[str, str] = {}
     for name, parts in sites.items():
         for group in sorted({group for part in parts if part.groups is not None for group in part.groups.tolist()}):
             if group in first_site:

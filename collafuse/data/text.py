@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..config.data import TextSettings
 from ..core import tensorfile
@@ -76,7 +78,7 @@ class Embedder:
         if self._path is None:
             return
         keys = np.frombuffer(b"".join(self._known), dtype=np.uint8).reshape(-1, KEY_BYTES)
-        tensors = {"keys": keys, "text": np.stack(list(self._known.values()))}
+        tensors: dict[str, NDArray[Any]] = {"keys": keys, "text": np.stack(list(self._known.values()))}
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

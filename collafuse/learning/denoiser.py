@@ -52,7 +52,7 @@ class Denoiser(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The weights' precision."""
-        return self.network.first.weight.dtype
+        return next(self.network.parameters()).dtype
 
     def forward(self, x: Tensor, sigma: Any, conditions: Tensor) -> Tensor:
         levels = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from ..core.errors import ConfigError, RankLostError, UsageError, first_line
 from ..core.launched import processes_launched
@@ -103,7 +104,7 @@ def meeting(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     pulse = None
     try:
         timeout = timedelta(seconds=MEETING_SECONDS)
-        store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.size, timeout=timeout))
+        store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=timeout))
         pulse = _Pulse(store.clone(), ranks)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -118,7 +119,7 @@ def meeting(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     except (RuntimeError, ConnectionError) as error:
         # Of the failures of torch, those that say that another process has gone.
         if not isinstance(error, dist.DistError | ConnectionError) and "gloo" not in str(error):
-            raise
+            raise  # type: ignore[unreachable]  # torch's annotations take every RuntimeError for a DistError
         raise RankLostError(
             f"rank {ranks.rank}: another process of this training ended ({first_line(error)}). {ADVICE}"
         ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -37,8 +37,9 @@ class TrainingData:
     def to(self, device: torch.device) -> TrainingData:
         """The same data on a device; what lies in a file stays there."""
         images = self.images.to(device) if isinstance(self.images, Tensor) else self.images
-        moved = (t.to(device) for t in (self.conditions, self.sigma_floor))
-        return TrainingData(images, *moved, self.sigma_high, self.horizontal_flip)
+        return replace(
+            self, images=images, conditions=self.conditions.to(device), sigma_floor=self.sigma_floor.to(device)
+        )
 
     def take(self, rows: Tensor) -> Tensor:
         """The images of these rows."""

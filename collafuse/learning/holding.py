@@ -40,7 +40,7 @@ class Replicated:
 
     def __init__(self, denoiser: Denoiser, device: torch.device, ranks: Ranks) -> None:
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.model = denoiser.to(device=device, memory_format=layout)
+        self.model = denoiser.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self._device, self._ranks = device, ranks
 
@@ -53,7 +53,7 @@ class Replicated:
 
     def unjoined(self, joined: nn.Module) -> AbstractContextManager[None]:
         """Gradients that come in this block are kept at each rank until some come outside it."""
-        return nullcontext() if self._ranks.size == 1 else joined.no_sync()  # type: ignore[operator,no-any-return]
+        return nullcontext() if self._ranks.size == 1 else joined.no_sync()  # type: ignore[operator]
 
     @torch.no_grad()
     def average(self, weight: float) -> None:
@@ -114,8 +114,8 @@ class Sharded:
 
     @torch.no_grad()
     def average(self, weight: float) -> None:
-        ours = ([part.to_local() for part in one.parameters()] for one in (self.ema, self.model))  # type: ignore[attr-defined]
-        torch._foreach_lerp_(*ours, weight)
+        averages, parts = ([_own_part(one) for one in model.parameters()] for model in (self.ema, self.model))
+        torch._foreach_lerp_(averages, parts, weight)
 
     def averaged(self) -> Denoiser:
         whole = copy.deepcopy(self._whole)
@@ -157,6 +157,11 @@ def _in_parts(denoiser: Denoiser, mesh: Any) -> Denoiser:
         if isinstance(one, FSDPModule) and dist.get_backend() == "gloo":
             one.set_force_sum_reduction_for_comms(True)  # gloo knows no means
     return denoiser
+
+
+def _own_part(tensor: Any) -> Tensor:
+    """What of a tensor lies here, sharing its memory."""
+    return tensor.to_local()
 
 
 def _gathered(part: Tensor) -> Tensor:

@@ -86,21 +86,21 @@ class UNet(nn.Module):
             if level > 0:
                 h = functional.avg_pool2d(h, 2)
                 skips.append(h)
-            for block in blocks:
+            for block in blocks.children():
                 h = self._through(block, h, embedding)
                 skips.append(h)
         h = self._through(self.middle, h, embedding)
         for level, blocks in enumerate(self.up):
             if level > 0:
                 h = functional.interpolate(h, scale_factor=2.0, mode="nearest")
-            for block in blocks:
+            for block in blocks.children():
                 h = self._through(block, torch.cat([h, skips.pop()], dim=1), embedding)
         return self.last(self.last_norm(h))
 
     def all_blocks(self) -> Iterator[nn.Module]:
         """The blocks, in which most weights are."""
         for blocks in (*self.down, *self.up):
-            yield from blocks
+            yield from blocks.children()
         yield self.middle
 
     def _through(self, block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:

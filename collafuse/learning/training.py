@@ -143,7 +143,8 @@ class Trainer:
 
     def _resume(self) -> int:
         """The step to go on from; the first rank reads the checkpoint, the others get what it holds."""
-        start, tensors = 0, {}
+        start = 0
+        tensors: dict[str, Tensor] = {}
         if self.ranks.leads:
             start, tensors = checkpoint.newest(self.folder / "checkpoints", self.identity, self.observer.note)
         start = self.ranks.same(start, self.device)

@@ -26,8 +26,8 @@ from ..core.pictures import Pixels, contact_sheet, side_by_side, to_uint8
 from ..core.samplers import STEPS, run
 from ..core.statistics import Statement, Statistics, to_bytes
 from ..core.statistics import read as read_statistics
-from ..data.datasets import ImageSet
 from ..data.dealing import SiteData
+from ..data.imageset import ImageSet
 from ..learning import weights
 from ..learning.denoiser import Denoiser
 from ..learning.examples import TrainingData

@@ -56,7 +56,8 @@ def text_like(count: int, labels: Labels | None, names: Sequence[str], images: I
     if images.text is None:
         return None
     rows = np.arange(count) % len(images)
-    for column, name in enumerate(names if labels is not None else ()):
+    for column, name in enumerate(() if labels is None else names):
+        assert labels is not None
         places = np.flatnonzero(labels[:, column])
         own = images.rows_with(name)
         if len(own):

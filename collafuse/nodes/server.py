@@ -120,7 +120,7 @@ class Server:
         x = np.concatenate([x for x, _, _ in parts])
         previous = None
         if self.config.server.send_previous and parts[0][1] is not None:
-            previous = np.concatenate([history.x0_hat.cpu().numpy() for _, history, _ in parts])
+            previous = np.concatenate([history.x0_hat.cpu().numpy() for _, history, _ in parts if history is not None])
         return self.package(x, planned, sigmas, parts[0][2], previous, half=half)
 
     def package(

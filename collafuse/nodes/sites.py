@@ -97,9 +97,10 @@ def sites_of(found: Mapping[str, Sequence[releases.Release]]) -> dict[str, Site]
     sites = {}
     for name, of_client in found.items():
         shared = None
-        if all(r.labels is not None for r in of_client):
+        labelled = [(r.label_names, r.labels) for r in of_client if r.labels is not None]
+        if len(labelled) == len(of_client):
             # Only labels that really occur: a name without an image teaches nothing.
-            used = [n for r in of_client for i, n in enumerate(r.label_names) if r.labels[:, i].any()]
+            used = [name for names, labels in labelled for i, name in enumerate(names) if labels[:, i].any()]
             shared = tuple(dict.fromkeys(used))
         text = all(r.text is not None for r in of_client)
         sites[name] = Site(of_client[0].sigma_cut, shared, any(r.simulated for r in of_client), text=text)

@@ -78,8 +78,8 @@ def add_up(config: Config, found: Found, folder: NodeFolder, device: torch.devic
         )
     every = [(one, row) for several in found.values() for one in several for row in range(len(one.counts))]
     label_names = tuple(sorted({label for site in sites.values() for label in site.label_names or ()}))
-    shown = [(one, row) for one, row in every if one.label_names is not None]
-    parts = [[(one, row) for one, row in shown if one.label_names[row] == label] for label in label_names]
+    shown = [(one, row, one.label_names[row]) for one, row in every if one.label_names is not None]
+    parts = [[(one, row) for one, row, name in shown if name == label] for label in label_names]
     gaussians = [pool(part) for part in [*parts, every]]
     denoiser = gaussian.GaussianDenoiser(Basis(first.image_shape, first.about.coefficients), gaussians)
     model = gaussian.TrainedGaussians(denoiser, label_names)
