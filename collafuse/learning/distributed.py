@@ -119,7 +119,7 @@ def meeting(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     except (RuntimeError, ConnectionError) as error:
         # Of the failures of torch, those that say that another process has gone.
         if not isinstance(error, dist.DistError | ConnectionError) and "gloo" not in str(error):
-            raise  # type: ignore[unreachable]  # torch's annotations take every RuntimeError for a DistError
+            raise
         raise RankLostError(
             f"rank {ranks.rank}: another process of this training ended ({first_line(error)}). {ADVICE}"
         ) from error
@@ -135,7 +135,7 @@ def _own(device: torch.device) -> torch.device:
         return device
     if device.type != "cuda" or device.index is not None:
         raise UsageError(f"several processes train on --device cuda, one GPU each, or on cpu; not on {device}.")
-    local = int(os.environ["LOCAL_RANK"])
+    local = int(os.environ["LOCAL_RANK"])  # type: ignore[unreachable]  # for torch's annotations an index is never None
     if local >= torch.cuda.device_count():
         raise UsageError(
             f"process {local} of this machine finds {torch.cuda.device_count()} GPUs; start as many processes as there "
