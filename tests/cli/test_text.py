@@ -14,6 +14,7 @@ from PIL import Image
 from cli.app import main
 from collafuse.core import intermediate as intermediates
 from collafuse.core import release as releases
+from collafuse.evaluation import features
 from tests.cli.conftest import TINY_OPTIONS, InProcess
 from tests.cli.test_serve import serving, token_of
 
@@ -128,7 +129,8 @@ def test_from_captions_to_pictures_on_separate_machines_with_a_text_that_is_kept
 
 
 @pytest.mark.slow
-def test_a_run_with_text_is_measured_and_attacked(run_trained):
+def test_a_run_with_text_is_measured_and_attacked(run_trained, monkeypatch):
+    monkeypatch.setattr(features, "STEPS", 5)
     run = run_trained
     figures = json.loads(run("evaluate", "run", "--samples", 20, "--json").stdout)["figures"]
     assert {row["arm"] for row in figures} > {"server + client", "true noise + client"}
