@@ -18,7 +18,8 @@ STAMP := $(VENV)/.installed
 # uv where it runs, otherwise venv and pip; `make UV= setup` forces pip.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 
-INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet \
+# As uv does, pip leaves compiling to the first import: most modules of torch's company are never imported.
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --no-compile \
 	--disable-pip-version-check) $(INSTALL_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
