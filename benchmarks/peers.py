@@ -156,6 +156,7 @@ def _exported(unet: nn.Module, image_shape: tuple[int, int, int], threads: int) 
             _Outputs(unet), example, dynamo=True, opset_version=18, external_data=False,
             input_names=["x", "t", "label"], verbose=False,
         )  # fmt: skip
+    assert program is not None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(

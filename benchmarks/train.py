@@ -136,7 +136,7 @@ def peers_table(config: Config, batch: int, device: torch.device, threads: int, 
         trainer = our_trainer(config, batch, device, Path(scratch) / "ours")
         flops = convolution_flops(denoiser_call(Denoiser(network, shape, SPACE).eval()))
         steps = iter(range(1 << 30))
-        ours = TrainPeer("ours", flops, lambda: trainer._step(next(steps)), our_sampling(trainer, config, batch))
+        ours = TrainPeer("ours", flops, lambda: trainer.take_step(next(steps)), our_sampling(trainer, config, batch))
         evaluations = len(server_sigmas(CUT, config.server.sampler.steps)) - 1
         peers = [
             ours,
@@ -144,7 +144,7 @@ def peers_table(config: Config, batch: int, device: torch.device, threads: int, 
             trainer_peer(network, shape, flops, batch, evaluations, device, Path(scratch)),
         ]
         peak = matrix_gflops(device)
-        step_flops = counted_flops(lambda: trainer._step(0))
+        step_flops = counted_flops(lambda: trainer.take_step(0))
         print(f"{config.name}, {'x'.join(map(str, shape))}, batch {batch}, {where(device, threads)}.\n")
         train = turns({p.name: p.train for p in peers}, rounds, device)
         print_rows("training step", peers, train, batch)
@@ -215,7 +215,7 @@ def sizes_table(device: torch.device, batch: int | None, rounds: int) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             trainer = our_trainer(config, size, device, Path(scratch))
             memory = step_memory(trainer)
-            took = turns({"step": partial(trainer._step, 0)}, rounds, device)["step"]
+            took = turns({"step": partial(trainer.take_step, 0)}, rounds, device)["step"]
         one = Denoiser(config.server.network, config.data.image_shape, SPACE).eval()
         gflop = counted_flops(denoiser_call(one)) / 1e9
         shape = "x".join(map(str, config.data.image_shape))
@@ -236,7 +236,7 @@ def step_memory(trainer: Trainer) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        trainer._step(0)
+        trainer.take_step(0)
     parameters = sum(p.nbytes for p in trainer.model.parameters())
     return 5 * parameters + sum(kept.values())
 

@@ -78,7 +78,7 @@ def diffusers_peer(
     accelerator = Accelerator(mixed_precision="bf16" if device.type == "cuda" else "no", cpu=device.type == "cpu")
     model = unet(width)
     images = torch.rand(FILES, *shape) * 2 - 1
-    loader = torch.utils.data.DataLoader(images, batch_size=batch, shuffle=True)
+    loader: Any = torch.utils.data.DataLoader(images, batch_size=batch, shuffle=True)
     model, optimizer, loader = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-4), loader)
     average = EMAModel(model.parameters(), decay=0.9999)
     schedule = DDPMScheduler(num_train_timesteps=1000)

@@ -25,7 +25,7 @@ def ranks_table(ranks: int, config: Path, batch: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         _write_release(folder / "releases", load(config).data.image_shape)
-        rates = {}
+        rates: dict[int, list[float]] = {}
         for turn in range(3):
             for processes in (1, ranks):
                 run = folder / f"{processes}-{turn}"

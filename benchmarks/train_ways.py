@@ -30,10 +30,10 @@ GROUPS = {
 
 def profile_table(trainer: Trainer) -> None:
     """Share of each group of operators in the time of some steps, as torch's profiler sees it."""
-    trainer._step(0)
+    trainer.take_step(0)
     with torch.profiler.profile() as profile:
         for step in range(STEPS):
-            trainer._step(step)
+            trainer.take_step(step)
     cuda = trainer.device.type == "cuda"
     shares: dict[str, float] = defaultdict(float)
     for event in profile.key_averages():
@@ -53,7 +53,7 @@ def ways(make: Callable[..., Trainer]) -> dict[str, Callable[[], Any]]:
     def add(name: str, change: Callable[[Trainer], None] = lambda trainer: None, **settings: Any) -> Trainer:
         trainer = make(Path(tempfile.mkdtemp()), **settings)
         change(trainer)
-        made[name] = partial(trainer._step, 0)
+        made[name] = partial(trainer.take_step, 0)
         return trainer
 
     add("as it is")

@@ -26,10 +26,10 @@ from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.baselines import METHODS, halves
 from collafuse.evaluation.baselines.asked import Asked
 from collafuse.evaluation.generated import Generated
+from collafuse.evaluation.pooling import pooled as pooled_images
 from collafuse.learning.networks import num_parameters
 from collafuse.nodes.sites import Site
 
-from ..judge import pooled as pooled_images
 from . import methods
 from .cells import REAL, Cell, Study
 from .measure import Judge, pooled

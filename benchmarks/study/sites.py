@@ -40,7 +40,10 @@ class Images:
         last = {
             name: mine[name].take(np.arange(len(mine[name]) - count, len(mine[name]))) for name, count in counts.items()
         }
-        return {n: Generated(one.pixels.transpose(0, 2, 3, 1), one.labels, one.label_names) for n, one in last.items()}
+        return {
+            n: Generated(np.asarray(one.pixels).transpose(0, 2, 3, 1), one.labels, one.label_names)
+            for n, one in last.items()
+        }
 
     def sites(self, config: Config, per_site: int) -> dict[str, SiteData]:
         """Each site's images: so many of those that it chooses, and the reference images of its labels."""
