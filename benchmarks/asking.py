@@ -13,6 +13,9 @@ from types import TracebackType
 from typing import Any
 
 SECONDS = 300
+KEPT_SECONDS = 2.0
+"""How long a connection may have been idle to be used again. The server closes it after five; where a request is on its
+way just then, neither is at fault, and it would count as lost."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Asker:
     def __init__(self, url: str, token: str, client: str) -> None:
         self._host, _, port = url.partition("://")[2].partition(":")
         self._port, self._token, self._client = int(port), token, client
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = []
 
     async def __aenter__(self) -> Asker:
         return self
@@ -59,8 +62,8 @@ class Asker:
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A kept connection that the server has not closed since, or a new one."""
         while self._idle:
-            reader, writer = self._idle.pop()
-            if not reader.at_eof():
+            reader, writer, since = self._idle.pop()
+            if not reader.at_eof() and time.monotonic() - since < KEPT_SECONDS:
                 return reader, writer
             writer.close()
         return await asyncio.open_connection(self._host, self._port)
@@ -83,6 +86,6 @@ class Asker:
             return int(first.split()[1]), answered, reply
         finally:
             if finished:
-                self._idle.append((reader, writer))
+                self._idle.append((reader, writer, time.monotonic()))
             else:
                 writer.close()
