@@ -351,6 +351,10 @@ class IntermediateFile(Described):
         """Close the file."""
         self._stream.close()
 
+    def let_go(self) -> None:
+        """Forget the blocks that are held, for whoever reads on in another file."""
+        self._stream.let_go()
+
     def blocks(self, name: str) -> Iterator[NDArray[Any]]:
         """One tensor from its first row to its last, in blocks. Raises FileFormatError as :meth:`block` does."""
         layout = self._stream.layouts[name]

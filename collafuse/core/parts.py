@@ -33,6 +33,7 @@ class Parts(Described):
             if replace(file.header, shape=()) != replace(first, shape=()) or file.image_shape != files[0].image_shape:
                 raise MismatchError("the server's settings changed while it delivered; ask again.")
         self._files = list(files)
+        self._read_last = files[0]
         self._starts = [0, *itertools.accumulate(map(len, files))]
         self.header = replace(first, shape=(self._starts[-1], *first.shape[1:]))
         counts = Counter[str]()
@@ -44,7 +45,7 @@ class Parts(Described):
         """These rows. Raises FileFormatError when a file changed since it was opened."""
         start, stop, _ = rows.indices(len(self))
         blocks = [
-            file.block(slice(max(start - first, 0), stop - first))
+            self._block_of(file, slice(max(start - first, 0), stop - first))
             for file, (first, end) in zip(self._files, itertools.pairwise(self._starts), strict=True)
             if first < stop and start < end
         ]
@@ -61,6 +62,13 @@ class Parts(Described):
             text=EncodedText(texts[0].space, np.concatenate([text.rows for text in texts])) if texts else None,
         )
 
+    def _block_of(self, file: IntermediateFile, rows: slice) -> Intermediate:
+        """Rows of one file. No other holds a block meanwhile: many small files would hold all that is in them."""
+        if file is not self._read_last:
+            self._read_last.let_go()
+            self._read_last = file
+        return file.block(rows)
+
     @cached_property
     def digest(self) -> str:
         """The SHA-256 that a single file of them would carry; it reads them through once."""
@@ -71,4 +79,5 @@ class Parts(Described):
             for file in self._files:
                 for block in file.blocks(name):
                     digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+                file.let_go()
         return digest.hexdigest()

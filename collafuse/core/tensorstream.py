@@ -98,6 +98,10 @@ class TensorStream:
         """Close the file."""
         self._file.close()
 
+    def let_go(self) -> None:
+        """Forget the blocks that are held, for whoever reads on in another file."""
+        self._held.clear()
+
     def verify(self, check: Check = lambda name, block: None) -> None:
         """Go through the file once. Raises FileFormatError when its digest does not match, or what ``check`` raises."""
         digest = begin_digest(self._metadata)
