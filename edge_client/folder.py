@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from collafuse.core.atomic import refuse_existing, write_bytes
+from collafuse.core.atomic import refuse_existing, storage_error, write_bytes
 from collafuse.core.errors import FileFormatError, OutputExistsError, StorageError
 from collafuse.core.metadata import Fields, parse_json
 
@@ -24,6 +24,7 @@ from .pictures import SIGNATURE, read_png
 RECORD = "job.json"
 SHEET = "sheet.png"
 MAX_RECORD_BYTES = 64 << 10
+SOFTWARE_KEY = "Software"
 INDEX_KEY = "collafuse:index"
 BUNDLE_KEY = "collafuse:bundle"
 KIND = "finishing job"
@@ -54,6 +55,12 @@ def picture_name(index: int) -> str:
     return f"{index:06d}.png"
 
 
+def picture_number(name: str) -> int | None:
+    """The index of the picture of this file name; None for the name of something else."""
+    found = re.fullmatch(r"([0-9]{6,})\.png", name)
+    return int(found[1]) if found and picture_name(int(found[1])) == name else None
+
+
 def read_record(folder: Path) -> tuple[Job, bool] | None:
     """The job of a folder and whether it is finished; None where there is none that can be read."""
     path = folder / RECORD
@@ -66,21 +73,21 @@ def read_record(folder: Path) -> tuple[Job, bool] | None:
                 bundle=fields.text("bundle"),
                 intermediates=fields.text("intermediates"),
                 images=fields.integer("images", at_least=1, at_most=MAX_IMAGES),
-                settings=fields.texts("settings"),
+                settings=fields.texts("settings", longest=MAX_RECORD_BYTES),
                 replacing=fields.boolean("replacing"),
             )
             return job, fields.boolean("finished")
     return None
 
 
-def write_record(folder: Path, job: Job, *, finished: bool) -> None:
-    """Say on the disk what the job of this folder is. Raises StorageError.
+def write_record(folder: Path, job: Job, *, finished: bool, overwrite: bool = True) -> None:
+    """Say on the disk what the job of this folder is. Raises StorageError, without ``overwrite`` OutputExistsError.
 
     At the start it waits for the disk: after a power cut, pictures without it would be nobody's.
     """
     values = {"kind": KIND, "version": VERSION, "finished": finished, **asdict(job)}
     text = json.dumps(values, indent=1, sort_keys=True) + "\n"
-    write_bytes(folder / RECORD, text.encode(), overwrite=True, durable=not finished)
+    write_bytes(folder / RECORD, text.encode(), overwrite=overwrite, durable=not finished)
 
 
 def picture_text(path: Path) -> dict[str, str] | None:
@@ -92,10 +99,12 @@ def picture_text(path: Path) -> dict[str, str] | None:
 class JobFolder:
     """One job's folder. ``done[index]`` says which pictures are there; made by :meth:`claim`, which writes nothing."""
 
-    def __init__(self, path: Path, job: Job, done: bytearray, continued: bool) -> None:
+    def __init__(self, path: Path, job: Job, done: bytearray, continued: bool, ended: bool = False) -> None:
         self.path = path
         self.job = job
         self.done = done
+        self.ended = ended
+        """Whether the job came to its end before: a killed one may have every picture, and an older job's sheet."""
         self.overwrites = job.replacing or continued
         """Whether a file in the place of a picture to be made is a damaged or an older one."""
         self._begun = False
@@ -117,7 +126,7 @@ class JobFolder:
                 done[index] = _is_done(path / picture_name(index), index, text_of, replacing)
         elif not overwrite and path.is_dir():
             _refuse(path, job, known)
-        return cls(path, job, done, mine)
+        return cls(path, job, done, continued=mine, ended=mine and finished)
 
     def pending(self, most: int) -> Iterator[tuple[int, int]]:
         """Pictures to be made: (first index, count) of stretches of at most so many."""
@@ -129,9 +138,10 @@ class JobFolder:
             start += count
 
     def begin(self) -> None:
-        """Say whose folder it is, before the first picture. Raises StorageError."""
+        """Say whose folder it is, before the first picture. Raises StorageError, and OutputExistsError where another
+        process has said that meanwhile."""
         if not self._begun:
-            write_record(self.path, self.job, finished=False)
+            write_record(self.path, self.job, finished=False, overwrite=self.overwrites)
             self._begun = True
 
     def end(self) -> None:
@@ -145,10 +155,10 @@ class JobFolder:
         try:
             with os.scandir(self.path) as entries:
                 for entry in entries:
-                    number = re.fullmatch(r"(\d{6,})\.png", entry.name)
-                    if number and int(number[1]) >= self.job.images and entry.is_file(follow_symlinks=False):
+                    number = picture_number(entry.name)
+                    if number is not None and number >= self.job.images and entry.is_file(follow_symlinks=False):
                         text = picture_text(Path(entry.path)) or {}
-                        if text.get(INDEX_KEY) == str(int(number[1])) and BUNDLE_KEY in text:
+                        if text.get(INDEX_KEY) == str(number) and BUNDLE_KEY in text:
                             os.unlink(entry.path)  # noqa: PTH108 - scandir gives the path as text
         except OSError as error:
             raise StorageError(
@@ -157,13 +167,22 @@ class JobFolder:
 
 
 def _refuse(path: Path, job: Job, other: Job | None) -> None:
-    """Raise OutputExistsError where a file of this job is there already."""
-    if other is not None and any((path / picture_name(index)).exists() for index in range(other.images)):
+    """Raise OutputExistsError where a file of this job is there already.
+
+    The folder is looked through, not every name that the job will need: there may be millions.
+    """
+    try:
+        with os.scandir(path) as entries:
+            numbers = (number for entry in entries if (number := picture_number(entry.name)) is not None)
+            first = min(numbers, default=MAX_IMAGES)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    if other is not None and first < other.images:
         raise OutputExistsError(
             f"{path} holds the pictures of another job ({other.images} images, bundle {other.bundle[:12]}, "
             f"{', '.join(f'{k} {v}' for k, v in other.settings.items())}); choose another folder or pass --overwrite."
         )
-    for name in (*map(picture_name, range(job.images)), SHEET, RECORD):
+    for name in (*([picture_name(first)] if first < job.images else []), SHEET, RECORD):
         refuse_existing(path / name, overwrite=False)
 
 
@@ -172,7 +191,7 @@ def _is_done(path: Path, index: int, text_of: Callable[[int], Mapping[str, str]]
     if not os.path.lexists(path):
         return False
     found = picture_text(path)
-    if found == dict(text_of(index)):
+    if found is not None and _settings_in(found) == _settings_in(text_of(index)):
         return True
     if replacing or (found is None and _is_damaged(path)):
         return False
@@ -180,6 +199,11 @@ def _is_done(path: Path, index: int, text_of: Callable[[int], Mapping[str, str]]
         f"{path} is not a picture of the job that was interrupted here; move it, choose another folder or pass "
         "--overwrite."
     )
+
+
+def _settings_in(text: Mapping[str, str]) -> dict[str, str]:
+    """A picture's texts but for the version that made it: an update in the midst of a job makes it no other job."""
+    return {key: value for key, value in text.items() if key != SOFTWARE_KEY}
 
 
 def _is_damaged(path: Path) -> bool:

@@ -18,7 +18,7 @@ from collafuse.core.pictures import GAP, PAPER, Pixels, contact_sheet
 
 from . import machine
 from .finisher import Finisher
-from .folder import BUNDLE_KEY, INDEX_KEY, SHEET, Job, JobFolder, picture_name
+from .folder import BUNDLE_KEY, INDEX_KEY, SHEET, SOFTWARE_KEY, Job, JobFolder, picture_name
 from .pictures import read_png, to_image, write_png
 
 SHEET_IMAGES = 100
@@ -85,7 +85,7 @@ def finish_to_folder(
             write_png(folder / picture_name(start + row), to_image(image[None]), text, overwrite=place.overwrites)
         advance(count)
     made = len(intermediate) - kept
-    if made or not (folder / SHEET).exists():
+    if made or not place.ended or not (folder / SHEET).exists():
         write_png(folder / SHEET, to_image(contact_sheet_of(folder, intermediate)), common, overwrite=True)
         place.end()
     seconds = time.monotonic() - started
@@ -119,7 +119,7 @@ def common_text(finisher: Finisher, intermediate: Source) -> dict[str, str]:
     """The settings that make every picture of a job: both models, the cut and the samplers."""
     info = finisher.bundle.info
     return {
-        "Software": f"collafuse {collafuse.__version__}",
+        SOFTWARE_KEY: f"collafuse {collafuse.__version__}",
         "collafuse:client": info.client,
         BUNDLE_KEY: finisher.bundle.digest,
         "collafuse:intermediates": intermediate.digest,

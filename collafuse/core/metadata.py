@@ -163,12 +163,12 @@ class Fields:
             raise self._bad(key, value, f"at most {max_length} finite numbers")
         return tuple(float(v) for v in value)
 
-    def texts(self, key: str) -> dict[str, str]:
-        """An object of at most 32 short printable texts."""
+    def texts(self, key: str, *, longest: int = 200) -> dict[str, str]:
+        """An object of at most 32 printable texts of at most so many characters."""
         value = self.take(key)
         ok = isinstance(value, dict) and len(value) <= 32
         ok = ok and all(isinstance(v, str) for v in value.values())
-        if not ok or not all(len(t) <= 200 and t.isprintable() for t in (*value, *value.values())):
+        if not ok or not all(len(t) <= longest and t.isprintable() for t in (*value, *value.values())):
             raise self._bad(key, value, "at most 32 short printable texts")
         return dict(value)
 

@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 
 from collafuse.core import intermediate as intermediates
+from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.errors import MismatchError, OutputExistsError, StorageError
 from collafuse.core.intermediate import Intermediate, IntermediateFile
 from edge_client import Finisher, folder, job
 from edge_client.folder import Job, JobFolder, picture_text, read_record
 from edge_client.job import Report, finish_to_folder
-from tests.bundles import halving_bundle, resealed
+from tests.bundles import SHAPE, halving_bundle, resealed, steered_bundle
 
 
 @pytest.fixture
@@ -97,6 +98,40 @@ def test_a_picture_that_a_power_cut_damaged_is_made_again(finisher, tmp_path, le
     assert finish(finisher, tmp_path / "out").finished == 3
     finish(finisher, tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_job_that_was_killed_before_its_sheet_gets_it(finisher, tmp_path):
+    """All pictures are there, and the sheet that lies there is that of an older job."""
+    place = tmp_path / "out"
+    finish(finisher, place, batch(9))
+    other = Finisher.load(tmp_path / "halving.onnx", steps=2)
+
+    def advance(count):
+        if (picture_text(place / "000003.png") or {}).get("collafuse:steps") == "2":
+            raise Power
+
+    with pytest.raises(Power):
+        finish_to_folder(other, batch(4), place, batch_size=1, overwrite=True, advance=advance)
+    assert finish(other, place, batch(4)).finished == 0
+    finish(other, tmp_path / "new", batch(4))
+    assert contents(place) == contents(tmp_path / "new")
+
+
+def test_an_update_in_the_midst_of_a_job_does_not_make_it_another(finisher, tmp_path, monkeypatch):
+    interrupted(finisher, batch(), tmp_path / "out", after=2)
+    monkeypatch.setattr(job.collafuse, "__version__", "99.0")
+    assert finish(finisher, tmp_path / "out").finished == 3
+    versions = [picture_text(tmp_path / "out" / folder.picture_name(i))["Software"] for i in range(5)]
+    assert versions[0] == versions[1] != versions[2] == versions[4] == "collafuse 99.0"
+
+
+def test_a_job_of_many_labels_goes_on(tmp_path):
+    names = tuple(f"{letter * 90}" for letter in "abcd")
+    (tmp_path / "a.onnx").write_bytes(steered_bundle(SHAPE, ConditionSpace(names)))
+    finisher = Finisher.load(tmp_path / "a.onnx", threads=1).showing(names)
+    unlabelled = batch(labels=None, label_names=())
+    interrupted(finisher, unlabelled, tmp_path / "out", after=2)
+    assert finish(finisher, tmp_path / "out", unlabelled).finished == 3
 
 
 def test_a_file_in_blocks_and_the_same_in_memory_are_one_job(finisher, tmp_path):
@@ -196,6 +231,24 @@ def test_a_record_with_wrong_values_is_nobodys(finisher, tmp_path, change):
     assert read_record(tmp_path / "out") is None
 
 
+def test_a_folder_is_looked_through_once_however_many_pictures_a_job_has(finisher, tmp_path):
+    """Every name of a large job asked for would be minutes, and all of them in a list a gigabyte."""
+    place = tmp_path / "out"
+    interrupted(finisher, batch(), place, after=1)
+    record = json.loads((place / "job.json").read_text())
+    (place / "job.json").write_text(json.dumps({**record, "images": folder.MAX_IMAGES}))
+    (place / "000000.png").unlink()
+    (place / f"{10**7}.png").touch()
+    many = Job("b", "i", folder.MAX_IMAGES // 2, {})
+    with pytest.raises(OutputExistsError, match=rf"holds the pictures of another job .{folder.MAX_IMAGES} images"):
+        folder._refuse(place, many, read_record(place)[0])
+    with pytest.raises(OutputExistsError, match=r"10000000\.png exists already"):
+        folder._refuse(place, many, None)
+    (place / f"{10**7}.png").unlink()
+    with pytest.raises(OutputExistsError, match=r"job\.json exists already"):
+        folder._refuse(place, many, read_record(place)[0])
+
+
 # --- overwriting --------------------------------------------------------------------------------------------
 
 
@@ -266,6 +319,15 @@ def test_a_job_that_fails_before_its_first_picture_leaves_no_folder(tiny_bundle,
     with pytest.raises(MismatchError, match="do not come out finite"):
         finish(Finisher.load(tiny_bundle), tmp_path / "out", huge)
     assert not (tmp_path / "out").exists()
+
+
+def test_of_two_jobs_that_begin_in_one_folder_at_once_one_gets_it(tmp_path):
+    jobs = [Job(bundle, "i", 2, {}) for bundle in ("one", "other")]
+    first, second = (JobFolder.claim(tmp_path, job, lambda index: {}, overwrite=False) for job in jobs)
+    first.begin()
+    with pytest.raises(OutputExistsError, match=r"job\.json exists already"):
+        second.begin()
+    assert read_record(tmp_path) == (jobs[0], False)
 
 
 # --- parts --------------------------------------------------------------------------------------------------
