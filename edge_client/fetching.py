@@ -23,8 +23,9 @@ from collafuse.core import intermediate as intermediates
 from collafuse.core import received, tensorfile
 from collafuse.core.atomic import storage_error, write_bytes
 from collafuse.core.conditioning import MAX_TEXT_WIDTH
-from collafuse.core.errors import FileFormatError, MismatchError, RefusedError, UsageError
+from collafuse.core.errors import FileFormatError, MismatchError, OutputExistsError, RefusedError, UsageError
 from collafuse.core.intermediate import IntermediateFile, Source
+from collafuse.core.metadata import shown
 from collafuse.core.parts import Parts
 from collafuse.core.texts import EncodedText, most_asked
 
@@ -79,15 +80,17 @@ def fetched(
     folder: Path,
     *,
     part_images: int = PART_IMAGES,
+    overwrite: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Parts]:
     """The whole delivery, while the block lasts; ``advance`` hears of each part. No more than a part is held.
 
     What has come is forgotten when the block ends well; otherwise the next call for the same goes on with it. Raises
-    MismatchError when the server's model changes between two parts, and what :meth:`Remote.ask` raises.
+    OutputExistsError where parts of another delivery lie there, unless ``overwrite`` gives them up, MismatchError when
+    the server's model changes between two parts, and what :meth:`Remote.ask` raises.
     """
     kept = folder / FOLDER
-    wanted = _remembered(wanted, remote.url, kept)
+    wanted = _remembered(wanted, remote.url, kept, overwrite)
     with ExitStack() as stack:
         files = []
         for start in range(0, wanted.count, part_images):
@@ -108,9 +111,10 @@ def is_interrupted(folder: Path) -> bool:
     return (folder / FOLDER / REQUEST).exists()
 
 
-def _remembered(wanted: Wanted, url: str, kept: Path) -> Wanted:
+def _remembered(wanted: Wanted, url: str, kept: Path, overwrite: bool) -> Wanted:
     """The delivery with its seed: the one of an interrupted call for the same, or a new one."""
     request = json.loads(json.dumps({"url": url, **asdict(wanted)}))
+    said: Any = None
     try:
         said = json.loads((kept / REQUEST).read_bytes())
         seed = said.pop("chosen_seed")
@@ -118,6 +122,12 @@ def _remembered(wanted: Wanted, url: str, kept: Path) -> Wanted:
             return replace(wanted, seed=seed)
     except (OSError, ValueError, KeyError, AttributeError):
         pass  # nothing there, or nothing that can be gone on with
+    if not overwrite and isinstance(said, dict) and said.keys() == request.keys() and any(kept.glob("*.safetensors")):
+        different = ", ".join(f"{key} {shown(said[key])}" for key in request if said[key] != request[key])
+        raise OutputExistsError(
+            f"{kept} holds what came of another order that was interrupted ({different}); run that command again, "
+            "choose another folder, or pass --overwrite to do without what came."
+        )
     try:
         if kept.exists():
             shutil.rmtree(kept)

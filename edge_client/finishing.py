@@ -95,5 +95,5 @@ def _opened(
         text=None if prompts is None else WantedText.of(prompts.text),
     )
     advance = progress("fetch", source.count)
-    with fetched(source.remote, wanted, info.image_shape, folder, advance=advance) as delivered:
+    with fetched(source.remote, wanted, info.image_shape, folder, overwrite=overwrite, advance=advance) as delivered:
         yield delivered

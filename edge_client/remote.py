@@ -236,7 +236,10 @@ class Remote:
 
 
 def _checked_url(url: str) -> str:
-    parts = httpx.URL(url) if "://" in url else None
+    try:
+        parts = httpx.URL(url) if "://" in url else None
+    except httpx.InvalidURL:
+        parts = None
     if parts is None or parts.scheme not in ("http", "https") or not parts.host:
         raise UsageError(f"server {url!r} is no URL; expected https://NAME:PORT.")
     if parts.scheme == "http" and not is_loopback(parts.host):

@@ -113,7 +113,10 @@ def test_a_reply_that_is_too_long_or_no_json_is_refused(waits):
                     remote.ask("GET", "/", limit=100).json()
 
 
-@pytest.mark.parametrize("url", ["server", "ftp://server", "http://example.org", "http://10.0.0.1:8000", "https://"])
+@pytest.mark.parametrize(
+    "url",
+    ["server", "ftp://server", "http://example.org", "http://10.0.0.1:8000", "https://", "https://a:b", "https://[::1"],
+)
 def test_a_url_that_cannot_be_or_would_show_the_token_is_refused(url):
     with pytest.raises(UsageError, match=r"is no URL|use https"):
         Remote(url, TRUST)

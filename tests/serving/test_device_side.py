@@ -8,7 +8,14 @@ import pytest
 from collafuse.core import intermediate as intermediates
 from collafuse.core import release as releases
 from collafuse.core.atomic import write_bytes
-from collafuse.core.errors import AccessError, FileFormatError, MismatchError, RefusedError, UnreachableError
+from collafuse.core.errors import (
+    AccessError,
+    FileFormatError,
+    MismatchError,
+    OutputExistsError,
+    RefusedError,
+    UnreachableError,
+)
 from collafuse.nodes.server import Server
 from collafuse.serving.listening import Address
 from edge_client.fetching import FOLDER, Wanted, fetched, is_interrupted, send_release
@@ -79,7 +86,23 @@ def test_what_came_is_kept_until_its_user_is_done_with_it(serve, out):
     assert not is_interrupted(out)
 
 
-def test_another_delivery_begins_anew(serve, out):
+def test_what_came_of_another_order_is_not_thrown_away_unasked(serve, out):
+    running = serve(slots=4)
+
+    def stop_after_the_first(count):
+        raise KeyboardInterrupt
+
+    with remote_of(running) as remote:
+        with pytest.raises(KeyboardInterrupt):
+            fetch(remote, Wanted("north", 4), SHAPE, out, part_images=2, advance=stop_after_the_first)
+        with pytest.raises(OutputExistsError, match=r"another order that was interrupted .count 4.; .* --overwrite"):
+            fetch(remote, Wanted("north", 2), SHAPE, out)
+        assert (out / FOLDER / "0-2.safetensors").is_file()
+        assert len(fetch(remote, Wanted("north", 2), SHAPE, out, overwrite=True)) == 2
+    assert list(out.iterdir()) == []
+
+
+def test_another_delivery_begins_anew_where_nothing_came(serve, out):
     running = serve(slots=4)
     with remote_of(running) as remote:
         with pytest.raises(MismatchError, match="asked for were 4 of"):
