@@ -9,6 +9,8 @@ import platform
 import sys
 from pathlib import Path
 
+from .cgroups import memory_left_mb
+
 FEATURES = (
     "sse4_2 avx avx2 fma avx_vnni avx512f avx512_vnni avx512_bf16 amx_int8 amx_tile "  # x86
     "asimd asimdhp asimddp i8mm bf16 sve sve2"  # Arm
@@ -67,6 +69,14 @@ def gpu() -> str:
     return _short(f"{name.value.decode(errors='replace')} sm_{parts[0]}{parts[1]}")
 
 
+def graphics() -> str:
+    """What the system says of NVIDIA's driver and its GPUs, without loading either; empty where it says nothing."""
+    driver = _text(Path("/proc/driver/nvidia/version")).splitlines()[:1]
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    models = [line for card in cards for line in _text(card).splitlines() if line.startswith("Model")]
+    return "\n".join((*driver, *models))
+
+
 def tensorrt_version() -> str:
     """The version of the TensorRT library that would be loaded; empty where there is none."""
     for major in TENSORRT_VERSIONS:
@@ -78,19 +88,21 @@ def tensorrt_version() -> str:
 
 
 def identity() -> str:
-    """A digest of processor, system and Python build: two machines with the same one measure alike."""
-    parts = (platform.machine(), platform.system(), cpu_model(), *cpu_features(), str(os.cpu_count()), board())
+    """A digest of processor, system, GPU and its driver: two machines with the same one measure alike."""
+    processor = (cpu_model(), *cpu_features(), str(os.cpu_count()))
+    parts = (platform.machine(), platform.system(), *processor, board(), graphics())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def memory_mb() -> tuple[float, float] | None:
-    """Memory in all and what is available, in MB; None where the system does not say."""
+    """Memory in all and what is available, in MB, to this process; None where the system does not say."""
     values = dict(line.split(":", 1) for line in _text(Path("/proc/meminfo")).splitlines() if ":" in line)
     try:
         total, free = (int(values[name].split()[0]) * 1024 / 1e6 for name in ("MemTotal", "MemAvailable"))
     except (KeyError, ValueError, IndexError):
         return None
-    return total, free
+    limit = memory_left_mb(Path("/"))
+    return (total, free) if limit is None else (min(total, limit[0]), max(0.0, min(free, limit[1])))
 
 
 def peak_memory_mb() -> float | None:

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from edge_client.cores import MAX_THREADS, default_threads, may_spin, physical_cores, processor_quota
+from edge_client.cgroups import memory_left_mb, processor_quota
+from edge_client.cores import MAX_THREADS, default_threads, may_spin, physical_cores
 
 CPU = "sys/devices/system/cpu"
 
@@ -66,6 +67,33 @@ def test_a_quota_in_version_1_and_its_absence(tmp_path):
     assert processor_quota(root) is None
 
 
+def test_what_is_left_of_a_containers_memory(tmp_path):
+    """Files that can be read again are given back when memory is wanted."""
+    files = {
+        "proc/self/cgroup": "0::/system.slice/finish.service\n",
+        "sys/fs/cgroup/system.slice/memory.max": "max",
+        "sys/fs/cgroup/system.slice/memory.current": "1000",
+        "sys/fs/cgroup/system.slice/finish.service/memory.max": "100000000",
+        "sys/fs/cgroup/system.slice/finish.service/memory.current": "90000000",
+        "sys/fs/cgroup/system.slice/finish.service/memory.stat": "anon 50000000\ninactive_file 30000000\n",
+    }
+    assert memory_left_mb(system(tmp_path, files)) == (100.0, 40.0)
+    assert memory_left_mb(tmp_path / "nowhere") is None
+
+
+def test_memory_in_version_1_and_its_absence(tmp_path):
+    files = {
+        "proc/self/cgroup": "4:cpu,cpuacct:/other\n3:memory:/docker/1\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "200000000",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "150000000",
+        "sys/fs/cgroup/memory/memory.stat": "inactive_file 1\ntotal_inactive_file 10000000\n",
+    }
+    root = system(tmp_path, files)
+    assert memory_left_mb(root) == (200.0, 60.0)
+    (root / "sys/fs/cgroup/memory/memory.limit_in_bytes").write_text("9223372036854771712")
+    assert memory_left_mb(root) is None
+
+
 def test_threads_stay_within_cores_quota_and_the_most_that_pays(tmp_path):
     root = system(tmp_path, topology([str(i) for i in range(16)]))
     assert default_threads(root, set(range(16))) == MAX_THREADS
@@ -74,6 +102,23 @@ def test_threads_stay_within_cores_quota_and_the_most_that_pays(tmp_path):
     assert default_threads(root, set(range(16))) == 2
     system(root, {"sys/fs/cgroup/cpu.max": "50000 100000"})
     assert default_threads(root, set(range(16))) == 1
+
+
+@pytest.mark.parametrize(
+    ("capacities", "expected"),
+    [
+        ([485] * 4 + [1024] * 2, 2),  # four small cores beside two large ones, as on an RK3399
+        ([530] * 4 + [1024] * 4, 4),  # an RK3588
+        ([1024] * 4, 4),
+        ([325] * 4 + [870] * 3 + [1024], 4),  # three sizes, of which the middle one is nearly the large one
+        ([1024, 485, 485], 1),
+    ],
+)
+def test_slow_cores_beside_fast_ones_do_not_count(tmp_path, capacities, expected):
+    root = system(tmp_path, topology([str(i) for i in range(len(capacities))]))
+    system(root, {f"{CPU}/cpu{i}/cpu_capacity": f"{value}\n" for i, value in enumerate(capacities)})
+    assert default_threads(root, set(range(len(capacities)))) == expected
+    assert default_threads(root, {0, 1}) == (2 if capacities[0] == capacities[1] else 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to processors")

@@ -33,18 +33,26 @@ def test_a_system_that_says_nothing_has_a_name_all_the_same(files):
     assert (machine.memory_mb(), machine.peak_memory_mb(), machine.board()) == (None, None, "")
 
 
-def test_machines_with_other_processors_differ(files):
+def test_machines_with_other_processors_or_another_driver_differ(files):
     files["/proc/cpuinfo"] = PC
     one = machine.identity()
+    assert machine.identity() == one
+    files["/proc/driver/nvidia/version"] = "NVRM version: 540.4.0\nGCC version: 11\n"
+    assert machine.graphics() == "NVRM version: 540.4.0" and machine.identity() != one
+    del files["/proc/driver/nvidia/version"]
     assert machine.identity() == one
     files["/proc/cpuinfo"] = PI
     assert machine.identity() != one
 
 
-def test_memory_in_mb(files):
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(None, (4096.0, 1024.0)), ((512.0, 90.0), (512.0, 90.0)), ((9e9, 9e9), (4096.0, 1024.0))]
+)
+def test_memory_in_mb(files, monkeypatch, limit, expected):
+    monkeypatch.setattr(machine, "memory_left_mb", lambda root: limit)
     files["/proc/meminfo"] = "MemTotal:  4000000 kB\nMemAvailable:  1000000 kB\n"
     files["/proc/self/status"] = "Name: python\nVmHWM:\t  50000 kB\n"
-    assert (machine.memory_mb(), machine.peak_memory_mb()) == ((4096.0, 1024.0), 51.2)
+    assert (machine.memory_mb(), machine.peak_memory_mb()) == (expected, 51.2)
 
 
 @pytest.mark.skipif(machine.peak_memory_mb() is None, reason="only Linux tells a process's peak")
