@@ -33,15 +33,24 @@ def cache_folder() -> Path:
 def usable_folder(*parts: str) -> Path | None:
     """A folder in the cache that is ours alone to write, made when needed; None where there cannot be one."""
     try:
-        folder = cache_folder().joinpath(*parts)
+        folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
+        private = _is_private(folder)
+        for part in parts:  # one by one: what mkdir makes on the way gets the mode of any folder
+            folder = folder / part
+            folder.mkdir(mode=0o700, exist_ok=True)
+            private = private and _is_private(folder)
+        return folder if private and os.access(folder, os.W_OK) else None
     except (OSError, RuntimeError):  # RuntimeError: this user has no home
         return None
-    foreign = hasattr(os, "geteuid") and status.st_uid != os.geteuid()
-    # Engines are code to whoever loads them, so others must not be able to put theirs here.
-    writable_by_others = bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
-    return None if foreign or writable_by_others or not os.access(folder, os.W_OK) else folder
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether nobody but this user and root can have put something there. Engines are code to whoever loads them, and
+    a verdict spares a bundle its trial. Raises OSError."""
+    status = folder.stat()
+    foreign = hasattr(os, "geteuid") and status.st_uid not in (os.geteuid(), 0)
+    return not foreign and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def engine_folder(provider: str, digest: str) -> Path | None:
@@ -58,8 +67,8 @@ def engine_folder(provider: str, digest: str) -> Path | None:
 def read_entry(kind: str, key: Mapping[str, str]) -> dict[str, Any] | None:
     """What was remembered under this key, unchecked but for its shape; None when there is nothing that can be read."""
     with suppress(OSError, RuntimeError, CollaFuseError):
-        path = cache_folder() / _file(kind, key)
-        if path.stat().st_size <= MAX_ENTRY_BYTES:
+        path = entry_path(kind, key)
+        if _is_private(path.parent) and path.stat().st_size <= MAX_ENTRY_BYTES:
             entry = parse_json(path.read_bytes(), str(path))
             value = entry.get("value")
             if entry.get("key") == dict(key) and isinstance(value, dict):
@@ -67,16 +76,19 @@ def read_entry(kind: str, key: Mapping[str, str]) -> dict[str, Any] | None:
     return None
 
 
-def write_entry(kind: str, key: Mapping[str, str], value: Mapping[str, Any]) -> None:
-    """Remember a value under this key, or not, where the cache cannot be written."""
+def write_entry(kind: str, key: Mapping[str, str], value: Mapping[str, Any]) -> bool:
+    """Remember a value under this key; False where the cache cannot be written."""
     if usable_folder() is not None:
         with suppress(CollaFuseError):
             text = json.dumps({"key": dict(key), "value": dict(value)}, sort_keys=True)
-            write_bytes(cache_folder() / _file(kind, key), text.encode(), overwrite=True, durable=False)
+            write_bytes(entry_path(kind, key), text.encode(), overwrite=True, durable=False)
+            return True
+    return False
 
 
-def _file(kind: str, key: Mapping[str, str]) -> str:
-    return f"{kind}-{_name(tuple(f'{k}={v}' for k, v in sorted(key.items())))}.json"
+def entry_path(kind: str, key: Mapping[str, str]) -> Path:
+    """The file of what is remembered under this key; it need not exist. Raises RuntimeError without a home."""
+    return cache_folder() / f"{kind}-{_name(tuple(f'{k}={v}' for k, v in sorted(key.items())))}.json"
 
 
 def _name(parts: tuple[str, ...]) -> str:

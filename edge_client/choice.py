@@ -50,7 +50,7 @@ def open_fastest(path: Path, bundle: Bundle, threads: int | None, say: Say) -> O
             return open_session(bundle, name, threads, say)
         except CollaFuseError as error:
             say(f"provider {name} no longer works ({error}); trying all of them again.")
-    from .trial import try_isolated  # here, because most devices have one provider and never try
+    from .trial import try_isolated
 
     return open_session(bundle, choose(path, names, threads, key, say, try_isolated), threads, say)
 
@@ -61,17 +61,24 @@ def remembered(key: dict[str, str], names: list[str], say: Say) -> str | None:
     name, why = value.get("provider"), value.get("why")
     if name not in names or not isinstance(name, str) or not isinstance(why, str) or not why.isprintable():
         return None
-    say(f"Provider {name}, as measured before: {why[:500]}.")
+    again = f"To measure again, remove {caches.entry_path(KIND, key)}."
+    say(f"Provider {name}, as measured before: {why[:500]}. {again}")
     return name
 
 
 def choose(path: Path, names: list[str], threads: int, key: dict[str, str], say: Say, attempt: Try) -> str:
     """Try each provider, say what came of it, remember and return the fastest. Raises RuntimeMissingError."""
+    from .trial import Trial  # here, because most devices have one provider and never try
+
     say(f"Trying the providers that onnxruntime offers: {', '.join(names)} (once for this bundle and machine).")
     trials = []
     for name in names:
-        if PROVIDERS[name].builds_engines and machine.tensorrt_version():
-            say(f"{name} builds an engine at first; this takes minutes. --provider cpu does without.")
+        if PROVIDERS[name].builds_engines:
+            if caches.usable_folder() is None:
+                trials.append(Trial(name, None, "not tried: the cache folder, for what it builds, cannot be written"))
+                continue
+            if machine.tensorrt_version():
+                say(f"{name} builds an engine at first; this takes minutes. --provider cpu does without.")
         trials.append(attempt(path, name, threads))
     working = {t.provider: t.milliseconds for t in trials if t.milliseconds is not None}
     why = "; ".join(map(str, trials))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnxruntime
@@ -69,6 +70,13 @@ def test_an_engine_is_announced_before_it_is_built(monkeypatch, version):
     said: list[str] = []
     choose({"cpu": 1.0, "tensorrt": 1.0}, said)
     assert any("takes minutes" in line for line in said[:-1]) == bool(version)
+
+
+def test_an_engine_that_could_not_be_kept_is_not_built_at_each_start(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    said: list[str] = []
+    assert choose({"cpu": 2.0, "tensorrt": 1.0}, said) == "cpu"
+    assert "tensorrt fails (not tried: the cache folder" in said[-1]
 
 
 def test_when_none_works_each_reason_is_given():
@@ -192,10 +200,36 @@ def test_a_cache_that_cannot_be_written_is_none(cache, monkeypatch):
 
 
 def test_a_folder_that_others_can_write_is_not_used(cache):
-    """An engine is code to whoever loads it."""
+    """An engine is code to whoever loads it, and a verdict spares a bundle its trial."""
     caches.usable_folder("engines")
     (cache / "engines").chmod(0o777)
     assert caches.usable_folder("engines") is None
+    assert caches.write_entry("provider", KEY, {"provider": "cpu"})
+    (cache / "engines").chmod(0o700)
+    cache.chmod(0o777)
+    assert caches.usable_folder("engines") is None  # whoever may write around it can put another in its place
+    assert caches.read_entry("provider", KEY) is None and not caches.write_entry("provider", KEY, {"provider": "cpu"})
+
+
+def test_a_folder_for_engines_makes_the_cache_ours_alone(cache):
+    """Where people are in a group of their own, files are made writable for it: so on Ubuntu and Jetson."""
+    before = os.umask(0o002)
+    try:
+        caches.usable_folder("engines", "one")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (cache, cache / "engines", cache / "engines/one")] == [0o700] * 3
+    assert caches.usable_folder() == cache
+
+
+def test_a_cache_that_was_filled_before_it_became_read_only_is_read(cache):
+    """As in the image of a device."""
+    caches.write_entry("provider", KEY, {"provider": "cpu"})
+    cache.chmod(0o500)
+    try:
+        assert caches.read_entry("provider", KEY) == {"provider": "cpu"}
+    finally:
+        cache.chmod(0o700)
 
 
 def test_a_relative_cache_folder_is_ignored(monkeypatch, tmp_path):
