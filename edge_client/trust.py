@@ -12,7 +12,7 @@ from pathlib import Path
 from collafuse.core import signing
 from collafuse.core.atomic import write_bytes
 from collafuse.core.bundle import Bundle
-from collafuse.core.errors import FileFormatError, TrustError
+from collafuse.core.errors import FileFormatError, TrustError, UsageError
 from collafuse.core.metadata import parse_json
 
 MAX_SEEN_BYTES = 1 << 20
@@ -20,9 +20,17 @@ OTHERWISE = "Get one from the site that the key is of; --allow-untrusted loads i
 
 
 def pinned_file() -> Path:
-    """Where ``collafuse keys pin`` keeps keys: in XDG_CONFIG_HOME, by default ~/.config, below ``collafuse/``."""
+    """Where ``collafuse keys pin`` keeps keys: in XDG_CONFIG_HOME, by default ~/.config, below ``collafuse/``.
+
+    Raises UsageError for a user without a home.
+    """
     given = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    return (given if given.is_absolute() else Path.home() / ".config") / "collafuse" / "trusted-keys"
+    try:
+        return (given if given.is_absolute() else Path.home() / ".config") / "collafuse" / "trusted-keys"
+    except RuntimeError as error:
+        raise UsageError(
+            "this user has no home folder to keep keys in; set XDG_CONFIG_HOME to a folder that stays."
+        ) from error
 
 
 def pin(path: Path) -> dict[str, str]:
@@ -40,13 +48,16 @@ def keys_in_force(given: Path | None) -> Path | None:
         return given
     try:
         pinned = pinned_file()
-    except RuntimeError:  # this user has no home, so nothing can have been pinned in it
+    except UsageError:  # without a home, nothing can have been pinned in it
         return None
     return pinned if pinned.exists() else None
 
 
 def require(bundle: Bundle, source: str, keys: Path, *, remember: bool = True) -> str:
     """Return who signed a bundle, in words, once it is known to be trusted; remember when it was signed.
+
+    Where the folder of the keys is not this user's to write, as on a device whose system is read-only, that cannot be
+    remembered, and the words say so.
 
     Raises TrustError for one that is unsigned, signed by another key, changed after it was signed, or older than one
     of its kind that was accepted with these keys before; FileFormatError for files of keys that are none;
@@ -59,9 +70,9 @@ def require(bundle: Bundle, source: str, keys: Path, *, remember: bool = True) -
         raise TrustError(f"{source} is signed by {signature.key}, which is none of the keys in {keys}. {OTHERWISE}")
     if not signing.is_valid(signature):
         raise TrustError(f"{source} is not what {signature.key} signed; it was forged. Get it anew.")
-    _refuse_older(bundle, signature, source, keys, remember)
+    unremembered = _refuse_older(bundle, signature, source, keys, remember)
     name = trusted[signature.key]
-    return f"signed by {name or signature.key} on {signature.date}"
+    return f"signed by {name or signature.key} on {signature.date}{unremembered}"
 
 
 def seen_file(keys: Path) -> Path:
@@ -69,8 +80,11 @@ def seen_file(keys: Path) -> Path:
     return keys.with_name(f"{keys.name}.seen")
 
 
-def _refuse_older(bundle: Bundle, signature: signing.Signature, source: str, keys: Path, remember: bool) -> None:
-    """A site may have several bundles of a client at once, one of each precision and graph; each has its own time."""
+def _refuse_older(bundle: Bundle, signature: signing.Signature, source: str, keys: Path, remember: bool) -> str:
+    """A site may have several bundles of a client at once, one of each precision and graph; each has its own time.
+
+    Returns what to add where the time cannot be remembered.
+    """
     path = seen_file(keys)
     seen = _read_seen(path)
     kind = " ".join((signature.key, bundle.info.precision, bundle.info.graph, bundle.info.client))
@@ -81,8 +95,13 @@ def _refuse_older(bundle: Bundle, signature: signing.Signature, source: str, key
             f"{source} was signed on {signature.date}, and one of {newer} was accepted here before; an older bundle "
             f"may be one that was withdrawn. {OTHERWISE}"
         )
-    if remember and signature.signed > before:
+    if signature.signed <= before:
+        return ""
+    if not os.access(path.parent, os.W_OK):
+        return f", which cannot be remembered in {path.parent}: an older one would be loaded as well"
+    if remember:
         write_bytes(path, json.dumps(seen | {kind: signature.signed}, sort_keys=True).encode(), overwrite=True)
+    return ""
 
 
 def _read_seen(path: Path) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from collafuse.core import bundle as bundles
-from collafuse.core.errors import FileFormatError, TrustError
+from collafuse.core.errors import FileFormatError, TrustError, UsageError
 from collafuse.core.signing import SigningKey, public_of
 from edge_client import Finisher, doctor, trust
 from edge_client.bench import bench
@@ -60,6 +60,29 @@ def test_an_older_bundle_is_refused_once_a_newer_one_was_accepted(site):
     trust.require(newer, "a.onnx", keys)
     with pytest.raises(TrustError, match="signed on 1970-01-01 00:16:40 UTC, and one of 1970-01-01 00:33:20 UTC was"):
         trust.require(older, "a.onnx", keys)
+
+
+def test_keys_in_a_folder_that_cannot_be_written_are_asked_all_the_same(site, monkeypatch):
+    """Those that came with a device's system, for example."""
+    key, keys = site
+    monkeypatch.setattr(trust.os, "access", lambda path, mode: False)
+    said = trust.require(read(signed_bundle(key, at=1000)), "a.onnx", keys)
+    assert f"cannot be remembered in {keys.parent}: an older one would be loaded as well" in said
+    assert not trust.seen_file(keys).exists()
+    monkeypatch.undo()
+    assert "remembered" not in trust.require(read(signed_bundle(key, at=1000)), "a.onnx", keys)
+
+
+def test_a_user_without_a_home_has_no_keys_and_is_told_where_they_could_be(site, monkeypatch):
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr(trust.Path, "home", homeless)
+    assert trust.keys_in_force(None) is None
+    with pytest.raises(UsageError, match="no home folder to keep keys in; set XDG_CONFIG_HOME"):
+        trust.pin(site[1])
+
+
+def homeless():
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_each_client_has_times_of_its_own(site):
