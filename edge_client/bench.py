@@ -6,7 +6,6 @@ import json
 import platform
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from . import machine
 from .child import environment
 from .finisher import Finisher, Settings
 from .providers import default_batch_size
+from .scratch import scratch_folder
 from .trial import seconds_per_call
 from .trust import keys_in_force
 
@@ -203,8 +203,7 @@ def measure_start(command: Sequence[str], options: Sequence[str], one: Intermedi
     """Fresh processes that finish one image. Raises CollaFuseError when one fails."""
     first: list[tuple[float, float | None]] = []
     second: list[tuple[float, float | None]] = []
-    with tempfile.TemporaryDirectory(prefix="collafuse-") as name:
-        folder = Path(name)
+    with scratch_folder("measuring a start") as folder:
         (folder / "one.safetensors").write_bytes(intermediates.to_bytes(one))
         for number in range(STARTS):
             for kind in (first, second):

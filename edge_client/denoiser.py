@@ -8,10 +8,19 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from collafuse.core.bundle import INPUTS, OUTPUT, Bundle, known_answer_input, known_answer_values
-from collafuse.core.errors import FileFormatError, first_line
+from collafuse.core.bundle import INPUTS, OUTPUT, Bundle, BundleInfo, known_answer_input, known_answer_values
+from collafuse.core.errors import FileFormatError, MismatchError, first_line
 
 from .providers import default_batch_size
+
+
+def require_step(info: BundleInfo, source: str) -> None:
+    """Raise MismatchError unless a bundle holds a single evaluation, which is what we finish with."""
+    if info.graph != "step":
+        raise MismatchError(
+            f"{source} holds the whole finishing in one graph, which other runtimes run with one call; "
+            "to finish here, use a bundle exported with --graph step."
+        )
 
 
 class OnnxDenoiser:

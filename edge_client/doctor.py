@@ -13,16 +13,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collafuse.core.errors import CollaFuseError, RuntimeMissingError
+from collafuse.core.errors import CollaFuseError, RuntimeMissingError, StorageError
 
 from . import machine
+from .cgroups import processor_quota
 from .child import ChildError, run_child
-from .cores import allowed_processors, default_threads, physical_cores, processor_quota
+from .cores import allowed_processors, default_threads, physical_cores
+from .scratch import scratch_folder
 
 if TYPE_CHECKING:
     from collafuse.core.bundle import Bundle
@@ -34,6 +35,7 @@ OLDEST_PYTHON = (3, 10)
 MEMORY_MB = 200.0
 """Available memory below which finishing may be killed: a process takes about 100 MB with a small bundle."""
 DISK_MB = 50.0
+ROOM = "free some space, or write elsewhere with -o (TMPDIR for temporary files)"
 ASK_SECONDS = 120.0
 ONE_DAY = 86_400.0
 
@@ -60,8 +62,16 @@ def examine(bundle: Path | None = None, threads: int | None = None) -> Iterator[
     yield from _disk()
     yield _cache()
     yield _clock()
-    with tempfile.TemporaryDirectory(prefix="collafuse-", ignore_cleanup_errors=True) as folder:
-        yield from _providers(Path(folder), bundle, threads or default_threads())
+    try:
+        with scratch_folder("trying a provider") as folder:
+            yield from _providers(folder, bundle, threads or default_threads())
+    except StorageError as error:
+        yield _untried(str(error))
+
+
+def _untried(why: str) -> Check:
+    """Where not even a small file can be written, nothing can be tried, and pictures cannot be written either."""
+    return Check("onnxruntime runs", PROBLEM, f"not tried: {why}", ROOM, StorageError.exit_code)
 
 
 def exit_code(checks: list[Check]) -> int:
@@ -161,11 +171,15 @@ def _memory() -> Check:
 
 
 def _disk() -> Iterator[Check]:
-    for name, folder in (("disk here", Path.cwd()), ("disk for temporary files", Path(tempfile.gettempdir()))):
-        free = shutil.disk_usage(folder).free / 1e6
-        found = f"{free:.0f} MB free in {folder}"
-        fix = "" if free >= DISK_MB else "free some space, or write elsewhere with -o (TMPDIR for temporary files)"
-        yield Check(name, WARNING if fix else OK, found, fix)
+    for name, place in (("disk here", Path.cwd), ("disk for temporary files", tempfile.gettempdir)):
+        try:
+            folder = place()
+            free = shutil.disk_usage(folder).free / 1e6
+        except OSError as error:  # no such folder; on a full disk there is none for temporary files
+            yield Check(name, WARNING, str(error.strerror), ROOM)
+            continue
+        enough = free >= DISK_MB
+        yield Check(name, OK if enough else WARNING, f"{free:.0f} MB free in {folder}", "" if enough else ROOM)
 
 
 def _cache() -> Check:
@@ -174,9 +188,15 @@ def _cache() -> Check:
     folder = caches.usable_folder()
     if folder is not None:
         return Check("cache", OK, f"{folder} can be written")
-    where = caches.cache_folder()
-    fix = "make it writable for this user alone, or set XDG_CACHE_HOME; without it measurements and engines are lost"
-    return Check("cache", WARNING, f"{where} cannot be used", fix)
+    try:
+        found = f"{caches.cache_folder()} cannot be used"
+    except RuntimeError:
+        found = "this user has no home folder to keep it in"
+    fix = (
+        "make it writable for this user alone, or set XDG_CACHE_HOME; without it each start tries the bundle first, "
+        "and measurements and engines are lost"
+    )
+    return Check("cache", WARNING, found, fix)
 
 
 def _clock() -> Check:
@@ -195,6 +215,9 @@ def _providers(folder: Path, bundle: Path | None, threads: int) -> Iterator[Chec
     except ChildError as error:
         fix = "pip install --force-reinstall numpy onnxruntime; on an old system, an older version of them"
         yield Check("onnxruntime runs", PROBLEM, f"importing it failed: {error}", fix)
+        return
+    if answer["unwritten"]:
+        yield _untried(answer["unwritten"])
         return
     yield Check("onnxruntime runs", OK, f"{answer['version']} offers {', '.join(answer['offered'])}")
     if (gpu := machine.gpu()) and not {"cuda", "tensorrt"} & set(answer["candidates"]):
@@ -223,17 +246,28 @@ def _bundle(path: Path, names: list[str], threads: int) -> Iterator[Check]:
     from collafuse.core.noise import client_sigmas
     from collafuse.core.samplers import evaluations
 
+    from . import proof
+    from .denoiser import require_step
     from .trial import try_isolated
 
     try:
         bundle = bundles.read(path)
+        require_step(bundle.info, path.name)
     except CollaFuseError as error:
-        yield Check("bundle", PROBLEM, str(error), "get it anew from its site", error.exit_code)
+        yield Check("bundle", PROBLEM, str(error), "get another from its site", error.exit_code)
         return
     info = bundle.info
     shape = "x".join(map(str, info.image_shape))
     yield Check("bundle", OK, f"{path.name}: {shape}, {info.precision}, {info.steps} steps of {info.sampler}")
-    yield from _trust(bundle, path)
+    trusted = list(_trust(bundle, path))
+    yield from trusted
+    if exit_code(trusted):
+        return  # what finish would not load is not run here either
+    try:
+        proof.require(bundle)  # as finish does first, under limits that a trial does not have
+    except CollaFuseError as error:
+        yield Check("bundle runs", PROBLEM, str(error), "get another from its site", error.exit_code)
+        return
     trials = [try_isolated(path, name, threads) for name in names]
     any_works = any(trial.milliseconds is not None for trial in trials)
     for name, trial in zip(names, trials, strict=True):
@@ -269,8 +303,11 @@ def main(arguments: list[str]) -> None:
     from .providers import candidates
     from .tinybundle import tiny_bundle
 
-    with suppress(IndexError):
+    unwritten = ""
+    try:
         Path(arguments[0]).write_bytes(tiny_bundle())
+    except OSError as error:
+        unwritten = str(error.strerror)
     offered = onnxruntime.get_available_providers()
-    answer = {"version": onnxruntime.__version__, "offered": offered, "candidates": candidates(offered)}
-    print(json.dumps(answer))  # noqa: T201
+    found = {"version": onnxruntime.__version__, "offered": offered, "candidates": candidates(offered)}
+    print(json.dumps({**found, "unwritten": unwritten}))  # noqa: T201

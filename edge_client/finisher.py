@@ -31,7 +31,7 @@ from collafuse.core.texts import Prompts
 
 from . import proof
 from .choice import open_fastest
-from .denoiser import OnnxDenoiser
+from .denoiser import OnnxDenoiser, require_step
 from .providers import AUTO, CPU, default_batch_size
 from .session import Say, open_session
 
@@ -104,11 +104,7 @@ class Finisher:
 
             say(f"The bundle is {require(bundle, str(path), trust)}.")
         info = bundle.info
-        if info.graph != "step":
-            raise MismatchError(
-                f"{path} holds the whole finishing in one graph, which other runtimes run with one call; "
-                "to finish here, use a bundle exported with --graph step."
-            )
+        require_step(info, str(path))
         settings = Settings(
             steps=info.steps if steps is None else steps,
             sampler=sampler or info.sampler,
@@ -123,7 +119,7 @@ class Finisher:
             )
         if not 1 <= settings.steps <= bundles.MAX_STEPS:
             raise UsageError(f"steps={settings.steps}; expected a whole number from 1 to {bundles.MAX_STEPS}.")
-        proof.require(bundle)
+        proof.require(bundle, say)
         if provider == AUTO:
             return cls(bundle, open_fastest(path, bundle, threads, say), settings)
         return cls(bundle, open_session(bundle, provider, threads, say), settings)

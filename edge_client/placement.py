@@ -13,10 +13,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-
-from collafuse.core.errors import StorageError
 
 MAX_PROFILE_BYTES = 64 << 20
 
@@ -54,19 +51,6 @@ def share(placement: Placement, runtime_name: str) -> str:
     """How many operators ran there, for people."""
     there = sum(n for (provider, _), n in placement.items() if provider == runtime_name)
     return f"{there} of {placement.total()} operators"
-
-
-@contextlib.contextmanager
-def profile_folder() -> Iterator[Path]:
-    """A folder for one profile, gone afterwards. Raises StorageError where none can be made."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="collafuse-", ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write a temporary file ({error.strerror}), which checking a provider needs; set TMPDIR to a "
-            "folder with some room."
-        ) from error
 
 
 class Complaints:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import onnxruntime
 
@@ -36,10 +36,11 @@ BYTES_PER_PIXEL = 16 << 10
 """For what a network holds of each pixel in between: 200 channels in float32 at 20 places of its graph."""
 
 
-def require(bundle: Bundle) -> None:
+def require(bundle: Bundle, say: Callable[[str], None] = lambda text: None) -> None:
     """Return once a bundle has given its known answer on this onnxruntime, now or before.
 
-    Raises FileFormatError, with the sentence of the process that tried it or with what became of that process.
+    ``say`` hears when that cannot be remembered. Raises FileFormatError, with the sentence of the process that tried it
+    or with what became of that process.
     """
     key = {"bundle": bundle.digest, "onnxruntime": onnxruntime.__version__}
     if caches.read_entry(KIND, key) == PASSED:
@@ -53,7 +54,8 @@ def require(bundle: Bundle) -> None:
         ) from error
     if refused:
         raise FileFormatError(str(refused))
-    caches.write_entry(KIND, key, PASSED)
+    if not caches.write_entry(KIND, key, PASSED):
+        say("The cache folder cannot be written, so each start tries the bundle first; collafuse doctor says more.")
 
 
 def memory_limit(bundle: Bundle) -> int:

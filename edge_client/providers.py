@@ -37,8 +37,9 @@ class Provider:
     """An execution provider by its name here and in onnxruntime.
 
     remedy: what to do where it is missing. helpers: providers that may take what this one cannot run, apart from the
-    CPU, which onnxruntime always adds. own_threads: it brings threads, which the session's own would slow down.
-    builds_engines: it compiles a bundle, which takes minutes, and keeps the result in a folder.
+    CPU, which onnxruntime always adds. environment: what its libraries read where there is no option, unless it is set
+    already. own_threads: it brings threads, which the session's own would slow down. builds_engines: it compiles a
+    bundle, which takes minutes, and keeps the result in a folder.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Provider:
     remedy: str
     options: Callable[[Setting], dict[str, str]] = lambda setting: {}
     helpers: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
     own_threads: bool = False
     builds_engines: bool = False
 
@@ -103,6 +105,7 @@ PROVIDERS = {
             "uninstall onnxruntime, install an onnxruntime-gpu built with TensorRT for this GPU and TensorRT itself",
             _tensorrt,
             helpers=("cuda",),
+            environment=(("NVIDIA_TF32_OVERRIDE", "0"),),  # as use_tf32 of CUDA, for which it has no option
             builds_engines=True,
         ),
         Provider(

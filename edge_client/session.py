@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from . import caches, machine, placement
 from .cores import default_threads, may_spin
 from .denoiser import OnnxDenoiser, check_known_answer, known_answer_error
 from .providers import CPU, PROVIDERS, Provider, ProviderError, Setting, named
+from .scratch import scratch_folder
 
 Say = Callable[[str], None]
 
@@ -97,7 +99,9 @@ def _run_once(bundle: Bundle, provider: Provider, setting: Setting) -> tuple[Onn
     """The denoiser, the error of its known answer, and where the operators ran while it was computed."""
     options = _options(1 if provider.own_threads else setting.threads)
     wanted = [provider, *(PROVIDERS[name] for name in provider.helpers)]
-    with placement.profile_folder() as profiles:
+    for name, value in provider.environment:
+        os.environ.setdefault(name, value)
+    with scratch_folder("checking a provider") as profiles:
         options.enable_profiling = True
         options.profile_file_prefix = str(profiles / "run")
         session = _load(bundle, options, [(p.runtime_name, p.options(setting)) for p in wanted])

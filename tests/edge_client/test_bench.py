@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 
 import numpy as np
 import pytest
 
 from collafuse.core import bundle as bundles
-from collafuse.core.errors import CollaFuseError, FileFormatError, UsageError
+from collafuse.core.errors import CollaFuseError, FileFormatError, StorageError, UsageError
 from edge_client import Finisher
 from edge_client import bench as benches
 from edge_client.bench import COLUMNS, bench, measure_speed, sample
@@ -97,6 +98,15 @@ def test_a_process_that_fails_says_so_with_its_code(halving):
     with pytest.raises(CollaFuseError, match="in a fresh process failed: no room") as caught:
         benches.measure_start(command, (), sample(halving_info(), 1))
     assert caught.value.exit_code == 9
+
+
+def test_a_machine_without_room_for_a_small_file_says_so(halving, monkeypatch):
+    def full(*arguments, **options):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(StorageError, match="which measuring a start needs; set TMPDIR"):
+        benches.measure_start(FINISH, (), sample(halving_info(), 1))
 
 
 def test_medians_and_not_the_first_run(halving, monkeypatch):

@@ -12,15 +12,18 @@ from pathlib import Path
 
 import onnx
 import pytest
+from onnx import helper
 
 from collafuse.core import bundle as bundles
-from edge_client import doctor, trial
+from collafuse.core.errors import MismatchError, StorageError
+from edge_client import caches, child, doctor, proof, trial
+from edge_client.child import run_child
 from edge_client.denoiser import known_answer_error
 from edge_client.doctor import OK, PROBLEM, WARNING, Check, examine, exit_code, installed_runtimes
 from edge_client.session import open_session
 from edge_client.tinybundle import tiny_bundle
 from edge_client.trial import Trial
-from tests.bundles import halving_bundle, resealed
+from tests.bundles import halving_bundle, halving_info, halving_model, resealed, sealed, tensor_input
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,6 +72,7 @@ def test_a_bundle_is_checked_and_timed(tmp_path):
 @pytest.mark.parametrize(("sampler", "guidance", "shown"), [("euler", 1.0, 30), ("heun", 1.0, 50), ("heun", 2.0, 100)])
 def test_what_an_image_takes_counts_the_evaluations_of_its_sampler(monkeypatch, tmp_path, sampler, guidance, shown):
     (tmp_path / "a.onnx").write_bytes(resealed(halving_bundle(), sampler=sampler, guidance=guidance))  # of three steps
+    monkeypatch.setattr(proof, "require", lambda bundle: None)
     monkeypatch.setattr(trial, "try_isolated", lambda path, name, threads: Trial(name, 10.0, ""))
     (check,) = list(doctor._bundle(tmp_path / "a.onnx", ["cpu"], 1))[1:]
     assert f"about {shown} ms an image" in check.found
@@ -151,6 +155,39 @@ def test_little_memory_a_full_disk_and_a_wrong_clock_are_warnings(monkeypatch):
     assert doctor._clock().status == WARNING and "1970-01-01" in doctor._clock().found
 
 
+def test_where_not_even_a_small_file_can_be_written_that_is_the_problem(monkeypatch):
+    """On a full disk Python finds no folder for temporary files at all."""
+
+    def full(*arguments, **options):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(doctor.tempfile, "gettempdir", full)
+    with monkeypatch.context() as patch:
+        patch.setattr(doctor.tempfile, "TemporaryDirectory", full)
+        checks = list(examine())
+    assert named(checks, "disk for temporary files").status == WARNING
+    assert "not tried: cannot write a temporary file (No usable" in named(checks, "onnxruntime runs").found
+    assert exit_code(checks) == StorageError.exit_code
+    monkeypatch.setattr(doctor, "run_child", lambda *_: {"unwritten": "No space left on device"})
+    (check,) = doctor._providers(Path("/"), None, 1)
+    assert (check.status, check.found) == (PROBLEM, "not tried: No space left on device")
+
+
+def test_the_child_says_that_it_could_not_write_and_is_not_taken_for_a_broken_package(tmp_path):
+    answer = run_child("doctor", (str(tmp_path / "no/such/folder/tiny.onnx"),), 60)
+    assert answer["unwritten"] == "No such file or directory" and "cpu" in answer["candidates"]
+
+
+def test_a_user_without_a_home_has_no_cache_and_is_told(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(caches.Path, "home", homeless)
+    check = doctor._cache()
+    assert check.status == WARNING and "no home folder" in check.found and "XDG_CACHE_HOME" in check.fix
+
+
 def test_a_cache_that_cannot_be_written_is_a_warning(cache):
     assert doctor._cache().status == OK
     (cache / "collafuse").chmod(0o777)
@@ -187,7 +224,31 @@ def test_without_the_cpu_nothing_works(monkeypatch):
     assert "SIGILL" in named(checks, "provider cpu").found
 
 
+def test_a_bundle_that_finishing_would_refuse_is_a_problem_and_is_not_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(trial, "try_isolated", lambda *_: pytest.fail("it was run"))
+    (tmp_path / "whole.onnx").write_bytes(whole_bundle())
+    (check,) = doctor._bundle(tmp_path / "whole.onnx", ["cpu"], 1)
+    assert "export it" not in check.fix and "--graph step" in check.found
+    assert (check.status, check.exit_code) == (PROBLEM, MismatchError.exit_code)
+    (tmp_path / "a.onnx").write_bytes(halving_bundle())
+    monkeypatch.setattr(child, "PROGRAM", "import os; os.abort()")
+    check = list(doctor._bundle(tmp_path / "a.onnx", ["cpu", "cuda"], 1))[-1]
+    assert (check.status, check.exit_code) == (PROBLEM, 5) and "it crashed (SIGABRT)" in check.found
+
+
+def whole_bundle() -> bytes:
+    """A whole graph by its inputs and its output; it is not to be run."""
+    model = halving_model()
+    del model.graph.input[1]
+    model.graph.node[0].output[0] = "half"
+    model.graph.node.append(helper.make_node("Transpose", ["half"], ["last"], perm=[0, 2, 3, 1]))
+    model.graph.node.append(helper.make_node("Cast", ["last"], ["pixels"], to=2))
+    model.graph.output[0].CopyFrom(tensor_input("pixels", 2, 2, 1, dtype=2))
+    return sealed(model, halving_info(graph="whole"))
+
+
 def test_a_bundle_that_runs_on_some_provider_is_no_problem(monkeypatch, tmp_path):
+    monkeypatch.setattr(proof, "require", lambda bundle: None)
     (tmp_path / "a.onnx").write_bytes(halving_bundle())
     outcomes = {"cpu": Trial("cpu", 1.0, ""), "cuda": Trial("cuda", None, "broken")}
     monkeypatch.setattr(trial, "try_isolated", lambda path, name, threads: outcomes[name])

@@ -39,6 +39,13 @@ def test_a_bundle_is_tried_once_for_this_onnxruntime(halving, monkeypatch):
         Finisher.load(halving)
 
 
+def test_a_verdict_that_cannot_be_kept_is_given_all_the_same_and_that_is_said(halving, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    said: list[str] = []
+    Finisher.load(halving, say=said.append)
+    assert len(said) == 1 and "each start tries the bundle first" in said[0]
+
+
 def test_another_bundle_is_tried_anew(halving, monkeypatch):
     Finisher.load(halving)
     programs(monkeypatch, "raise SystemExit(7)")

@@ -158,6 +158,19 @@ def test_a_provider_that_proves_itself_is_used_and_said(same, convolution, capfd
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "0"), ("1", "1")])
+def test_tensorrt_computes_in_float32_unless_the_user_says_otherwise(same, halving, monkeypatch, before, after):
+    """10 bits of mantissa, which it takes by default, would be off by more than a known answer allows."""
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "unset")  # so that it is as before when the test ends
+    if before is None:
+        monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    else:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", before)
+    monkeypatch.setitem(PROVIDERS, "same", Provider("same", CPU, "", environment=PROVIDERS["tensorrt"].environment))
+    open_session(bundles.read(halving), same)
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == after
+
+
 def test_the_proof_leaves_nothing_behind(same, halving, tmp_path, monkeypatch):
     """It is a file, which onnxruntime writes where the process runs unless told otherwise."""
     for place in ("here", "temporary"):
