@@ -59,11 +59,17 @@ def export_client(
     The graph is compared with torch at several noise levels and batch sizes and over the whole finishing, and a
     precision below fp32 with fp32 on finished images; if they differ too much, nothing is written.
     """
+    from collafuse.core.errors import UsageError
     from collafuse.core.signing import SigningKey
     from collafuse.learning import weights
     from collafuse.nodes.experiment import CALIBRATION
     from collafuse.nodes.runfolder import RunFolder
 
+    useless = [name for name, given in {"--calibration": calibration, "--force": force}.items() if given]
+    if precision == "fp32" and useless:
+        raise UsageError(
+            f"{', '.join(useless)}: for --precision fp16 or int8 only, nothing is lost in fp32; leave that out."
+        )
     signer = SigningKey.read(sign) if sign is not None else None
     RunFolder(run).refuse_baseline("export-client")
     folder = RunFolder(run).trained_client(client)

@@ -115,6 +115,14 @@ def test_existing_outputs_are_not_overwritten(call_trained, trained, tmp_path):
     call_trained("finish", "north.onnx", "north.safetensors", "-o", pictures, "--overwrite")
 
 
+def test_options_of_a_reduced_precision_are_not_taken_in_silence_without_one(call_trained, tmp_path):
+    command = ("export-client", "run", "--client", "north", "-o", tmp_path / "a.onnx")
+    for words in (("--calibration", "north.safetensors"), ("--force",)):
+        refused = call_trained(*command, *words, code=2).stderr
+        assert f"{words[0]}: for --precision fp16 or int8 only" in refused
+    assert not (tmp_path / "a.onnx").exists()
+
+
 def test_a_run_folder_that_is_none_is_not_removed(call_cli):
     (call_cli.folder / "precious").mkdir()
     (call_cli.folder / "precious" / "thesis.txt").write_text("words")
