@@ -35,7 +35,7 @@ from edge_client.bench import HEADER, bench
 from edge_client.cores import default_threads
 from export.writer import export_client
 
-from . import peak
+from . import edge_profile, peak
 from .edge_quality import Ways, quality_rows
 from .edge_run import EdgeRun, open_run, train_run
 from .peers import Peer, convolution_flops, denoiser_call, diffusers_peers, reference
@@ -154,6 +154,8 @@ def _speeds(edge: EdgeRun, bundles: Bundles, threads: int) -> str:
         )
     _factors(times, peers[0].evaluations, info.steps, default)
     _share_of_peak(flops, info.steps, times, threads)
+    for finisher in bundles.by_precision.values():
+        print(edge_profile.sentence(finisher.bundle, threads))
     return default
 
 
