@@ -120,7 +120,7 @@ def _remembered(wanted: Wanted, url: str, kept: Path, overwrite: bool) -> Wanted
         seed = said.pop("chosen_seed")
         if said == request and type(seed) is int:
             return replace(wanted, seed=seed)
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass  # nothing there, or nothing that can be gone on with
     if not overwrite and isinstance(said, dict) and said.keys() == request.keys() and any(kept.glob("*.safetensors")):
         different = ", ".join(f"{key} {shown(said[key])}" for key in request if said[key] != request[key])

@@ -13,7 +13,6 @@ from collafuse.core.conditioning import check_one_each, check_same_text, indices
 from collafuse.core.intermediate import IntermediateFile, Source
 from collafuse.core.texts import Prompts
 
-from .fetching import Wanted, WantedText, fetched, is_interrupted
 from .finisher import Finisher
 from .folder import SHEET
 from .job import Report, finish_to_folder
@@ -84,6 +83,8 @@ def _opened(
         with IntermediateFile(source) as file:
             yield file
         return
+    from .fetching import Wanted, WantedText, fetched, is_interrupted  # here, because a file needs none of it
+
     if not is_interrupted(folder):
         refuse_existing(folder / SHEET, overwrite)  # before anything is fetched
     info = finisher.bundle.info

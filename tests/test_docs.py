@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from cli.app import COMMANDS, app
+from cli.app import COMMANDS, build
 from collafuse.core import errors
 
 ROOT = Path(__file__).parents[1]
+APP = build()
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
@@ -65,7 +66,7 @@ def _parameters(name):
     """A command's parameters, and those of its commands where it is a group of some."""
     if name not in COMMANDS:
         return []
-    command = typer.main.get_command(app).commands[name]
+    command = typer.main.get_command(APP).commands[name]
     return [p for one in (command, *getattr(command, "commands", {}).values()) for p in one.params]
 
 

@@ -14,9 +14,10 @@ HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "yaml", "sklearn")
 PROGRAM = """
 import sys
 from pathlib import Path
-from cli.app import app
+from cli.app import main
+sys.argv[1:] = {arguments!r}
 try:
-    app({arguments!r})
+    main()
 except SystemExit as stop:
     assert not stop.code, stop.code
 print("LOADED", [m for m in {heavy!r} if m in sys.modules])
