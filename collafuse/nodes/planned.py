@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from ..core.conditioning import Conditions, ConditionSpace, Labels, TextSpace, check_same_text
+from ..core.conditioning import (
+    Conditions,
+    ConditionSpace,
+    Labels,
+    TextSpace,
+    check_same_text,
+    dealt_labels,
+    indices_of,
+    one_label_each,
+    translate_labels,
+)
 from ..core.errors import MismatchError
 from ..core.texts import EncodedText
 from ..data.imageset import ImageSet
@@ -48,12 +58,51 @@ def check_asked(text: TextSpace, known: TextSpace | None) -> None:
     check_same_text(text, known, "the request")
 
 
+def planned_like(
+    count: int,
+    shared: Sequence[str],
+    names: Sequence[str],
+    images: ImageSet | None,
+    *,
+    text: bool = False,
+    several: bool = True,
+    in_turn: bool = False,
+) -> Planned:
+    """What ``count`` images show that are to stand beside ``images``.
+
+    shared: the labels that may be asked for, none for no labels; names: the model's. Where each of the images has one
+    label, or there are no images, labels are dealt out evenly. Where they have several at once, or none, each shows
+    what one of them does, in turn: nobody has a single attribute and nothing else. text: each also has the text of one
+    of them that shows its labels. several: whether the model can be asked for several labels at once. in_turn: images
+    with one label each are taken in turn too, so that labels come in their mix.
+    """
+    by_image = in_turn or (shared and several and not (images is None or one_label_each(images.labels)))
+    if by_image and images is not None and (found := _in_turn(count, shared, names, images, text)) is not None:
+        return found
+    dealt = dealt_labels(count, indices_of(shared, names), len(names)) if shared else None
+    return Planned(dealt, text_like(count, dealt, names, images) if text and images is not None else None)
+
+
+def _in_turn(count: int, shared: Sequence[str], names: Sequence[str], images: ImageSet, text: bool) -> Planned | None:
+    """What these images show, one after the other; None where each shows something that may not be asked for."""
+    able = np.arange(len(images))
+    if shared:
+        beyond = [column for column, name in enumerate(images.label_names) if name not in shared]
+        able = np.flatnonzero(~images.labels[:, beyond].any(axis=1))
+    if not len(able):
+        return None
+    rows = able[np.arange(count) % len(able)]
+    labels = translate_labels(images.labels[rows], images.label_names, names) if shared else None
+    return Planned(labels, images.text.take(rows) if text and images.text is not None else None)
+
+
 def text_like(count: int, labels: Labels | None, names: Sequence[str], images: ImageSet) -> EncodedText | None:
-    """For each of ``count`` images the text of one of ``images`` that shows its label, in turn; None without text.
+    """For each of ``count`` images the text of one of ``images`` that shows its label, in turn; None without text
+    or images.
 
     labels: [count, K] by their names, or None where any image will do.
     """
-    if images.text is None:
+    if images.text is None or not len(images):
         return None
     rows = np.arange(count) % len(images)
     for column, name in enumerate(() if labels is None else names):

@@ -30,7 +30,7 @@ from ..core.texts import EncodedText
 from ..data.imageset import ImageSet
 from ..learning import gaussian, weights
 from ..learning.denoiser import Denoiser, guided_together
-from .planned import Planned, check_asked, text_like
+from .planned import Planned, check_asked, planned_like
 from .runfolder import NodeFolder
 from .sites import Site, read_sites
 
@@ -204,13 +204,15 @@ class Server:
         check_one_each(count, len(text))
         return Planned(shown, text.take(dealt_row(indices, count, len(text))))
 
-    def plan_like(self, client: str, count: int, images: ImageSet) -> Planned:
-        """As without a wish, and each image with the text of one of these images, one that shows its label."""
-        labels = self.plan_labels(client, count, None)
-        if images.text is None or not self.delivers_text(client):
-            return Planned(labels)
-        check_same_text(images.text.space, self.model.space.text, "the data")
-        return Planned(labels, text_like(count, labels, self.model.label_names, images))
+    def plan_like(self, client: str, count: int, images: ImageSet, *, in_turn: bool = False) -> Planned:
+        """What images show that are to stand beside these, see :func:`planned_like`; what the site keeps from the
+        server is not asked for."""
+        text = images.text is not None and self.delivers_text(client)
+        if images.text is not None and text:
+            check_same_text(images.text.space, self.model.space.text, "the data")
+        shared, several = self.site(client).label_names or (), self.model.mixes_labels
+        known = self.model.label_names
+        return planned_like(count, shared, known, images, text=text, several=several, in_turn=in_turn)
 
     def delivers_text(self, client: str) -> bool:
         """Whether text was released at or below this client's cut."""
