@@ -9,6 +9,9 @@ from typing import Any
 import torch
 
 from ...config import Config
+from ...core.conditioning import ConditionSpace
+from ...data.imageset import ImageSet
+from ...nodes.planned import Planned, planned_like
 from ...nodes.sites import Site
 
 
@@ -16,7 +19,7 @@ from ...nodes.sites import Site
 class Asked:
     """``count`` images for a client, of a trained baseline's models by node; the same seed makes the same.
 
-    sites: each client's cut and labels, as a server knows them.
+    sites: each client's cut, labels and text, as a server knows them. like: images that what is made stands beside.
     """
 
     config: Config
@@ -26,8 +29,10 @@ class Asked:
     count: int
     seed: int
     device: torch.device
+    like: ImageSet | None = None
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What the client shares: its images are dealt out over these."""
-        return self.sites[self.client].label_names or ()
+    def planned(self, space: ConditionSpace) -> Planned:
+        """What each image shows, of what the client shares, for a model of this space."""
+        site = self.sites[self.client]
+        text = site.text and space.text is not None
+        return planned_like(self.count, site.label_names or (), space.label_names, self.like, text=text)

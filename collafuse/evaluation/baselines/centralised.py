@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ...config import Config
 from ...data.dealing import SiteData
-from .part import Part, clean_data, names_of
+from .part import Part, clean_data, clean_space
 from .whole import WHOLE
 
 
 def parts(config: Config, sites: Mapping[str, SiteData], folder: Path) -> list[Part]:
     """The server's network, trained for the server's steps."""
     data = clean_data(sites, config)
-    return [Part(WHOLE, "whole", config.server.network, config.server.training, names_of(sites), data)]
+    return [Part(WHOLE, "whole", config.server.network, config.server.training, clean_space(sites), data)]

@@ -24,7 +24,7 @@ from ...learning.observer import Observer
 from ...learning.seeds import keyed_seed
 from ...learning.training import Trainer
 from ...nodes.runfolder import NodeFolder
-from .part import Part, clean_data, names_of
+from .part import Part, clean_data, clean_space
 from .whole import WHOLE
 
 LOCAL_STEPS = 100
@@ -36,9 +36,9 @@ def parts(config: Config, sites: Mapping[str, SiteData], folder: Path) -> list[P
     # A state that all sites share exists at the end of a round alone.
     save_every = max(1, round(settings.checkpoint_every / LOCAL_STEPS)) * LOCAL_STEPS
     settings = settings.model_copy(update={"checkpoint_every": save_every})
-    data, names = clean_data(sites, config), names_of(sites)
+    data, space = clean_data(sites, config), clean_space(sites)
     counts = {name: len(site.train) for name, site in sites.items()}
-    return [Federated(WHOLE, "whole", config.server.network, settings, names, data, counts=counts)]
+    return [Federated(WHOLE, "whole", config.server.network, settings, space, data, counts=counts)]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def server_part(config: Config, found: Mapping[str, Sequence[Release]]) -> Part:
     space = space_of(found)
     data = training_data(found, space)
     low = float(data.sigma_floor.min())
-    return Part(SERVER, "server", config.server.network, config.server.training, space.label_names, data, low)
+    return Part(SERVER, "server", config.server.network, config.server.training, space, data, low)
 
 
 def client_part(config: Config, name: str, site: SiteData, sigma_high: float | None = None) -> Part:
@@ -41,13 +41,14 @@ def client_part(config: Config, name: str, site: SiteData, sigma_high: float | N
     if sigma_high is not None:
         data = TrainingData(data.images, data.conditions, data.sigma_floor, sigma_high, data.horizontal_flip)
     settings = client.settings
-    return Part(name, "client", settings.network, settings.training, site.train.label_names, data, SIGMA_MIN)
+    return Part(name, "client", settings.network, settings.training, site.train.space, data, SIGMA_MIN)
 
 
 def sample(asked: Asked, hand_over: HandOver = lambda x, sigma, settings: (x, sigma)) -> Generated:
     """What is asked for: the server delivers, ``hand_over`` says how the client takes it, it finishes."""
     server = Server(asked.config, asked.models[SERVER], asked.sites, asked.device)
-    delivered = server.deliver(asked.client, asked.count, seed=asked.seed)
+    planned = asked.planned(server.model.space)
+    delivered = server.deliver(asked.client, asked.count, planned=planned, seed=asked.seed)
     settings, model = asked.config.client(asked.client), asked.models[asked.client]
     conditions = conditions_for(delivered, model.space)
     x, sigma = hand_over(delivered.x, delivered.sigma, settings)

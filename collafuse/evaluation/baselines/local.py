@@ -10,7 +10,7 @@ from ...data.dealing import SiteData
 from ..generated import Generated
 from . import whole
 from .asked import Asked
-from .part import Part, clean_data, names_of
+from .part import Part, clean_data, clean_space
 
 
 def parts(config: Config, sites: Mapping[str, SiteData], folder: Path) -> list[Part]:
@@ -19,7 +19,7 @@ def parts(config: Config, sites: Mapping[str, SiteData], folder: Path) -> list[P
     for name, site in sites.items():
         own = {name: site}
         data = clean_data(own, config)
-        made.append(Part(name, "whole", config.server.network, config.server.training, names_of(own), data))
+        made.append(Part(name, "whole", config.server.network, config.server.training, clean_space(own), data))
     return made
 
 

@@ -20,6 +20,7 @@ import torch
 from ...config import Config
 from ...core.errors import ConfigError, UsageError
 from ...data.dealing import SiteData, load_sites
+from ...data.imageset import ImageSet
 from ...data.listening import UNHEARD, Listener
 from ...learning import weights
 from ...nodes.experiment import ObserverOf, refuse_another
@@ -90,13 +91,21 @@ SITES = "sites.json"
 
 
 def sites_of(config: Config, sites: Mapping[str, SiteData]) -> dict[str, Site]:
-    """Each client's cut and the labels that it shares and that really occur, as a server knows them."""
-    shared = {name: used_names(site) if config.client(name).share_labels else None for name, site in sites.items()}
-    return {name: Site(config.client(name).cut.resolve().sigma, shared[name], simulated=True) for name in sites}
+    """Each client's cut, the labels that it shares and that really occur, and whether it shares text."""
+    found = {}
+    for name, site in sites.items():
+        client = config.client(name)
+        text = site.train.text is not None and client.share_text
+        labels = used_names(site) if client.share_labels else None
+        found[name] = Site(client.cut.resolve().sigma, labels, simulated=True, text=text)
+    return found
 
 
-def generate(run: RunFolder, client: str, count: int, seed: int, device: torch.device) -> Generated:
-    """``count`` images of a trained baseline for a client, its labels dealt out evenly.
+def generate(
+    run: RunFolder, client: str, count: int, seed: int, device: torch.device, like: ImageSet | None = None
+) -> Generated:
+    """``count`` images of a trained baseline for a client, its labels dealt out evenly; ``like``: images that they are
+    to stand beside, see :func:`~collafuse.nodes.planned.planned_like`.
 
     From the starting noise of a server with this seed and with as many network evaluations as server and client take
     together. Raises UsageError for a run that is no baseline, ConfigError for a client that is not in it,
@@ -106,7 +115,7 @@ def generate(run: RunFolder, client: str, count: int, seed: int, device: torch.d
     method = _method(config)
     config.client(client)
     models = {path.parent.name: weights.load(path) for path in sorted(run.models.glob("*/weights.safetensors"))}
-    return method.sample(Asked(config, models, read_sites(run.models / SITES), client, count, seed, device))
+    return method.sample(Asked(config, models, read_sites(run.models / SITES), client, count, seed, device, like))
 
 
 def _method(config: Config) -> Method:

@@ -35,15 +35,15 @@ SHEET_IMAGES, SHEET_STEPS = 16, 18
 class Part:
     """One model that a baseline trains.
 
-    node: its name, by which its folder and its first weights go. role: see ``weights.ROLES``. sigma_low: the lowest
-    level it learns. trainer: the loop, or a variant of it.
+    node: its name, by which its folder and its first weights go. role: see ``weights.ROLES``. space: what its
+    conditions mean. sigma_low: the lowest level it learns. trainer: the loop, or a variant of it.
     """
 
     node: str
     role: str
     network: NetworkSettings
     settings: TrainingSettings
-    label_names: tuple[str, ...]
+    space: ConditionSpace
     data: TrainingData
     sigma_low: float = SIGMA_MIN
     trainer: Callable[..., Trainer] = Trainer
@@ -56,9 +56,11 @@ class Part:
             "role": self.role,
             "network": self.network.model_dump(mode="json"),
             "settings": self.settings.model_dump(mode="json", exclude=set(MANNER)),
-            "labels": self.label_names,
+            "labels": self.space.label_names,
             "start": self.start,
         }
+        if self.space.text is not None:
+            plain["text"] = self.space.text.encoder
         return digest_of_settings(plain | {"data": self.data.digest()})
 
     @property
@@ -70,8 +72,7 @@ class Part:
         """With its first weights."""
         channels, height, width = self.data.images.shape[1:]
         shape = (channels, height, width)
-        space = ConditionSpace(self.label_names)
-        return fresh_denoiser(self.network, shape, space, self.data, self.settings, self.node)
+        return fresh_denoiser(self.network, shape, self.space, self.data, self.settings, self.node)
 
     def trainer_in(self, folder: NodeFolder, device: torch.device, observer: Observer) -> Trainer:
         """The training, ready to start or go on in this folder."""
@@ -113,25 +114,26 @@ class Part:
 
 
 def clean_data(sites: Mapping[str, SiteData], config: Config, sigma_high: float = SIGMA_MAX) -> TrainingData:
-    """The clean training images of these sites as one set, each with its labels in the order of :func:`names_of`.
+    """The clean training images of these sites as one set, with labels and text as :func:`clean_space` has them.
 
     The data of what no site would allow: a baseline that pools images, or simulates what sites would send.
     """
-    names = names_of(sites)
-    images = [site.train for site in sites.values()]
-    labels = np.concatenate([translate_labels(one.labels, one.label_names, names) for one in images])
+    space, images = clean_space(sites), [site.train for site in sites.values()]
+    labels = np.concatenate([translate_labels(one.labels, one.label_names, space.label_names) for one in images])
+    texts = [one.text.rows for one in images if one.text is not None]
     return TrainingData(
         images=torch.from_numpy(np.concatenate([np.asarray(one.pixels) for one in images])),
-        conditions=torch.from_numpy(ConditionSpace(names).conditions(len(labels), labels)),
+        conditions=torch.from_numpy(space.conditions(len(labels), labels, np.concatenate(texts) if texts else None)),
         sigma_floor=torch.zeros(len(labels)),
         sigma_high=sigma_high,
         horizontal_flip=config.data.horizontal_flip,
     )
 
 
-def names_of(sites: Mapping[str, SiteData]) -> tuple[str, ...]:
-    """Every label that an image of these sites carries, in alphabetical order, as a server has them."""
-    return tuple(sorted({name for site in sites.values() for name in used_names(site)}))
+def clean_space(sites: Mapping[str, SiteData]) -> ConditionSpace:
+    """Every label that an image of these sites carries, in alphabetical order, as a server has them, and their text."""
+    names = tuple(sorted({name for site in sites.values() for name in used_names(site)}))
+    return ConditionSpace(names, next((one.train.space.text for one in sites.values()), None))
 
 
 def used_names(site: SiteData) -> tuple[str, ...]:

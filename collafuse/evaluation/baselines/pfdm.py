@@ -64,6 +64,7 @@ def clipped_release(config: Config, name: str, site: SiteData) -> releases.Relea
         labels=images.labels if settings.share_labels else None,
         label_names=images.label_names,
         simulated=True,
+        text=images.text if settings.share_text else None,
     )
 
 

@@ -30,7 +30,7 @@ from ..generated import Generated
 from . import halves
 from .asked import Asked
 from .noising import DoubleNoising
-from .part import Part, clean_data, names_of
+from .part import Part, clean_data, clean_space
 
 
 def parts(config: Config, sites: Mapping[str, SiteData], folder: Path) -> list[Part]:
@@ -58,8 +58,8 @@ def server_part(config: Config, sites: Mapping[str, SiteData]) -> Part:
         variance = (signal * estimate_sigma_data(data) ** 2 + 1 - signal).mean()
         training = training.model_copy(update={"sigma_data": float(variance.sqrt())})
     data = replace(data, sigma_floor=floor, horizontal_flip=False)
-    lowest = float(floor.min())
-    return Part(halves.SERVER, "server", config.server.network, training, names_of(sites), data, lowest, DoubleNoising)
+    lowest, space = float(floor.min()), clean_space(sites)
+    return Part(halves.SERVER, "server", config.server.network, training, space, data, lowest, DoubleNoising)
 
 
 def sample(asked: Asked) -> Generated:

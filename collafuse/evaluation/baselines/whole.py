@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ...core.conditioning import dealt_labels, guided, translate_labels
+from ...core.conditioning import guided
 from ...core.noise import SIGMA_MAX, whole_sigmas
 from ...core.pictures import to_uint8
 from ...core.samplers import STEPS, run
@@ -25,17 +25,18 @@ def sample(asked: Asked, node: str = WHOLE) -> Generated:
     As many evaluations as server and client take together, by the server's sampler.
     """
     sampler, mine = asked.config.server.sampler, asked.config.client(asked.client)
-    model, names, count, device = asked.models[node], asked.labels, asked.count, asked.device
+    model, count, device = asked.models[node], asked.count, asked.device
     sigmas, _ = whole_sigmas(mine.handover_sigma, sampler.steps, mine.sampler.steps, mine.sampler.sigma_low)
-    labels = dealt_labels(count, range(len(names)), len(names)) if names else None
-    known = None if labels is None else translate_labels(labels, names, model.label_names)
-    conditions = model.space.conditions(count, known)
+    planned = asked.planned(model.space)
+    conditions = planned.conditions(count, model.space)
+    guidance = sampler.guidance if planned.conditioned else 1.0
     denoiser = model.denoiser.to(device)
     parts = []
     for start in range(0, count, BATCH):
         rows = range(start, min(start + BATCH, count))
         x = torch.from_numpy(start_noise(rows, denoiser.image_shape, asked.seed)).to(device) * SIGMA_MAX
         given = torch.from_numpy(conditions[rows.start : rows.stop]).to(device)
-        denoise = guided(denoiser, given, sampler.guidance if names else 1.0)
+        denoise = guided(denoiser, given, guidance)
         parts.append(run(STEPS[sampler.name], denoise, x, sigmas)[0].cpu().numpy())
-    return Generated(to_uint8(np.concatenate(parts)), labels, names)
+    names = model.label_names if planned.labels is not None else ()
+    return Generated(to_uint8(np.concatenate(parts)), planned.labels, names)

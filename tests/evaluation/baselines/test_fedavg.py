@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from collafuse.core.conditioning import ConditionSpace
 from collafuse.data.dealing import load_sites
 from collafuse.evaluation.baselines import fedavg
 from collafuse.evaluation.baselines.fedavg import Federated
@@ -31,7 +32,7 @@ def data(rows: slice = slice(0, 8)) -> TrainingData:
 
 def part(counts: dict[str, int], steps: int = 6, **more) -> Federated:
     settings = training_settings(steps=steps, warmup_steps=0, **more)
-    return Federated("whole", "whole", NETWORK, settings, ("a", "b"), data(), counts=counts)
+    return Federated("whole", "whole", NETWORK, settings, ConditionSpace(("a", "b")), data(), counts=counts)
 
 
 def alone(whole: Federated, name: str, rows: slice, folder) -> Trainer:

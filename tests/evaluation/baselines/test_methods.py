@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from collafuse.config import Config, load
+from collafuse.core.conditioning import TextSpace
 from collafuse.core.errors import ConfigError, MismatchError, RefusedError, UsageError
-from collafuse.evaluation.baselines import METHODS, generate, train
+from collafuse.core.texts import EncodedText
+from collafuse.data.dealing import SiteData, load_sites
+from collafuse.evaluation.baselines import METHODS, generate, methods, train
 from collafuse.learning import weights
 from collafuse.nodes.experiment import run_experiment
 from collafuse.nodes.runfolder import RunFolder
@@ -105,3 +109,47 @@ def test_a_ready_file_differs_from_its_base_in_name_and_method_alone(tmp_path, m
     monkeypatch.chdir(tmp_path)  # found among those that ship
     config, base = load(f"configs/baselines/digits-{method}.yaml"), load("digits.yaml")
     assert config == base.model_copy(update={"name": f"digits-{method}", "method": method})
+
+
+# --- text ---------------------------------------------------------------------------------------------------
+
+SPACE = TextSpace("t5-4-00", 4)
+
+
+@pytest.fixture
+def captioned(monkeypatch):
+    """The digits, each with a text of four numbers that says its label."""
+
+    def load(config, listener=None):
+        def told(images):
+            rows = np.where(images.labels.argmax(axis=1)[:, None] >> np.arange(4) & 1, 1, -1).astype(np.float16)
+            return replace(images, text=EncodedText(SPACE, rows))
+
+        return {n: SiteData(told(site.train), told(site.held_out)) for n, site in load_sites(config).items()}
+
+    monkeypatch.setattr(methods, "load_sites", load)
+    return load
+
+
+@pytest.mark.parametrize("method", ["centralised", "pfdm", "reference"])
+def test_a_baseline_learns_text_and_is_asked_for_it_where_the_site_shares_it(captioned, tiny_config, tmp_path, method):
+    kept = tiny_config.client("east").model_copy(update={"share_text": False})
+    config = tiny_config.model_copy(update={"clients": {**tiny_config.clients, "east": kept}, "method": method})
+    run = RunFolder(tmp_path / "run")
+    train(config, run, CPU, observer)
+    models = [weights.load(path) for path in run.models.glob("*/weights.safetensors")]
+    assert all(model.space.text == SPACE for model in models)
+    held_out = captioned(config)["north"].held_out
+    made, without = (generate(run, "north", 4, 5, CPU, like) for like in (held_out, None))
+    assert made.pixels.shape == (4, 8, 8, 1) and not np.array_equal(made.pixels, without.pixels)
+    silent = captioned(config)["east"].held_out
+    one, two = (generate(run, "east", 4, 5, CPU, like) for like in (silent, None))
+    assert np.array_equal(one.pixels, two.pixels)
+
+
+def test_a_baseline_is_asked_for_the_attributes_that_images_have(tiny_config, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    train(as_method(tiny_config, "local"), run, CPU, observer)
+    like = load_sites(tiny_config)["north"].held_out.take(np.arange(3))
+    like = replace(like, labels=np.array([[1, 1, 0], [0, 0, 0], [0, 0, 1]], dtype=np.uint8))
+    assert generate(run, "north", 3, 5, CPU, like).labels.tolist() == like.labels.tolist()
