@@ -118,16 +118,23 @@ class SplitRun:
         return Generated(to_uint8(x), asked, names if asked is not None else ())
 
     def from_true_noise(self, client: str, count: int, seed: int) -> Generated:
-        """Held-out images noised to where the client takes over, then finished; each as often as it takes."""
+        """Held-out images noised to where the client takes over, then finished; each as often as it takes.
+
+        As in the other arms the client is told what the server knows: what the site keeps is not asked for.
+        """
         images = self.held_out[client]
         images = images.take(np.arange(count) % len(images))
         sigma, shape = self.settings[client].handover_sigma, self.models[client].denoiser.image_shape
         noise = start_noise(range(count), shape, keyed_seed(seed, "true noise") % 2**63)
-        space = self.models[client].space
-        labels = translate_labels(images.labels, images.label_names, space.label_names)
-        conditions = Planned(labels, images.text).conditions(count, space)
-        pixels = self._finish(client, images.x0() + sigma * noise, sigma, conditions)
-        return Generated(pixels, images.labels, images.label_names)
+        space, labels, text = self.models[client].space, None, None
+        if self.server.site(client).label_names:
+            labels = translate_labels(images.labels, images.label_names, space.label_names)
+        if self.server.delivers_text(client):
+            text = images.text
+        pixels = self._finish(
+            client, images.x0() + sigma * noise, sigma, Planned(labels, text).conditions(count, space)
+        )
+        return Generated(pixels, labels, space.label_names if labels is not None else ())
 
     def _finish(self, client: str, x: NDArray[np.floating], sigma: float, conditions: Conditions) -> Pixels:
         denoiser, settings = self.models[client].denoiser, self.settings[client]
@@ -181,7 +188,7 @@ def _baseline_arms(folder: RunFolder, held_out: Mapping[str, ImageSet], device: 
     method = method_of(folder)
 
     def generate(client: str, count: int, seed: int) -> Generated:
-        return baselines.generate(folder, client, count, seed, device)
+        return baselines.generate(folder, client, count, seed, device, held_out.get(client))
 
     return [Arm(method, generate, BASELINES[method])]
 

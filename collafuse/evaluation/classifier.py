@@ -5,7 +5,7 @@ Where no standard network is at hand this is the feature extractor; every table 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,8 @@ from ..learning.examples import batch_rows, to_float
 from ..learning.seeds import keyed_seed
 
 FEATURES = 64
-BATCH = 1024
-"""Images read at a time."""
+BATCH, BATCH_PIXELS = 1024, 1 << 20
+"""Images read at a time, and fewer of larger ones: each pixel takes 128 bytes in every layer."""
 
 
 class Network(nn.Module):
@@ -60,20 +60,18 @@ class Classifier:
     @torch.inference_mode()
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Features [N, 64] of images uint8 [N, C, H, W]."""
-        parts = torch.from_numpy(pixels).split(BATCH)
-        return torch.cat([self.network.features(to_float(part)) for part in parts]).double().numpy()
+        return torch.cat([self.network.features(x) for x in _batches(pixels)]).double().numpy()
 
     @torch.inference_mode()
     def read(self, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
         """The label index [N] that each image uint8 [N, C, H, W] shows."""
-        return self.network(to_float(torch.from_numpy(pixels))).argmax(dim=1).numpy()
+        return torch.cat([self.network(x) for x in _batches(pixels)]).argmax(dim=1).numpy()
 
     @torch.inference_mode()
     def shows(self, pixels: NDArray[np.uint8], labels: Labels) -> NDArray[np.bool_]:
         """Whether each image uint8 [N, C, H, W] shows all of its labels [N, K]. What was learned with one label an
         image shows the likeliest, anything else each label that is likelier than not."""
-        parts = torch.from_numpy(pixels).split(BATCH)
-        logits = torch.cat([self.network(to_float(part)) for part in parts])
+        logits = torch.cat([self.network(x) for x in _batches(pixels)])
         if self.one_label:
             return logits.argmax(dim=1).numpy() == labels.argmax(axis=1)
         return ((logits > 0).numpy() | (labels == 0)).all(axis=1)
@@ -81,6 +79,11 @@ class Classifier:
     def accuracy(self, images: ImageSet) -> float:
         """Share of images that show what their labels say."""
         return float(self.shows(images.pixels, images.labels).mean())
+
+
+def _batches(pixels: NDArray[np.uint8]) -> Iterator[Tensor]:
+    size = max(1, min(BATCH, BATCH_PIXELS // (pixels.shape[2] * pixels.shape[3])))
+    return (to_float(part) for part in torch.from_numpy(pixels).split(size))
 
 
 def train_classifier(

@@ -27,12 +27,12 @@ from ..learning.seeds import keyed_seed
 from ..nodes.runfolder import RunFolder
 from .arms import DEFAULT_METHOD, Arm, SplitRun, arms_of, method_of
 from .classifier import Classifier
-from .comparison import MOST_PAIRED, RESAMPLES, Figure, compare, share
+from .comparison import MOST_PAIRED, RESAMPLES, SAME_SHARE, Figure, compare, share
 from .energy import check_counters, energy_table
 from .features import STEPS, Extractor, choose, classifier_of
 from .generated import Generated
 from .manifolds import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS
-from .measured import load_measured
+from .measured import halves, load_measured
 from .mixing import Mix, mix_of, strata_of
 from .pooling import pooled
 from .quality import Features, Strata
@@ -87,6 +87,10 @@ class _Measured:
     strata: Strata
     shown: NDArray[np.bool_] | None
 
+    def take(self, rows: NDArray[np.int64]) -> _Measured:
+        """The same of these images."""
+        return _Measured(self.features[rows], self.strata[rows], None if self.shown is None else self.shown[rows])
+
 
 def evaluate(
     run: RunFolder,
@@ -110,12 +114,19 @@ def evaluate(
         raise UsageError(f"samples={samples}; distances need at least {FEWEST_HELD_OUT} images of an arm.")
     if energy:
         check_counters(device)  # before minutes of work, not after
-    config = run.read_config()
+    config, beside = run.read_config(), _names(against)
     sites = load_measured(config, listener)
-    _check_held_out(sites, run.path)
-    held_out = {name: site.held_out for name, site in sites.items()}
-    arms = [arm for folder in (run, *against) for arm in _arms(folder, run, sites, device)]
-    known, floors = _halves(sites)
+    _check_enough(sites, run.path)
+    # In another order, since folders come label by label and an arm may take the first of them.
+    order = np.random.default_rng(keyed_seed(seed, "held out") % 2**63)
+    held_out = {name: _some(site.held_out, len(site.held_out), order) for name, site in sites.items()}
+    arms = list(arms_of(run, held_out, device))
+    for name, folder in beside.items():
+        _check_same_images(folder, run, sites)
+        found = arms_of(folder, held_out, device)
+        arms += [Arm(f"{name}: {arm.name}", arm.generate, arm.meaning) for arm in found]
+    parts = {name: halves(site.train) for name, site in sites.items()}
+    known, floors = pooled({n: one for n, (one, _) in parts.items()}), {n: other for n, (_, other) in parts.items()}
     bar = listener.bar("classifier", STEPS)
     classifier = classifier_of(known, run.path / FOLDER, bar.advance)
     extractor = choose(features, weights, known, classifier, device)
@@ -133,45 +144,69 @@ def evaluate(
             made = arm.generate(name, mix.to_generate, keyed_seed(seed, "arm", str(number)) % 2**63)
             measured[arm.name][name] = judge.measure(mix.take(made))
             bar.advance(mix.to_generate)
-    groups = groups_of(config)
+    configs = {"": config, **{name: folder.read_config() for name, folder in beside.items()}}
+    groups = groups_of(*configs.values())
     bar = listener.bar("figures", len(groups) * len(measured))
     rows = []
     for of, names in groups.items():
         for arm_name, by_client in measured.items():
             rows.append(_row(of, arm_name, [by_client[n] for n in names], [references[n] for n in names], rng))
             bar.advance(1)
-    tables = [_table(rows, arms, extractor, classifier, held_out, groups)]
+    tables = [_table(rows, arms, extractor, classifier, held_out, groups, configs)]
     if method_of(run) == DEFAULT_METHOD:
         split = SplitRun(run, held_out, device)
         tables += [*work_tables(split, run), *([energy_table(split)] if energy else [])]
     return Evaluation(extractor.name, tuple(rows), tuple(tables))
 
 
-def groups_of(config: Config) -> dict[str, tuple[str, ...]]:
-    """Each client by itself, then clients that take over at one level together: mixed cuts are never pooled."""
-    groups = {name: (name,) for name in config.clients}
-    levels: dict[float, list[str]] = {}
-    for name, client in config.clients.items():
-        sigma = client.handover_sigma
-        level = next((one for one in levels if abs(one - sigma) <= SIGMA_SLACK * sigma), sigma)
-        levels.setdefault(level, []).append(name)
+def groups_of(*configs: Config) -> dict[str, tuple[str, ...]]:
+    """Each client by itself, then those that have one cut and take over at one level, in each of these runs: mixed cuts
+    are never pooled."""
+    groups = {name: (name,) for name in configs[0].clients}
+    levels: dict[tuple[float, ...], list[str]] = {}
+    for name in groups:
+        own = tuple(level for config in configs for level in _levels(config, name))
+        like = next((one for one in levels if np.allclose(one, own, rtol=SIGMA_SLACK, atol=0)), own)
+        levels.setdefault(like, []).append(name)
     return groups | {" + ".join(names): tuple(names) for names in levels.values() if len(names) > 1}
 
 
-def _check_held_out(sites: Mapping[str, SiteData], path: Path) -> None:
+def _levels(config: Config, client: str) -> tuple[float, float]:
+    """A client's cut, and where it takes over."""
+    settings = config.client(client)
+    return settings.cut.resolve().sigma, settings.handover_sigma
+
+
+def _names(against: Sequence[RunFolder]) -> dict[str, RunFolder]:
+    """The runs beside by what tables call them: their folder's name, or their whole path where two have one name.
+
+    Raises UsageError for a run that is named twice.
+    """
+    names = [folder.path.resolve().name for folder in against]
+    if len(set(names)) < len(names):
+        names = [str(folder.path) for folder in against]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"--against names {twice[0]} more than once; name each run once.")
+    return dict(zip(names, against, strict=True))
+
+
+def _check_enough(sites: Mapping[str, SiteData], path: Path) -> None:
+    """Raise DataError for a site whose held-out images, or whose floor, are too few to compare."""
     for name, site in sites.items():
         if len(site.held_out) < FEWEST_HELD_OUT:
             raise DataError(
                 f"{path}: {name} holds out {len(site.held_out)} images, at least {FEWEST_HELD_OUT} are needed to "
                 "compare with; train with data.held_out=0.1 or more."
             )
+        if len(site.train) < 2 * FEWEST_HELD_OUT:
+            raise DataError(
+                f"{path}: {name} trains on {len(site.train)} images, at least {2 * FEWEST_HELD_OUT} are needed, half "
+                "of them for the floor of real images; hold less out, or give it more images."
+            )
 
 
-def _arms(folder: RunFolder, main: RunFolder, sites: Mapping[str, SiteData], device: torch.device) -> list[Arm]:
-    """The arms of a run; one that stands beside the main one says its folder's name, and is over the same images."""
-    held_out = {name: site.held_out for name, site in sites.items()}
-    if folder == main:
-        return list(arms_of(folder, held_out, device))
+def _check_same_images(folder: RunFolder, main: RunFolder, sites: Mapping[str, SiteData]) -> None:
+    """Raise MismatchError unless a run beside the main one stands over the same images of each client."""
     theirs = load_measured(folder.read_config())
     for name, site in sites.items():
         same = name in theirs and all(
@@ -182,14 +217,6 @@ def _arms(folder: RunFolder, main: RunFolder, sites: Mapping[str, SiteData], dev
                 f"{folder.path} and {main.path} do not stand over the same images of client {name!r}; train both on "
                 "one data section and the same clients."
             )
-    found = arms_of(folder, held_out, device)
-    return [Arm(f"{folder.path.name}: {arm.name}", arm.generate, arm.meaning) for arm in found]
-
-
-def _halves(sites: Mapping[str, SiteData]) -> tuple[ImageSet, dict[str, ImageSet]]:
-    """Every second training image of each site: all together for the classifier, the others apart for the floor."""
-    known = {name: site.train.take(np.arange(0, len(site.train), 2)) for name, site in sites.items()}
-    return pooled(known), {name: site.train.take(np.arange(1, len(site.train), 2)) for name, site in sites.items()}
 
 
 def _some(images: ImageSet, count: int, rng: np.random.Generator) -> ImageSet:
@@ -215,10 +242,23 @@ class _Judge:
         return self.measure(all_of_them if mix is None else mix.take(all_of_them))
 
 
+def in_shares(parts: Sequence[_Measured], references: Sequence[_Measured]) -> list[_Measured]:
+    """Of each client as many images, evenly over its labels, as makes its share in a pool that of its reference."""
+    counts, wanted = (np.array([len(one.strata) for one in side], dtype=float) for side in (parts, references))
+    if np.allclose(counts / counts.sum(), wanted / wanted.sum(), atol=SAME_SHARE):
+        return list(parts)
+    kept = np.floor(wanted * (counts / wanted).min() + 1e-9).astype(int)
+    rows = [np.argsort(part.strata, kind="stable") for part in parts]
+    return [
+        part.take(order[np.linspace(0, len(order) - 1, count).round().astype(int)])
+        for part, order, count in zip(parts, rows, kept, strict=True)
+    ]
+
+
 def _row(
     of: str, arm: str, parts: Sequence[_Measured], references: Sequence[_Measured], rng: np.random.Generator
 ) -> Row:
-    sides = []
+    parts, sides = in_shares(parts, references), []
     for side in (parts, references):
         strata = np.concatenate([part.strata + MAX_NAMES * client for client, part in enumerate(side)])
         order = rng.permutation(len(strata))  # figures over pairs look at the first of them
@@ -238,6 +278,7 @@ def _table(
     classifier: Classifier | None,
     held_out: Mapping[str, ImageSet],
     groups: Mapping[str, tuple[str, ...]],
+    configs: Mapping[str, Config],
 ) -> Table:
     reads = (
         "" if classifier is None else f" It reads {classifier.accuracy(pooled(held_out)):.1%} of the held-out images."
@@ -252,6 +293,7 @@ def _table(
         f"± is one standard deviation over which images were drawn ({RESAMPLES} half-samples of both sides). Kernel "
         f"distance: cubic kernel, unbiased. Precision and recall reach to {PRECISION_NEIGHBOURS} neighbours, density "
         f"and coverage to {DENSITY_NEIGHBOURS}. Figures over pairs use at most {MOST_PAIRED} images of a side.",
+        *(f"{'Cuts' if not name else f'Cuts of {name}'}: {_cuts(config)}." for name, config in configs.items()),
         f"Pooled are clients of one cut only: {'; '.join(pools) or 'here no two clients have the same'}.",
         *(f"{arm.name}: {arm.meaning}." for arm in arms),
     )
@@ -261,6 +303,15 @@ def _table(
     return Table(
         "Quality against held-out images", ("of", "images by", "images", *COLUMNS.values()), tuple(cells), notes
     )
+
+
+def _cuts(config: Config) -> str:
+    """Where each client cuts, and where it takes over if that is another level."""
+    said = []
+    for name in config.clients:
+        cut, handover = _levels(config, name)
+        said.append(f"{name} {cut:.3g}" + (f" (takes over at {handover:.3g})" if handover > cut else ""))
+    return f"sigma {', '.join(said)}"
 
 
 def _cell(figure: Figure | None, name: str) -> str | None:

@@ -52,7 +52,7 @@ def choose(
     ``auto`` takes Inception where its weights are found and the images are not tiny, otherwise the classifier, whose
     features are scaled to a mean square of 1 over the known images. Raises UsageError for another name,
     RuntimeMissingError where a package or weights are not on this machine, DataError where there is no classifier,
-    since the images have no labels.
+    since no label tells the images apart.
     """
     if wanted not in CHOICES:
         raise UsageError(f"features {wanted!r} are not known; use one of {', '.join(CHOICES)}.")
@@ -67,8 +67,8 @@ def choose(
         return _clip(path, device)
     if classifier is None:
         raise DataError(
-            "the images have no labels, so that no classifier can be trained to compare them by; put standard weights "
-            "on this machine and ask for --features inception or clip."
+            "no label tells the images apart, so that no classifier can be trained to compare them by; put standard "
+            "weights on this machine and ask for --features inception or clip."
         )
     of = classifier.features
     scale = np.sqrt(np.square(of(known.pixels)).mean())
@@ -78,8 +78,9 @@ def choose(
 def classifier_of(
     images: ImageSet, folder: Path, advance: Callable[[int], None] = lambda count: None
 ) -> Classifier | None:
-    """A classifier trained on these images, or the one that an earlier call left in the folder; None without labels."""
-    if not images.label_names or not images.labels.any():
+    """A classifier trained on these images, or the one that an earlier call left in the folder; None where no label
+    tells any of them apart."""
+    if not images.label_names or (images.labels == images.labels[:1]).all():
         return None
     digest = digest_of_tensors(torch.from_numpy(images.pixels), torch.from_numpy(images.labels))
     path = folder / f"classifier-{digest[:16]}-{STEPS}.safetensors"

@@ -16,6 +16,9 @@ from ..data.imageset import ImageSet
 from .generated import Generated
 from .quality import Strata
 
+FEWEST_MIXED = 10
+"""Where one mix would leave fewer images, another mix is the lesser evil."""
+
 
 @dataclass(frozen=True)
 class Mix:
@@ -55,7 +58,7 @@ def mix_of(reference: ImageSet, floor: ImageSet, most: int) -> Mix:
     limit = min(most, int((floor.labels.sum(axis=0)[there] / shares[there]).min()))
     counts = np.floor(limit * shares + 1e-9).astype(int)
     by_label = {name: int(n) for name, n in zip(reference.label_names, counts, strict=True) if n > 0}
-    if not by_label:  # the floor lacks one of the labels
+    if sum(by_label.values()) < min(FEWEST_MIXED, most, len(floor)):  # the floor lacks one of the labels, or nearly
         return Mix(min(most, len(floor)), {})
     return Mix(sum(by_label.values()), by_label, len(reference.label_names))
 

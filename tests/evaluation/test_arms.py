@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -65,6 +67,21 @@ def test_true_noise_that_vanishes_leaves_the_held_out_images(split, monkeypatch)
     made, images = split.from_true_noise("north", count, 0), split.held_out["north"]
     assert (made.pixels[:-3] == to_uint8(images.x0())).all()
     assert (made.labels[-3:] == images.labels[:3]).all()
+
+
+def test_what_a_site_keeps_is_asked_for_by_no_arm(split, monkeypatch):
+    sites = split.server.sites
+    monkeypatch.setitem(sites, "north", replace(sites["north"], label_names=None))
+    asked, finish_all = [], arms.finish_all
+
+    def finish(denoiser, x, sigma, conditions, *rest):
+        asked.append(conditions)
+        return finish_all(denoiser, x, sigma, conditions, *rest)
+
+    monkeypatch.setattr(arms, "finish_all", finish)
+    for arm in split.arms():
+        assert arm.generate("north", 3, 0).labels is None, arm.name
+    assert len(asked) == 2 and all((one == [0, 0, 1]).all() for one in asked)  # "no condition", for both that finish
 
 
 def test_a_run_of_an_unknown_method_is_refused(digits_run, monkeypatch):

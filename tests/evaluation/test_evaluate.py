@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from collafuse.config import from_mapping
 from collafuse.core.errors import DataError, MismatchError, UsageError
 from collafuse.evaluation import arms, features
 from collafuse.evaluation.arms import Arm
-from collafuse.evaluation.evaluate import FLOOR, evaluate, groups_of
+from collafuse.evaluation.evaluate import FLOOR, _Measured, _names, evaluate, groups_of, in_shares
 from collafuse.evaluation.generated import Generated
 from collafuse.nodes.runfolder import RunFolder
 from tests.evaluation.conftest import SETTINGS, train
@@ -92,10 +93,46 @@ def test_a_run_over_other_images_cannot_stand_beside(digits_run, tmp_path):
         evaluate(digits_run, [other], samples=40, device=CPU)
 
 
+def test_the_table_says_where_each_client_of_each_run_cuts(found):
+    assert "Cuts: sigma north 0.5, east 0.5, south 1.5." in found.tables[0].notes
+
+
+def test_runs_beside_that_have_one_name_are_told_apart_by_their_paths(tmp_path):
+    one, two, other = (RunFolder(tmp_path / path) for path in ("a/run", "b/run", "b/other"))
+    assert list(_names([one, other])) == ["run", "other"]
+    assert list(_names([one, two])) == [str(one.path), str(two.path)]
+    with pytest.raises(UsageError, match="more than once"):
+        _names([one, one])
+
+
+def _made(clients: dict[str, tuple[int, ...]]) -> list[_Measured]:
+    """So many images of each label of each client, label by label; a feature is the client's number."""
+    return [
+        _Measured(np.full((sum(counts), 1), float(i)), np.repeat(np.arange(len(counts)), counts), None)
+        for i, counts in enumerate(clients.values())
+    ]
+
+
+def test_clients_have_the_share_of_a_pool_that_they_have_of_its_reference():
+    references = _made({"large": (500, 500), "small": (50, 50)})
+    large, small = in_shares(_made({"large": (600, 200), "small": (240, 240)}), references)
+    assert (len(large.strata), len(small.strata)) == (800, 80)
+    assert np.bincount(small.strata).tolist() == [40, 40] and np.bincount(large.strata).tolist() == [600, 200]
+    alike = _made({"large": (500, 500), "small": (49, 50)})
+    assert in_shares(alike, references) == alike
+
+
 def test_a_run_that_holds_nothing_out_is_told_to(tmp_path):
     run = RunFolder(tmp_path)
     run.write_config(train_config(held_out=0.0))
     with pytest.raises(DataError, match=r"north holds out 0 images.*data\.held_out"):
+        evaluate(run, samples=40, device=CPU)
+
+
+def test_a_site_with_too_few_images_for_a_floor_is_refused(tmp_path):
+    run = RunFolder(tmp_path)
+    run.write_config(train_config(held_out=0.95))
+    with pytest.raises(DataError, match=r"trains on \d+ images, at least 20 are needed, half of them for the floor"):
         evaluate(run, samples=40, device=CPU)
 
 
@@ -113,7 +150,21 @@ def test_only_clients_that_take_over_at_one_level_are_pooled():
     }
 
 
-def train_config(**data):
-    from collafuse.config import from_mapping
+def test_clients_that_cut_apart_in_another_run_of_the_table_are_not_pooled_in_it():
+    assert "north + east" not in groups_of(train_config(), _with_clients({"east": {"cut": {"sigma": 1.0}}}))
+    assert "north + east" in groups_of(train_config(), train_config(), train_config())
 
+
+def test_one_level_of_handover_does_not_make_two_cuts_one():
+    apart = _with_clients({"north": {"handover": 2.0}, "east": {"cut": {"sigma": 1.0}}})
+    assert apart.client("north").handover_sigma == apart.client("east").handover_sigma
+    assert "north + east" not in groups_of(apart)
+
+
+def _with_clients(changes):
+    clients = SETTINGS["clients"]
+    return from_mapping(SETTINGS | {"clients": {n: one | changes.get(n, {}) for n, one in clients.items()}})
+
+
+def train_config(**data):
     return from_mapping(SETTINGS | {"data": SETTINGS["data"] | data})

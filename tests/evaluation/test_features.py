@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from collafuse.core.errors import DataError, FileFormatError, RuntimeMissingError, UsageError
+from collafuse.evaluation import classifier as classifiers
 from collafuse.evaluation import features
 from collafuse.evaluation.classifier import train_classifier
 from collafuse.evaluation.features import choose, classifier_of
@@ -49,8 +50,23 @@ def test_a_classifier_of_other_images_under_this_name_is_refused(tmp_path):
 
 def test_images_without_labels_have_no_classifier(tmp_path):
     assert classifier_of(image_set(8, ()), tmp_path) is None
-    with pytest.raises(DataError, match="no labels"):
+    with pytest.raises(DataError, match="no label tells the images apart"):
         choose("classifier", None, IMAGES, None, CPU)
+
+
+def test_a_label_that_every_image_has_teaches_a_classifier_nothing(tmp_path):
+    assert classifier_of(image_set(8, ("a",)), tmp_path) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_large_images_are_read_a_few_at_a_time(monkeypatch):
+    made, read = train_classifier(IMAGES, steps=3), []
+    whole = made.features(IMAGES.pixels)
+    monkeypatch.setattr(classifiers, "BATCH_PIXELS", 5 * 8 * 8)
+    forward = made.network.features.forward
+    monkeypatch.setattr(made.network.features, "forward", lambda x: read.append(len(x)) or forward(x))
+    assert made.features(IMAGES.pixels) == pytest.approx(whole, abs=1e-5)
+    assert read == [5, 5, 5, 5, 4]
 
 
 def test_the_classifiers_features_have_a_mean_square_of_one():

@@ -11,9 +11,9 @@ from collafuse.core.rows import FileRows
 from collafuse.data.dealing import SiteData, load_sites
 from collafuse.data.listening import Unheard
 from collafuse.evaluation import measured, report
-from collafuse.evaluation.measured import load_measured
+from collafuse.evaluation.measured import halves, load_measured
 from collafuse.evaluation.report import write_page
-from tests.tiny import CPU
+from tests.tiny import CPU, image_set
 
 
 class Heard(Unheard):
@@ -48,6 +48,14 @@ def test_sets_that_lie_in_files_are_measured_as_if_they_did_not(digits_run, in_f
     for name, site in load_measured(config).items():
         for mine, theirs in zip(site.parts, load_sites(config)[name].parts, strict=True):
             assert type(mine.pixels) is np.ndarray and np.array_equal(mine.pixels, theirs.pixels)
+
+
+def test_halves_have_half_of_each_label_even_where_labels_take_turns():
+    images = image_set(21, ("a", "b"))
+    one, other = halves(images)
+    assert one.labels.sum(axis=0).tolist() == [6, 5] and other.labels.sum(axis=0).tolist() == [5, 5]
+    assert not set(map(bytes, one.digests)) & set(map(bytes, other.digests))
+    assert [len(half) for half in halves(image_set(5, ()))] == [3, 2]
 
 
 def test_a_page_of_them_shows_the_same_pictures(digits_run, in_files, monkeypatch):

@@ -49,6 +49,11 @@ def test_a_floor_that_lacks_a_label_leaves_the_mix_as_it_comes():
     assert (mix.by_label, mix.count, mix.to_generate) == ({}, 20, 20)
 
 
+def test_a_floor_that_nearly_lacks_a_label_does_not_leave_a_handful_of_images():
+    mix = mix_of(labelled((20, 20)), labelled((60, 2)), most=1000)
+    assert (mix.by_label, mix.count) == ({}, 62)
+
+
 def test_several_labels_of_one_image_are_no_stratum():
     assert strata_of(np.array([[1, 1], [0, 1]], dtype=np.uint8), 2).tolist() == [0, 0]
     assert strata_of(np.array([[1, 0], [0, 1]], dtype=np.uint8), 2).tolist() == [0, 1]
