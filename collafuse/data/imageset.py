@@ -76,7 +76,12 @@ class ImageSet:
 
     def x0(self) -> NDArray[np.float32]:
         """float32 [N, C, H, W] in [-1, 1]."""
-        return np.asarray(self.pixels).astype(np.float32) / np.float32(127.5) - np.float32(1)
+        return x0_of(np.asarray(self.pixels))
+
+
+def x0_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Grey levels as float32 in [-1, 1]."""
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def digests_of(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from PIL import Image
 from edge_client.finisher import Finisher
 from edge_client.pictures import labelled_table, to_image
 
-from ..core.conditioning import ConditionSpace, one_label_each
+from ..core.conditioning import Conditions, one_label_each, translate_labels
 from ..core.errors import CollaFuseError
 from ..core.noise import Cut
 from ..core.pictures import contact_sheet, to_uint8
+from ..data.imageset import ImageSet, x0_of
 from ..data.listening import UNHEARD, Listener
 from ..learning.seeds import keyed_seed
 from ..nodes.runfolder import RunFolder
@@ -33,11 +35,13 @@ from .attacks.memorisation import Nearest, Repeated, nearest_images, repeated_no
 from .attacks.reconstruction import Features, Reconstruction, compare, wiener
 from .attacks.reidentification import COPIES, GALLERY, reidentified, reidentified_at
 from .features import classifier_of
+from .measured import some
 from .pooling import pooled
 from .tables import FOLDER, Table
-from .whole_run import WholeRun, asked, conditions_of, gallery_of, some
+from .whole_run import WholeRun, asked, conditions_of, gallery_of
 
-MOST_RECONSTRUCTED = 256
+MOST_RECONSTRUCTED, FEWEST_RECONSTRUCTED = 256, 4
+"""Images of a site that are reconstructed, with at least as many others to know the kind from."""
 MOST_KNOWN = 5_000
 """Images that an attacker has of the same kind, at most."""
 MOST_MEMBERS = 500
@@ -99,7 +103,7 @@ def audit(folder: RunFolder, device: torch.device, *, seed: int = 0, listener: L
     bar = listener.bar("audit", len(run.sites) + 1)
     for name in run.sites:
         rng = np.random.default_rng(keyed_seed(seed, "audit", name))
-        site, pictures = _audit_site(run, name, features, rng)
+        site, pictures = _audit_site(run, name, features, rng, seed)
         sites.append(site)
         rows.append(pictures)
         bar.advance(1)
@@ -109,7 +113,7 @@ def audit(folder: RunFolder, device: torch.device, *, seed: int = 0, listener: L
 
 
 def _audit_site(
-    run: WholeRun, name: str, features: Features | None, rng: np.random.Generator
+    run: WholeRun, name: str, features: Features | None, rng: np.random.Generator, seed: int
 ) -> tuple[SiteAudit, dict[str, NDArray[np.floating]]]:
     exposure = expose(name, run.sites[name].train, run.sites[name].held_out, run.releases[name])
     promises = tuple(broken_promises(exposure, rng))
@@ -121,9 +125,11 @@ def _audit_site(
     shares = {1: reidentified(z[attacked], np.arange(len(attacked)), gallery)}
     for copies in COPIES[1:]:
         shares[copies] = reidentified_at(gallery, len(attacked), exposure.sigma, rng, copies)
-    reconstructions, pictures = _reconstruct(run, exposure, z, features, rng)
+    reconstructions, pictures = [], {}
+    if len(images) >= 2 * FEWEST_RECONSTRUCTED:
+        reconstructions, pictures = _reconstruct(run, exposure, z, features, rng)
     asked_about = [infer(x0, z, answers, exposure.sigma, what, rng) for what, answers in questions(images)]
-    nearest, repeated = _memorised(run, exposure, stored)
+    nearest, repeated = _memorised(run, exposure, stored, seed)
     site = SiteAudit(
         exposure,
         promises,
@@ -146,14 +152,18 @@ def _reconstruct(
     images, rest = exposure.images.take(rows), np.setdiff1d(np.arange(len(exposure.images)), rows)
     known = pooled({"own": exposure.images.take(rest[:MOST_KNOWN]), "held out": exposure.held_out})
     grouped = exposure.labels_shared and one_label_each(exposure.images.labels)
-    groups, known_groups = (i.labels.argmax(axis=1) if grouped else np.zeros(len(i), np.int64) for i in (images, known))
+    names = known.label_names  # in another order than the site's own
+    groups, known_groups = (
+        translate_labels(i.labels, i.label_names, names).argmax(axis=1) if grouped else np.zeros(len(i), np.int64)
+        for i in (images, known)
+    )
     noisy, sigma = z[rows].astype(np.float32), exposure.sigma
     estimate, mean = wiener(noisy, sigma, known.x0(), known_groups, groups)
     estimates = {"Wiener filter": estimate}
     server, model = run.server.model, run.models.get(exposure.name)
     level = max(sigma, Cut(server.sigma_low).lowest_trained)
-    labels = conditions_of(images, server.space)
-    estimates["server's denoiser"] = asked(server, run.device)(noisy, level, labels)
+    told = run.told(exposure.name, images)
+    estimates["server's denoiser"] = asked(server, run.device)(noisy, level, told)
     if model is not None:
         labels = conditions_of(images, model.space)
         estimates["client's denoiser"] = asked(model, run.device)(noisy, sigma, labels)
@@ -162,14 +172,14 @@ def _reconstruct(
     return compare(images.x0(), estimates, mean, features), {k: v[step] for k, v in pictures.items()}
 
 
-def _memorised(run: WholeRun, exposure: Exposure, stored: bool) -> tuple[Nearest | None, Repeated | None]:
+def _memorised(run: WholeRun, exposure: Exposure, stored: bool, seed: int) -> tuple[Nearest | None, Repeated | None]:
     """What the client's finished images and the server's intermediates repeat."""
     if exposure.name not in run.models:
         return None, None
-    delivered, finished = run.generate(exposure.name, GENERATED, seed=0)
+    delivered, finished = run.generate(exposure.name, GENERATED, seed)
     nearest = None
-    if len(exposure.held_out) >= FEWEST_OTHERS:
-        generated = finished.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+    if len(exposure.held_out) >= FEWEST_OTHERS and len(exposure.images) > 1:
+        generated = x0_of(finished.transpose(0, 3, 1, 2))
         nearest = nearest_images(generated, exposure.images.x0(), exposure.held_out.x0())
     at_release = stored and run.server.handover_sigma(exposure.name) <= exposure.sigma * 1.0001
     return nearest, repeated_noise(delivered, exposure.z, exposure.images.x0()) if at_release else None
@@ -186,12 +196,12 @@ def _memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[
         for name in asked_about:
             lowest = Cut(run.releases[name][0].sigma_cut).lowest_trained
             levels = levels_between(lowest, max(HIGHEST_ASKED, 2 * lowest))
-            parts.append(_scored(run, name, asked(server, run.device), server.space, levels, seed))
+            parts.append(_scored(run, name, asked(server, run.device), partial(run.told, name), levels, seed))
         found["server"] = told_apart(*(np.concatenate(scored) for scored in zip(*parts, strict=True)))
     for name in (name for name in asked_about if name in run.models):
         model = run.models[name]
         levels = levels_between(LOWEST_ASKED, model.sigma_high)
-        scored = _scored(run, name, asked(model, run.device), model.space, levels, seed)
+        scored = _scored(run, name, asked(model, run.device), partial(conditions_of, space=model.space), levels, seed)
         found[f"client {name}"] = told_apart(*scored)
     for path in sorted(run.folder.path.glob("*.onnx")):
         try:
@@ -202,19 +212,28 @@ def _memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[
         info = finisher.bundle.info
         if info.client in asked_about:
             levels = levels_between(max(LOWEST_ASKED, info.sigma_min), info.sigma_max)
-            scored = _scored(run, info.client, finisher.model, info.space, levels, seed)
+            knows = partial(conditions_of, space=info.space)
+            scored = _scored(run, info.client, finisher.model, knows, levels, seed)
             found[f"bundle {path.name}"] = told_apart(*scored)
     return found
 
 
 def _scored(
-    run: WholeRun, name: str, denoise: Denoise, space: ConditionSpace, levels: list[float], seed: int
+    run: WholeRun,
+    name: str,
+    denoise: Denoise,
+    knows: Callable[[ImageSet], Conditions],
+    levels: list[float],
+    seed: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scores of a site's training images and of its held-out ones, under the same noise whichever model is asked."""
+    """Scores of a site's training images and of its held-out ones, under the same noise whichever model is asked.
+
+    knows: what the model is told of images.
+    """
     rng = np.random.default_rng(keyed_seed(seed, "membership", name))
     members, others = (part.take(some(len(part), MOST_MEMBERS, rng)) for part in run.sites[name].parts)
     both = np.concatenate([members.x0(), others.x0()])
-    conditions = np.concatenate([conditions_of(part, space) for part in (members, others)])
+    conditions = np.concatenate([knows(part) for part in (members, others)])
     found = scores(denoise, both, conditions, levels, rng)
     return found[: len(members)], found[len(members) :]
 
@@ -231,15 +250,10 @@ def _features(run: WholeRun) -> Features | None:
 
 
 def _picture(names: list[str], rows: list[dict[str, NDArray[np.floating]]]) -> Image.Image:
-    """Rows: original, release, each estimate. Columns: sites."""
-    kinds = list(dict.fromkeys(kind for row in rows for kind in row))
-    sheets = [
-        [
-            to_image(contact_sheet(to_uint8(row.get(kind, row["original"] * 0 + 1)), columns=SHOWN, width=460))
-            for row in rows
-        ]
-        for kind in kinds
-    ]
+    """Rows: original, release, each estimate. Columns: sites; white where there is none."""
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row)) or ["original"]
+    like = next((row["original"] for row in rows if row), np.ones((1, 1, 8, 8)))
+    sheets = [[_sheet(row.get(kind, np.ones_like(like))) for row in rows] for kind in kinds]
     return labelled_table(sheets, kinds, names)
 
 

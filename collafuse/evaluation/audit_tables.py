@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from ..core.noise import Cut
 from .accounting import DELTA, Guarantee, release_guarantee
-from .attacks.exposure import measured_sigma
+from .attacks.attributes import MOST_ATTRIBUTES
+from .attacks.exposure import MOST_ATTACKED, NOT_ASKED, Exposure, measured_sigma
 from .attacks.reidentification import COPIES
 from .tables import Table
 
@@ -58,16 +59,19 @@ def verdict(site: SiteAudit) -> str:
         f"which image it is: who holds a release and {site.gallery} candidates picks the right one in "
         f"{share.value:.0%} of cases (guessing: {share.chance:.1%})"
     )
-    best = max(site.reconstructions, key=lambda one: one.gain_db)
-    looks = (
-        f"what an image looks like: the best estimate ({best.name}) is {best.gain_db:.1f} dB nearer to it than the "
-        f"mean image (PSNR {best.psnr_db:.1f} dB, SSIM {best.ssim:.2f})"
-    )
-    (does_not if best.alarm else holds).append(looks if best.alarm else "no estimate comes nearer than the mean image")
+    if site.reconstructions:
+        best = max(site.reconstructions, key=lambda one: one.gain_db)
+        looks = (
+            f"what an image looks like: the best estimate ({best.name}) is {best.gain_db:.1f} dB nearer to it than the "
+            f"mean image (PSNR {best.psnr_db:.1f} dB, SSIM {best.ssim:.2f})"
+        )
+        no_nearer = "no estimate comes nearer than the mean image"
+        (does_not if best.alarm else holds).append(looks if best.alarm else no_nearer)
+    does_not += _sent_beside(exposure)
     for one in sorted(site.inferences, key=lambda i: i.chance - i.accuracy)[:3]:
         (does_not if one.alarm else holds).append(
-            f"what it shows ({one.what}): read in {one.accuracy:.0%} of cases (guessing: {one.chance:.0%}, from clean "
-            f"images: {one.clean:.0%})"
+            f"what its pixels show ({one.what}): read in {one.accuracy:.0%} of cases (guessing: {one.chance:.0%}, from "
+            f"clean images: {one.clean:.0%})"
         )
     guarantee = _guarantee(site)
     formal = (
@@ -77,10 +81,22 @@ def verdict(site: SiteAudit) -> str:
         "of images would be recognised."
     )
     parts = [f"{exposure.name}, cut at {Cut(exposure.sigma).describe()}."]
+    if exposure.whole is not None:
+        parts.append(f"Of {exposure.different} images {len(exposure.images)} were attacked.")
     parts.append(f"Not protected: {'; '.join(does_not)}." if does_not else "No attack here beats guessing.")
     if holds and does_not:
         parts.append(f"No better than guessing: {'; '.join(holds)}.")
     return " ".join([*parts, formal])
+
+
+def _sent_beside(exposure: Exposure) -> list[str]:
+    """What needs no attack, since it lies in the release in clear, whatever the cut."""
+    found = []
+    if exposure.labels_shared and exposure.images.label_names:
+        found.append("its labels, which are sent as they are (share_labels)")
+    if exposure.text_shared:
+        found.append("its captions, whose numbers can be read back (share_text)")
+    return found
 
 
 def _guarantee(site: SiteAudit, releases: int = 1) -> Guarantee:
@@ -96,8 +112,9 @@ def _promises(audit: Audit) -> Table:
         rows.append(
             (
                 exposure.name,
+                exposure.releases,
+                exposure.different,
                 len(exposure.z),
-                len(exposure.images),
                 exposure.sigma,
                 f"{sigma:.4g} ± {1.96 * error:.2g}",
                 "ALARM: " + " ".join(broken) if broken else "kept",
@@ -107,11 +124,20 @@ def _promises(audit: Audit) -> Table:
         "client",
         "releases",
         "different images",
+        "releases looked at",
         "sigma stated",
         "sigma measured",
         "one copy each, as noisy as stated",
     )
-    return Table("What the server received", columns, tuple(rows))
+    notes = []
+    if parts := [site.exposure.name for site in audit.sites if site.exposure.whole is not None]:
+        notes.append(
+            f"Of {', '.join(parts)} a part was attacked, here and in every table below: tests look at all pairs, and "
+            f"of a site at most {MOST_ATTACKED:,} images, of large images fewer. What is wrong with few images may be "
+            "among the rest."
+        )
+    notes += [f"{s.exposure.name}: {f.says}" for s in audit.sites for f in s.promises if f.attack == NOT_ASKED]
+    return Table("What the server received", columns, tuple(rows), tuple(notes))
 
 
 def _reidentification(audit: Audit) -> Table:
@@ -167,7 +193,7 @@ def _reconstruction(audit: Audit) -> Table:
     notes = (
         "The Wiener filter knows mean and covariance of other images of the site, per label where labels are shared.",
         "A server has its own denoiser; the client's is what a bundle in the wrong hands adds.",
-        "Feature similarity: cosine, by a classifier trained on all sites' images. Look at reconstruction.png too.",
+        "Feature similarity: cosine, by a classifier trained on half of the sites' images. See reconstruction.png too.",
     )
     return Table("Reconstruction: what does the image look like?", columns, rows, notes)
 
@@ -190,9 +216,20 @@ def _attributes(audit: Audit) -> Table:
     columns = ("client", "cut (sigma)", "what", "classes", "images", "from releases", "from clean images", "guessing")
     notes = (
         "Balanced accuracy of an attacker who knows half of the site's images and their labels, on the other half. "
-        + INTERVALS,
+        f"{INTERVALS} Of a site's attributes the first {MOST_ATTRIBUTES} are asked about.",
+        *_shared_anyway(audit),
     )
     return Table("Attribute inference: what does a release tell?", columns, rows, notes)
+
+
+def _shared_anyway(audit: Audit) -> list[str]:
+    names = [s.exposure.name for s in audit.sites if s.exposure.labels_shared and s.inferences]
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)}: labels are sent beside the pixels, so the server knows them without any attack; the "
+        "figures say what it would know if they were kept (share_labels: false)."
+    ]
 
 
 def _membership(audit: Audit) -> Table:
@@ -267,6 +304,7 @@ def _guarantees(audit: Audit) -> Table:
     notes = (
         "The Gaussian mechanism on pixels in [-1, 1], one image replaced by another. At useful cuts in pixel space "
         "these figures are large: they do not promise privacy. What protects in practice is what the attacks above "
-        "fail at, and only against attackers as strong as these.",
+        "fail at, and only against attackers as strong as these. Labels and text that are sent beside the pixels have "
+        "no guarantee.",
     )
     return Table("Formal guarantee of a release", columns, tuple(rows), notes)

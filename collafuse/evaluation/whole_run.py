@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from ..core.pairing import conditions_for
 from ..core.pictures import Pixels
 from ..core.release import Release
 from ..data.dealing import SiteData, load_sites
-from ..data.imageset import ImageSet
+from ..data.imageset import ImageSet, x0_of
 from ..data.listening import UNHEARD, Listener
 from ..learning.weights import TrainedModel, load
 from ..nodes.client import finish_all
@@ -25,6 +25,7 @@ from ..nodes.sites import read_releases
 from .attacks.exposure import Exposure
 from .attacks.membership import Denoise
 from .attacks.reidentification import GALLERY
+from .measured import halves, measured
 from .pooling import pooled
 
 BATCH = 256
@@ -32,11 +33,14 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class WholeRun:
-    """A trained run. models: of the clients that were trained, by name; releases: what the server has of each site."""
+    """A trained run. sites: their images, of which a large set may lie in files; measured: those that measurements look
+    at, see :mod:`.measured`. models: of the clients that were trained, by name; releases: what the server has of each
+    site."""
 
     folder: RunFolder
     config: Config
     sites: dict[str, SiteData]
+    measured: dict[str, SiteData]
     releases: dict[str, list[Release]]
     server: Server
     models: dict[str, TrainedModel]
@@ -46,9 +50,10 @@ class WholeRun:
     def open(cls, folder: RunFolder, device: torch.device, listener: Listener = UNHEARD) -> WholeRun:
         """Everything of a run of ``train`` or ``demo``, whose data lies where it lay.
 
-        Raises DataError for a folder that holds one node alone, UsageError for a server of statistics, FileFormatError
-        for what is damaged or not trained.
+        Raises DataError for a folder that holds one node alone, RefusedError for a baseline, UsageError for a server of
+        statistics, FileFormatError for what is damaged or not trained.
         """
+        folder.refuse_baseline("an audit or a plan")
         if not (folder.path / CONFIG).is_file() and (folder.path / "server").is_dir():
             raise DataError(
                 f"{folder.path} holds a server without its sites' images; what a server learns can only be measured "
@@ -67,11 +72,20 @@ class WholeRun:
         found = read_releases(folder.server.releases, accept_simulated=True)
         names = [name for name in sites if name in found]
         models = {n: load(folder.client(n).weights, "client") for n in names if folder.client(n).weights.is_file()}
-        return cls(folder, config, {n: sites[n] for n in names}, found, server, models, device)
+        looked_at = {n: measured(n, sites[n], listener) for n in names}
+        return cls(folder, config, {n: sites[n] for n in names}, looked_at, found, server, models, device)
 
     def known(self) -> ImageSet:
-        """Every second training image of each site, all together: what the measurements' classifier learns from."""
-        return pooled({n: site.train.take(np.arange(0, len(site.train), 2)) for n, site in self.sites.items()})
+        """Half of the training images of each site, all together: what the measurements' classifier learns from."""
+        return pooled({n: halves(site.train)[0] for n, site in self.measured.items()})
+
+    def told(self, client: str, images: ImageSet) -> Conditions:
+        """What the server was told that a site's images show: what the site keeps is no condition to it."""
+        site, space = self.server.site(client), self.server.model.space
+        text = images.text if site.text and space.text is not None else None
+        if site.label_names is None:
+            return space.conditions(len(images), None, None if text is None else text.rows)
+        return conditions_of(replace(images, text=text), space)
 
     def generate(self, client: str, count: int, seed: int) -> tuple[NDArray[np.float32], Pixels]:
         """What the server delivers to a client, x [N, C, H, W], and what the client makes of it, uint8 [N, H, W, C]."""
@@ -121,15 +135,17 @@ def conditions_of(images: ImageSet, space: ConditionSpace) -> Conditions:
     return conditions
 
 
-def some(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """At most so many rows of count, in their order."""
-    return np.sort(rng.choice(count, min(count, most), replace=False))
-
-
 def gallery_of(run: WholeRun, exposure: Exposure, attacked: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The attacked images, then as many others of the same size as make a gallery: the site's own first."""
-    others = [exposure.images.x0()[np.setdiff1d(np.arange(len(exposure.images)), attacked)], exposure.held_out.x0()]
-    others += [part.x0() for name, site in run.sites.items() if name != exposure.name for part in site.parts]
-    everything = np.concatenate([exposure.images.x0()[attacked], *others])
-    _, first = np.unique(everything.reshape(len(everything), -1), axis=0, return_index=True)
-    return everything[np.union1d(np.arange(len(attacked)), np.sort(first))][:GALLERY]
+    """The attacked images, then as many others of the same size as make a gallery, each once: the site's own first."""
+    images, others = exposure.images, np.setdiff1d(np.arange(len(exposure.images)), attacked)
+    sources = [images.take(others), exposure.held_out]
+    sources += [part for name, site in run.measured.items() if name != exposure.name for part in site.parts]
+    gallery = list(images.take(attacked).pixels)
+    seen = {one.tobytes() for one in gallery}
+    for one in (one for source in sources for one in source.pixels):
+        if len(gallery) >= GALLERY:
+            break
+        if one.tobytes() not in seen:
+            seen.add(one.tobytes())
+            gallery.append(one)
+    return x0_of(np.stack(gallery))

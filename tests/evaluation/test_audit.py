@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,15 @@ import pytest
 
 from collafuse.core import release as releases
 from collafuse.core.atomic import write_bytes
-from collafuse.core.errors import DataError, UsageError
+from collafuse.core.errors import DataError, RefusedError, UsageError
 from collafuse.core.noise import system_noise
-from collafuse.data.dealing import load_sites
+from collafuse.data.dealing import SiteData, load_sites
 from collafuse.evaluation import audit as audits
-from collafuse.evaluation import features
+from collafuse.evaluation import features, whole_run
+from collafuse.evaluation.attacks import exposure as exposures
+from collafuse.evaluation.attacks.exposure import expose
+from collafuse.evaluation.audit_tables import verdict as verdict_of
+from collafuse.evaluation.whole_run import WholeRun, conditions_of
 from collafuse.nodes.runfolder import RunFolder
 from tests.tiny import CPU
 
@@ -67,6 +72,70 @@ def test_an_honest_run_has_figures_for_every_site_and_no_alarm(honest):
     assert titles[1:5] == ["Re-identification", "Reconstruction", "Attribute inference", "Membership inference"]
 
 
+def test_labels_that_are_sent_are_not_called_protected(honest):
+    """Whatever the cut: they lie in the file as they are."""
+    for site, verdict in zip(honest.sites, honest.verdict, strict=True):
+        protected = verdict.partition("No better than guessing")[0]
+        assert "its labels, which are sent as they are" in protected
+        silent = replace(site, exposure=replace(site.exposure, labels_shared=False))
+        assert "sent as they are" not in verdict_of(silent)
+        told = replace(site, exposure=replace(site.exposure, text_shared=True))
+        assert "its captions, whose numbers can be read back" in verdict_of(told)
+
+
+def test_the_server_is_asked_with_what_it_was_told(digits_run, monkeypatch):
+    run = WholeRun.open(digits_run, CPU)
+    images, space = run.sites["north"].train, run.server.model.space
+    assert np.array_equal(run.told("north", images), conditions_of(images, space))
+    monkeypatch.setitem(run.server.sites, "north", replace(run.server.sites["north"], label_names=None))
+    assert np.array_equal(run.told("north", images), space.conditions(len(images), None))
+
+
+def test_a_sites_own_order_of_labels_changes_no_reconstruction(digits_run):
+    run = WholeRun.open(digits_run, CPU)
+    site = run.sites["north"]
+    exposure = expose("north", site.train, site.held_out, run.releases["north"])
+    turned = replace(
+        exposure, images=site.train.with_labels(("1", "0")), held_out=site.held_out.with_labels(("1", "0"))
+    )
+    found, again = (
+        audits._reconstruct(run, one, one.z, None, np.random.default_rng(0))[0][0] for one in (exposure, turned)
+    )
+    assert found.name == "Wiener filter" and found == again
+
+
+def test_a_part_of_a_large_site_is_attacked_and_said_and_a_site_of_three_images_is_no_obstacle(digits_run, monkeypatch):
+    def load(config, listener):
+        sites = load_sites(config)
+        few = SiteData(sites["north"].train.take(np.arange(3)), sites["north"].held_out.take(np.arange(0)))
+        return {"north": few, "east": sites["east"]}
+
+    monkeypatch.setattr(whole_run, "load_sites", load)
+    for name, value in {"MOST_ATTACKED": 80, "FEWEST_ATTACKED": 80}.items():
+        monkeypatch.setattr(exposures, name, value)
+    found = _audit(digits_run.path)
+    north, east = found.sites
+    assert north.reconstructions == () and len(east.exposure.z) == 80 and east.from_stored
+    received = found.tables[0]
+    columns = dict(zip(received.columns, received.rows[1], strict=True))
+    whole = len(load_sites(digits_run.read_config())["east"].train)
+    assert (columns["releases"], columns["releases looked at"]) == (whole, 80)
+    assert f"Of {whole} images 80 were attacked." in found.verdict[1]
+    assert any(note.startswith("Of north, east a part was attacked") for note in received.notes)
+    assert {alarm.partition(":")[0] for alarm in found.alarms} == {"north"}  # more releases than images
+
+
+def test_a_gallery_holds_the_attacked_first_and_each_image_once(digits_run):
+    run = WholeRun.open(digits_run, CPU)
+    site = run.sites["north"]
+    exposure = expose("north", site.train, site.held_out, run.releases["north"])
+    twice = replace(exposure, held_out=exposure.images)  # all of them again
+    gallery = whole_run.gallery_of(run, twice, np.arange(5, 25))
+    assert np.array_equal(gallery[:20], exposure.images.x0()[5:25])
+    flat = gallery.reshape(len(gallery), -1)
+    assert len(gallery) == whole_run.GALLERY and len(np.unique(flat, axis=0)) == len(gallery)
+
+
 def test_a_verdict_says_what_the_cut_does_not_protect(honest):
     verdict = honest.verdict[0]
     assert "north, cut at sigma 0.5" in verdict and "Not protected: which image it is" in verdict
@@ -92,6 +161,13 @@ def test_a_sites_figures_do_not_depend_on_the_others_and_are_the_same_again(hone
 def test_a_server_of_statistics_is_told_what_says_what_it_received(statistics_run):
     with pytest.raises(UsageError, match="adds up statistics: no image was released.*collafuse inspect"):
         audits.audit(statistics_run, CPU)
+
+
+def test_a_baseline_is_told_that_it_is_none_to_audit(digits_run, tmp_path):
+    (tmp_path / "run" / "models").mkdir(parents=True)
+    RunFolder(tmp_path / "run").write_config(digits_run.read_config().model_copy(update={"method": "local"}))
+    with pytest.raises(RefusedError, match="baseline 'local'.* an audit or a plan needs a run of collafuse"):
+        audits.audit(RunFolder(tmp_path / "run"), CPU)
 
 
 def test_a_server_alone_is_told_why_it_cannot_be_audited(digits_run, tmp_path):

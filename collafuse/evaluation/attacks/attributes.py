@@ -83,8 +83,13 @@ def infer(
         return None
     known, attacked = (half[np.isin(answers[half], classes)] for half in (known, attacked))
     flat, noisy = x0.reshape(len(x0), -1), z.reshape(len(z), -1)
-    reading = _read(flat[known], answers[known], noisy[attacked], sigma, rng)
-    clean = _read(flat[known], answers[known], flat[attacked], 0.0, rng)
+    prior = GaussianPrior.fit(flat[known])
+    along, of_known = _strongest(prior, len(known)), answers[known]
+    mine, theirs, as_released = (
+        (rows - prior.mean) @ along.T for rows in (flat[known], flat[attacked], noisy[attacked])
+    )
+    reading = _read(mine, of_known, as_released, sigma, rng)
+    clean = _read(mine, of_known, theirs, 0.0, rng)
     truth = answers[attacked]
     accuracy, sizes = balanced_accuracy(truth, reading), np.bincount(truth)[classes]
     return Inference(
@@ -109,28 +114,29 @@ def balanced_accuracy(truth: NDArray[np.int64], reading: NDArray[np.int64]) -> f
     return float(np.mean([(reading[truth == one] == one).mean() for one in np.unique(truth)]))
 
 
-def _read(
-    x0: Floats, answers: NDArray[np.int64], z: Floats, sigma: float, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Train on clean images noised to sigma, with the classifier that does best on a quarter of them; read z [M, d]."""
-    prior = GaussianPrior.fit(x0)
-    strongest = np.argsort(prior.variances)[::-1][: min(DIRECTIONS, max(2, len(x0) // 4))]
-    directions = prior.directions[strongest]
-    scale = np.sqrt(prior.variances[strongest] + sigma**2) + 1e-6
+def _strongest(prior: GaussianPrior, count: int) -> Floats:
+    """The principal directions [r, d] along which images differ most, fewer where few are known."""
+    return prior.directions[np.argsort(prior.variances)[::-1][: min(DIRECTIONS, max(2, count // 4))]]
 
-    def seen(images: Floats) -> Floats:
-        return (images - prior.mean) @ directions.T / scale
+
+def _read(
+    known: Floats, answers: NDArray[np.int64], attacked: Floats, sigma: float, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Train on known images [N, r] noised to sigma, with the classifier that does best on a quarter of them; read the
+    attacked ones [M, r]. Both along orthonormal directions, in which white noise is as white as in pixels."""
+    scale = np.sqrt(known.var(axis=0) + sigma**2) + 1e-6
 
     def noised(rows: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
         repeated = np.repeat(rows, NOISY_COPIES if sigma else 1)
-        return seen(x0[repeated] + sigma * rng.standard_normal((len(repeated), x0.shape[1]))), answers[repeated]
+        copies = known[repeated]
+        return (copies + sigma * rng.standard_normal(copies.shape)) / scale, answers[repeated]
 
-    rows = np.arange(len(x0))
+    rows = np.arange(len(known))
     trial = rows % 4 == 3
     learn, test = noised(rows[~trial]), noised(rows[trial])
     makers = _classifiers(len(np.unique(answers)))
     scores = [balanced_accuracy(test[1], maker.fit(*learn).predict(test[0])) for maker in makers]
-    return makers[int(np.argmax(scores))].fit(*noised(rows)).predict(seen(z))
+    return makers[int(np.argmax(scores))].fit(*noised(rows)).predict(attacked / scale)
 
 
 def _classifiers(classes: int) -> list[Any]:

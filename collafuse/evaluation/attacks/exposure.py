@@ -9,21 +9,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...core.release import Release
+from ...core.rows import JoinedRows
 from ...data.imageset import ImageSet
+from ...learning.seeds import keyed_seed
+from ..measured import in_memory, some
 from .finding import ALARM_P, ALARM_Z, Finding, normal_tail
 
 Floats = NDArray[np.floating]
 
 NOISE_SLACK = 0.005
 """A release is stored in half precision; less than this share of noise too little is no finding."""
+MOST_ATTACKED, MOST_VALUES, FEWEST_ATTACKED = 5_000, 1 << 26, 1_000
+"""Of a larger site so many images and their releases are attacked, of large images fewer: tests look at all pairs."""
 MOST_LINKED = 1_500
 """Tests that look at all pairs of releases use so many of them."""
 SIMULATIONS = 20
+NOT_ASKED = "not asked"
+"""The kind of a finding that says why there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +39,9 @@ class Exposure:
     """One site as an auditor sees it.
 
     images: its training images, each different one once, in the order of a first release. held_out: images that nobody
-    trained on. z: what the server received, float32 [M, C, H, W], at the level that it states. labels_shared: whether
-    the release says what each image shows.
+    trained on. z: what the server received, float32 [M, C, H, W], at the level that it states. labels_shared,
+    text_shared: whether the release says what each image shows. whole: how many releases there are and of how many
+    different images, where those here are a part of them.
     """
 
     name: str
@@ -41,13 +50,30 @@ class Exposure:
     z: Floats
     sigma: float
     labels_shared: bool
+    text_shared: bool = False
+    whole: tuple[int, int] | None = None
+
+    @property
+    def releases(self) -> int:
+        """How many the server received."""
+        return len(self.z) if self.whole is None else self.whole[0]
+
+    @property
+    def different(self) -> int:
+        """How many different images the site trains on."""
+        return len(self.images) if self.whole is None else self.whole[1]
+
+    @property
+    def apart(self) -> bool:
+        """Whether the images here and the releases here are parts of which nobody knows how far they overlap."""
+        return self.whole is not None and not self.aligned
 
     @property
     def dimensions(self) -> int:
         """Values per image."""
         return math.prod(self.z.shape[1:])
 
-    @property
+    @cached_property
     def aligned(self) -> bool:
         """Whether row i of the release is of image i: then the release itself is attacked, otherwise a simulated one.
 
@@ -63,15 +89,25 @@ class Exposure:
 
 
 def expose(name: str, train: ImageSet, held_out: ImageSet, found: Sequence[Release]) -> Exposure:
-    """A site's exposure by its images and the releases that the server has of it."""
+    """A site's exposure by its images and the releases that the server has of it.
+
+    Of a large site at most MOST_ATTACKED of either, drawn by its name alone; nothing else of them is read.
+    """
     _, first = np.unique(train.digests, axis=0, return_index=True)
+    images, received = train.take(np.sort(first)), JoinedRows([release.z for release in found])
+    most = min(MOST_ATTACKED, max(FEWEST_ATTACKED, MOST_VALUES // math.prod(received.shape[1:])))
+    seed = keyed_seed(0, "attacked", name) % 2**63
+    # As many releases as images stand in their order, if the site released as it should: then the same are drawn.
+    rows = some(len(received), most, np.random.default_rng(seed))
     return Exposure(
         name=name,
-        images=train.take(np.sort(first)),
-        held_out=held_out,
-        z=np.concatenate([release.z for release in found]).astype(np.float32),
+        images=in_memory(images, most, seed),
+        held_out=in_memory(held_out, most, seed),
+        z=received[rows].astype(np.float32),
         sigma=found[0].sigma_cut,
         labels_shared=all(release.labels is not None for release in found),
+        text_shared=all(release.text is not None for release in found),
+        whole=(len(received), len(images)) if max(len(received), len(images)) > most else None,
     )
 
 
@@ -91,8 +127,9 @@ def measured_sigma(exposure: Exposure) -> tuple[float, float]:
     sigma = math.sqrt(max(variance - signal, 0.0))
     level = max(sigma, exposure.sigma)
     deviation = math.sqrt((2 * level**4 + 4 * level**2 * signal) / z.size)
-    if len(z) != len(x0):  # another number of rows: which images are in it is not known, so their energies count too
-        deviation = math.hypot(deviation, float((x0**2).mean(axis=(1, 2, 3)).std()) / math.sqrt(min(len(z), len(x0))))
+    if len(z) != len(x0) or exposure.apart:  # which images are in it is not known, so their energies count too
+        share = 1 / min(len(z), len(x0)) + (1 / len(x0) if exposure.apart else 0.0)
+        deviation = math.hypot(deviation, float((x0**2).mean(axis=(1, 2, 3)).std()) * math.sqrt(share))
     return sigma, deviation / (2 * level)
 
 
@@ -113,11 +150,9 @@ def a_quiet_image(exposure: Exposure) -> Finding:
     For a wrong one it is larger, so the smallest over the gallery is a test that needs no order.
     """
     gallery = exposure.images.x0().reshape(len(exposure.images), -1).astype(np.float64)
-    z = exposure.z.reshape(len(exposure.z), -1).astype(np.float64)
-    norms = (gallery**2).sum(axis=1)
-    smallest = np.concatenate(
-        [((p**2).sum(axis=1) + (norms - 2 * p @ gallery.T).min(axis=1)) for p in np.array_split(z, len(z) // 512 + 1)]
-    )
+    z, norms = exposure.z.reshape(len(exposure.z), -1), (gallery**2).sum(axis=1)
+    parts = (part.astype(np.float64) for part in np.array_split(z, len(z) // 512 + 1))
+    smallest = np.concatenate([(p**2).sum(axis=1) + (norms - 2 * p @ gallery.T).min(axis=1) for p in parts])
     # Wilson and Hilferty 1931: the cube root of chi-squared / d is nearly normal.
     d = exposure.dimensions
     deviates = (np.cbrt(smallest.clip(min=0) / (d * exposure.sigma**2)) - (1 - 2 / (9 * d))) / math.sqrt(2 / (9 * d))
@@ -133,13 +168,20 @@ def sent_again(exposure: Exposure, rng: np.random.Generator) -> Finding:
     More releases than images is proof. Otherwise the expected number of pairs of one image, by Bayes' rule with the
     gallery, is compared with what releases of different images give.
     """
-    rows, images = len(exposure.z), len(exposure.images)
-    if rows > images:
+    received, different = exposure.releases, exposure.different
+    if received > different:
         says = (
-            f"{rows} releases of {images} different images: some were sent again with fresh noise, "
-            f"{rows / images:.3g} copies each on average."
+            f"{received} releases of {different} different images: some were sent again with fresh noise, "
+            f"{received / different:.3g} copies each on average."
         )
         return Finding("copies", exposure.name, True, says)
+    if exposure.apart:
+        says = (
+            f"whether images were sent again was not asked: the {received} releases stand in another order than the "
+            f"{different} images, and both are too many to compare each with each."
+        )
+        return Finding(NOT_ASKED, exposure.name, False, says)
+    rows, images = len(exposure.z), len(exposure.images)
     gallery = exposure.images.x0().reshape(images, -1)
     chosen = np.sort(rng.choice(rows, min(rows, MOST_LINKED), replace=False))
     pairs = _pairs_of_one_image(exposure.z.reshape(rows, -1)[chosen], gallery, exposure.sigma)

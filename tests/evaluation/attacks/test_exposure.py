@@ -7,14 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from collafuse.core.release import Release
+from collafuse.evaluation.attacks import exposure as exposures
 from collafuse.evaluation.attacks.exposure import (
     a_quiet_image,
     broken_promises,
+    expose,
     measured_sigma,
     sent_again,
     too_little_noise,
 )
-from tests.evaluation.attacks.worlds import exposure, noised
+from tests.evaluation.attacks.worlds import blobs, exposure, noised
 
 RNG = np.random.default_rng
 
@@ -62,6 +65,57 @@ def test_fresh_copies_of_some_images_in_place_of_others_are_found():
     half = honest.z[:150]
     again = replace(honest, z=np.concatenate([half, noised(honest.images, 0.5, seed=2)[:150]]))
     assert sent_again(again, RNG(0)).alarm
+
+
+# --- a site of which a part is attacked ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """What the server has of a site with 300 images, of which 100 are attacked; ``order`` of its release."""
+    for name, value in {"MOST_ATTACKED": 100, "FEWEST_ATTACKED": 100}.items():
+        monkeypatch.setattr(exposures, name, value)
+    images, held_out = blobs(300), blobs(150, seed=9)
+
+    def exposed(seed=1, sigma=0.5, stated=0.5, order=slice(None), copies=1):
+        found = [_release(noised(images, sigma, seed=seed + i)[order], stated) for i in range(copies)]
+        return expose("north", images, held_out, found)
+
+    return exposed
+
+
+def _release(z, sigma):
+    return Release(z.astype(np.float16), sigma, np.zeros((len(z), 16), np.uint8), None, (), simulated=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_part_is_images_with_their_own_releases_and_raises_no_alarm(large, seed):
+    part = large(seed)
+    assert (len(part.z), len(part.images), len(part.held_out)) == (100, 100, 100)
+    assert (part.releases, part.different, part.aligned, part.apart) == (300, 300, True, False)
+    assert [f.says for f in broken_promises(part, RNG(seed)) if f.alarm] == []
+
+
+def test_what_is_wrong_with_all_of_them_shows_in_a_part(large):
+    assert too_little_noise(large(sigma=0.4)).alarm
+    again = sent_again(large(copies=2), RNG(0))
+    assert again.alarm and "600 releases of 300 different images" in again.says
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_parts_that_do_not_belong_together_raise_no_alarm_and_say_what_was_not_asked(large, seed):
+    part = large(seed, order=slice(None, None, -1))
+    assert part.apart
+    findings = broken_promises(part, RNG(seed))
+    assert [f.says for f in findings if f.alarm] == []
+    assert [f.says for f in findings if f.attack == exposures.NOT_ASKED] == [findings[2].says]
+    assert "both are too many" in findings[2].says
+
+
+def test_of_large_images_fewer_are_attacked(large, monkeypatch):
+    monkeypatch.setattr(exposures, "FEWEST_ATTACKED", 10)
+    monkeypatch.setattr(exposures, "MOST_VALUES", 40 * 64)
+    assert len(large().z) == len(large().images) == 40
 
 
 def test_a_release_in_another_order_is_not_taken_for_aligned():
