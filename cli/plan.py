@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,6 +38,16 @@ def plan(
         int | None,
         typer.Option("--train-steps", min=1, help="Steps of each client; a quarter of the configured ones by default."),
     ] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            "--features", metavar="F", help="auto, inception, clip or classifier (trained on the data itself)."
+        ),
+    ] = "auto",
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="PATH", help="The Inception weights or CLIP folder, if not where usual."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Makes the same figures again.")] = 0,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -58,7 +69,7 @@ def plan(
     from collafuse.nodes.runfolder import RunFolder
 
     demands = Demands(max_reid, max_leak, max_ms, max_frechet)
-    settings = Settings(tuple(cut) if cut else None, train_steps, seed)
+    settings = Settings(tuple(cut) if cut else None, train_steps, seed, features, weights)
     with reporting() as reporter:
         found = measure(RunFolder(run), settings, choose_device(device), reporter.observer, reporter)
     tables, sentences = shown.tables(found.rows, demands, found.note), shown.conclusions(found.rows, demands)

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from ..core.noise import Cut
-from .plan import SETS, CutFigures, Demands, best_cut
+from .one_cut import SETS, CutFigures
+from .plan import Demands, best_cut
 from .tables import Table
 
 DEMANDED = {
@@ -70,6 +71,10 @@ def tables(rows: Sequence[CutFigures], demands: Demands, extractor_note: str) ->
         "From statistics alone: the intermediate drawn from a Gaussian per label, exact counts, means and covariances "
         "without noise for a budget. Where that is as good, sending images buys nothing; before relying on it, train "
         "clients longer (--train-steps), since a poor client hides the difference.",
+        "The server learned from releases at the sites' own cuts. One that had learned from noisier releases would do "
+        "somewhat worse just above them, so that images at the higher cuts are flattered.",
+        "Inferred: the label or attribute that a noised image gives away most, the best of many if there are many. "
+        "What a site shares (share_labels, share_text) the server knows without it.",
         "ms per image: onnxruntime on this machine, as bench measures it; steps grow with log sigma.",
     )
     return [
@@ -82,6 +87,10 @@ def conclusions(rows: Sequence[CutFigures], demands: Demands) -> list[str]:
     found = []
     for client, own in by_client(rows).items():
         parts = [_choice(client, own, demands)]
+        if demands.max_leak is not None and all(row.leak is None for row in own):
+            parts.append(
+                "No label or attribute could be asked about, so a limit of inference (--max-leak) says nothing."
+            )
         enough = [row.sigma for row in own if row.statistics_suffice]
         # From where on all cuts are so: a lucky one in between is no reason.
         first = next((row.sigma for i, row in enumerate(own) if all(r.statistics_suffice for r in own[i:])), None)

@@ -8,15 +8,22 @@ import math
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from collafuse.core.errors import UsageError
-from collafuse.evaluation import features
-from collafuse.evaluation.plan import CutFigures, Demands, Settings, best_cut, cuts_for, plan, recut, steps_for
+from collafuse.core.errors import DataError, UsageError
+from collafuse.data.dealing import SiteData, load_sites
+from collafuse.data.listening import Unheard
+from collafuse.evaluation import features, whole_run
+from collafuse.evaluation import one_cut as one_cuts
+from collafuse.evaluation.features import Extractor
+from collafuse.evaluation.one_cut import CutFigures, OneCut, recut, steps_for
+from collafuse.evaluation.plan import Demands, Settings, best_cut, cuts_for, key_of, plan, say_what_is_left_out
 from collafuse.evaluation.plan_report import conclusions, picture, tables
 from collafuse.evaluation.whole_run import WholeRun
 from collafuse.nodes.runfolder import RunFolder
+from collafuse.nodes.server import Server
 from tests.tiny import CPU, Recorder
 
 ROW = CutFigures(
@@ -99,6 +106,82 @@ def test_cuts_begin_where_the_server_has_learned_of_the_site(digits_run):
     assert cuts_for(run, "south", (0.5, 3.0, 1.5, 80.0)) == [1.5, 3.0]
 
 
+def test_cuts_that_are_left_out_are_named(digits_run):
+    said = []
+    run, listener = WholeRun.open(digits_run, CPU), Unheard()
+    listener.say = said.append
+    say_what_is_left_out(run, [("north", 0.6), ("east", 0.6), ("south", 3.0)], (0.6, 3.0), listener)
+    assert [text.partition(":")[0] for text in said] == [
+        "north is not tried at sigma 3",
+        "east is not tried at sigma 3",
+        "south is not tried at sigma 0.6",
+    ]
+
+
+def test_a_limit_that_nothing_could_be_held_against_is_said():
+    rows = [replace(row, attribute=None, attribute_chance=None) for row in ROWS]
+    assert "(--max-leak) says nothing" in conclusions(rows, Demands(max_leak=0.1))[0]
+    assert "--max-leak" not in conclusions(ROWS, Demands(max_leak=0.1))[0]
+
+
+def test_a_kept_cut_is_of_these_images_and_this_machine(digits_run, monkeypatch):
+    run = WholeRun.open(digits_run, CPU)
+    key = key_of(run, "north", 0.6, Settings(), "features")
+    assert key == key_of(run, "north", 0.6, Settings(), "features")
+    monkeypatch.setattr("edge_client.machine.identity", lambda: "another")
+    assert key != key_of(run, "north", 0.6, Settings(), "features")
+    monkeypatch.undo()
+    fewer = SiteData(run.sites["north"].train.take(np.arange(50)), run.sites["north"].held_out)
+    assert key != key_of(replace(run, sites={**run.sites, "north": fewer}), "north", 0.6, Settings(), "features")
+
+
+# --- what a cut is measured with ----------------------------------------------------------------------------
+
+GREY = Extractor("grey levels", lambda pixels: pixels.reshape(len(pixels), -1)[:, 18:24].astype(np.float64))
+
+
+def one_cut(run: WholeRun, **changes) -> OneCut:
+    """Of north, whose images lie label by label, as in folders."""
+    order = np.argsort(run.measured["north"].held_out.labels[:, 1], kind="stable")
+    sorted_ = SiteData(run.measured["north"].train, run.measured["north"].held_out.take(order))
+    changed = replace(run, measured={**run.measured, "north": sorted_}, **changes)
+    return OneCut(changed, "north", recut(run.config, "north", 0.6, 2), GREY, 0, Recorder())
+
+
+def test_of_many_held_out_images_some_of_each_label_are_compared_with_the_same_beside_every_cut(
+    digits_run, monkeypatch
+):
+    monkeypatch.setattr("collafuse.evaluation.one_cut.MOST_IMAGES", 24)
+    run = WholeRun.open(digits_run, CPU)
+    reference = one_cut(run).reference
+    assert len(reference) == 24 and reference.labels.sum(axis=0).min() > 5
+    assert np.array_equal(one_cut(run).reference.digests, reference.digests)
+
+
+def test_generated_images_and_the_floor_have_the_references_mix(digits_run, monkeypatch):
+    cut, compared = one_cut(WholeRun.open(digits_run, CPU)), []
+    monkeypatch.setattr(one_cuts, "frechet_distance", lambda a, b: compared.append(len(a)) or 0.0)
+    count = 3 * len(cut.reference)
+    server = Server(cut.config, cut.run.server.model, cut._sites(), CPU)
+    delivered = server.deliver("north", count, planned=server.plan_like("north", count, cut.reference, in_turn=True))
+    assert len(cut._distances(np.zeros((count, 8, 8, 1), np.uint8), delivered)) == 3
+    cut._floor()
+    assert compared == [cut.mix.count] * 4
+    shares = delivered.labels[:, :2].mean(axis=0)
+    assert shares == pytest.approx(cut.reference.labels.mean(axis=0))
+
+
+def test_statistics_of_a_site_that_keeps_its_labels_are_of_all_its_images(digits_run):
+    """Not of its first label: "no condition" is no label."""
+    cut = one_cut(WholeRun.open(digits_run, CPU))
+    images, space = cut.site.train, cut.site.train.space
+    kept = cut._drawn(images, space.conditions(400, None), space).mean(axis=0)
+    first = cut._drawn(images, space.conditions(400, np.eye(2, dtype=np.uint8)[np.zeros(400, int)]), space).mean(axis=0)
+    every, zeros = images.x0().mean(axis=0), images.take(images.rows_with("0")).x0().mean(axis=0)
+    assert np.abs(kept - every).max() < 0.25 < np.abs(first - every).max()
+    assert np.abs(first - zeros).max() < 0.25
+
+
 @pytest.mark.slow
 def test_a_cut_of_a_run_is_measured_once_and_kept(digits_run, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "STEPS", 5)
@@ -126,3 +209,14 @@ def test_cuts_below_every_sites_own_are_refused(digits_run, tmp_path, monkeypatc
     shutil.copytree(digits_run.path, tmp_path / "run")
     with pytest.raises(UsageError, match="the server has learned nothing below"):
         plan(RunFolder(tmp_path / "run"), Settings(cuts=(0.1,)), CPU, lambda name: Recorder())
+
+
+def test_a_site_with_too_few_images_is_told_before_anything_is_trained(digits_run, monkeypatch):
+    def load(config, listener):
+        sites = load_sites(config)
+        few = SiteData(sites["south"].train.take(np.arange(30)), sites["south"].held_out)
+        return sites | {"south": few}
+
+    monkeypatch.setattr(whole_run, "load_sites", load)
+    with pytest.raises(DataError, match="south trains on 30 images; at least 40 are needed"):
+        plan(digits_run, Settings(), CPU, lambda name: pytest.fail("something was trained"))
