@@ -76,7 +76,8 @@ def planned_like(
     of them that shows its labels. several: whether the model can be asked for several labels at once. in_turn: images
     with one label each are taken in turn too, so that labels come in their mix.
     """
-    by_image = in_turn or (shared and several and not (images is None or one_label_each(images.labels)))
+    one_each = images is None or one_label_each(images.labels)
+    by_image = in_turn if one_each else several and bool(shared or in_turn)
     if by_image and images is not None and (found := _in_turn(count, shared, names, images, text)) is not None:
         return found
     dealt = dealt_labels(count, indices_of(shared, names), len(names)) if shared else None

@@ -45,7 +45,9 @@ def test_single_labels_are_dealt_out_evenly_or_in_their_mix():
 
 
 def test_a_model_that_takes_one_label_is_asked_for_one():
-    assert planned_like(3, NAMES, NAMES, ATTRIBUTES, several=False).labels.tolist() == np.eye(3, dtype=int).tolist()
+    for in_turn in (False, True):
+        found = planned_like(3, NAMES, NAMES, ATTRIBUTES, several=False, in_turn=in_turn)
+        assert found.labels.tolist() == np.eye(3, dtype=int).tolist()
 
 
 def test_what_is_kept_is_not_asked_for():
