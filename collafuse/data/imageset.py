@@ -74,9 +74,19 @@ class ImageSet:
         """Each image's labels and text, as a model of :attr:`space` takes them [N, W]."""
         return self.space.conditions(len(self), self.labels, None if self.text is None else self.text.rows)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
+    def in_memory(self) -> NDArray[np.uint8]:
+        """The pixels as an array, read where they lie in a file."""
+        return np.asarray(self.pixels)
+
     def x0(self) -> NDArray[np.float32]:
         """float32 [N, C, H, W] in [-1, 1]."""
-        return x0_of(np.asarray(self.pixels))
+        return x0_of(self.in_memory())
 
 
 def x0_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

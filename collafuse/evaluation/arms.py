@@ -23,6 +23,7 @@ from ..core.samplers import STEPS, run
 from ..data.imageset import ImageSet
 from ..learning import weights
 from ..learning.denoiser import Denoiser
+from ..learning.gaussian import GaussianDenoiser
 from ..learning.seeds import keyed_seed
 from ..nodes.client import finish_all
 from ..nodes.planned import Planned
@@ -143,7 +144,7 @@ class SplitRun:
     @torch.inference_mode()
     def _sampled(
         self,
-        denoiser: Denoiser,
+        denoiser: Denoiser | GaussianDenoiser,
         sampler: str,
         guidance: float,
         conditions: Conditions,

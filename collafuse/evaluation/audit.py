@@ -54,6 +54,9 @@ LOWEST_ASKED = 0.02
 """The lowest level at which a client's denoiser is asked about members: 2.5 of 255 grey levels."""
 HIGHEST_ASKED = 5.0
 
+Pictures = dict[str, NDArray[np.floating]]
+"""What is shown of a site, by its kind: originals, releases, estimates, each [N, C, H, W]."""
+
 
 @dataclass(frozen=True)
 class SiteAudit:
@@ -99,7 +102,9 @@ def audit(folder: RunFolder, device: torch.device, *, seed: int = 0, listener: L
     """Attack a run of ``train`` or ``demo``. The same seed makes the same attacks. Raises what opening it raises."""
     run = WholeRun.open(folder, device, listener)
     features = _features(run)
-    sites, rows, notes = [], [], []
+    sites: list[SiteAudit] = []
+    rows: list[Pictures] = []
+    notes: list[str] = []
     bar = listener.bar("audit", len(run.sites) + 1)
     for name in run.sites:
         rng = np.random.default_rng(keyed_seed(seed, "audit", name))
@@ -114,7 +119,7 @@ def audit(folder: RunFolder, device: torch.device, *, seed: int = 0, listener: L
 
 def _audit_site(
     run: WholeRun, name: str, features: Features | None, rng: np.random.Generator, seed: int
-) -> tuple[SiteAudit, dict[str, NDArray[np.floating]]]:
+) -> tuple[SiteAudit, Pictures]:
     exposure = expose(name, run.sites[name].train, run.sites[name].held_out, run.releases[name])
     promises = tuple(broken_promises(exposure, rng))
     stored = exposure.aligned
@@ -125,7 +130,8 @@ def _audit_site(
     shares = {1: reidentified(z[attacked], np.arange(len(attacked)), gallery)}
     for copies in COPIES[1:]:
         shares[copies] = reidentified_at(gallery, len(attacked), exposure.sigma, rng, copies)
-    reconstructions, pictures = [], {}
+    reconstructions: list[Reconstruction] = []
+    pictures: Pictures = {}
     if len(images) >= 2 * FEWEST_RECONSTRUCTED:
         reconstructions, pictures = _reconstruct(run, exposure, z, features, rng)
     asked_about = [infer(x0, z, answers, exposure.sigma, what, rng) for what, answers in questions(images)]
@@ -146,7 +152,7 @@ def _audit_site(
 
 def _reconstruct(
     run: WholeRun, exposure: Exposure, z: NDArray[np.floating], features: Features | None, rng: np.random.Generator
-) -> tuple[list[Reconstruction], dict[str, NDArray[np.floating]]]:
+) -> tuple[list[Reconstruction], Pictures]:
     """The estimates' figures, and the first images beside the release and each estimate."""
     rows = some(len(exposure.images), min(MOST_RECONSTRUCTED, len(exposure.images) // 2), rng)
     images, rest = exposure.images.take(rows), np.setdiff1d(np.arange(len(exposure.images)), rows)
@@ -160,7 +166,7 @@ def _reconstruct(
     noisy, sigma = z[rows].astype(np.float32), exposure.sigma
     estimate, mean = wiener(noisy, sigma, known.x0(), known_groups, groups)
     estimates = {"Wiener filter": estimate}
-    server, model = run.server.model, run.models.get(exposure.name)
+    server, model = run.server_model, run.models.get(exposure.name)
     level = max(sigma, Cut(server.sigma_low).lowest_trained)
     told = run.told(exposure.name, images)
     estimates["server's denoiser"] = asked(server, run.device)(noisy, level, told)
@@ -192,7 +198,7 @@ def _memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[
         note(f"{name} holds out fewer than {FEWEST_OTHERS} images, too few to ask about membership.")
     found: dict[str, Membership] = {}
     if asked_about:
-        server, parts = run.server.model, []
+        server, parts = run.server_model, []
         for name in asked_about:
             lowest = Cut(run.releases[name][0].sigma_cut).lowest_trained
             levels = levels_between(lowest, max(HIGHEST_ASKED, 2 * lowest))
@@ -249,7 +255,7 @@ def _features(run: WholeRun) -> Features | None:
     return lambda x: classifier.features(to_uint8(x).transpose(0, 3, 1, 2).copy())
 
 
-def _picture(names: list[str], rows: list[dict[str, NDArray[np.floating]]]) -> Image.Image:
+def _picture(names: list[str], rows: list[Pictures]) -> Image.Image:
     """Rows: original, release, each estimate. Columns: sites; white where there is none."""
     kinds = list(dict.fromkeys(kind for row in rows for kind in row)) or ["original"]
     like = next((row["original"] for row in rows if row), np.ones((1, 1, 8, 8)))

@@ -9,7 +9,7 @@ from .accounting import DELTA, Guarantee, release_guarantee
 from .attacks.attributes import MOST_ATTRIBUTES
 from .attacks.exposure import MOST_ATTACKED, NOT_ASKED, Exposure, measured_sigma
 from .attacks.reidentification import COPIES
-from .tables import Table
+from .tables import Cell, Table
 
 if TYPE_CHECKING:
     from .audit import Audit, SiteAudit
@@ -54,7 +54,8 @@ def verdict(site: SiteAudit) -> str:
     """What the cut of one site does not protect, in plain language."""
     exposure = site.exposure
     share, many = site.reidentified[1], site.reidentified[COPIES[-1]]
-    does_not, holds = [], []
+    does_not: list[str] = []
+    holds: list[str] = []
     (does_not if share.alarm else holds).append(
         f"which image it is: who holds a release and {site.gallery} candidates picks the right one in "
         f"{share.value:.0%} of cases (guessing: {share.chance:.1%})"
@@ -141,7 +142,7 @@ def _promises(audit: Audit) -> Table:
 
 
 def _reidentification(audit: Audit) -> Table:
-    rows = tuple(
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             site.exposure.name,
             site.exposure.sigma,

@@ -53,7 +53,7 @@ class Network(nn.Module):
 class Classifier:
     """A trained classifier; see :func:`train_classifier`."""
 
-    network: nn.Module
+    network: Network
     one_label: bool = True
     """Whether each image that it learned from had exactly one label."""
 
@@ -78,7 +78,7 @@ class Classifier:
 
     def accuracy(self, images: ImageSet) -> float:
         """Share of images that show what their labels say."""
-        return float(self.shows(images.pixels, images.labels).mean())
+        return float(self.shows(images.in_memory(), images.labels).mean())
 
 
 def _batches(pixels: NDArray[np.uint8]) -> Iterator[Tensor]:
@@ -102,8 +102,8 @@ def train_classifier(
     one_label = one_label_each(images.labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(seed, "classifier"))
-        network = Network(images.pixels.shape[1:], len(images.label_names))
-        x, targets = torch.from_numpy(images.pixels), torch.from_numpy(images.labels).float()
+        network = Network(images.image_shape, len(images.label_names))
+        x, targets = torch.from_numpy(images.in_memory()), torch.from_numpy(images.labels).float()
         loss = functional.cross_entropy if one_label else functional.binary_cross_entropy_with_logits
         optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)

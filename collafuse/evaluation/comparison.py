@@ -69,14 +69,14 @@ def compare(
     def from_pairs(g: Rows, r: Rows) -> NDArray[np.float64]:
         of = ((g, g), (r, r), (g, r))
         gg, rr, gr = (matrix[np.ix_(*rows)] for matrix, rows in zip(apart, of, strict=True))
-        parts = [matrix[np.ix_(*rows)] for matrix, rows in zip(kernels, of, strict=True)]
-        mmd = kernel_distance(*parts, (strata[0][g], strata[1][r]))
+        within_g, within_r, across = (matrix[np.ix_(*rows)] for matrix, rows in zip(kernels, of, strict=True))
+        mmd = kernel_distance(within_g, within_r, across, (strata[0][g], strata[1][r]))
         return np.array([mmd, precision(rr, gr), recall(gg, gr), density(rr, gr), coverage(rr, gr)])
 
     def from_all(g: Rows, r: Rows) -> NDArray[np.float64]:
         return np.array([frechet_distance(generated[g], real[r])])
 
-    figures = {}
+    figures: dict[str, Figure] = {}
     paired = (strata[0][:MOST_PAIRED], strata[1][:MOST_PAIRED])
     for names, statistic, of in (
         (("frechet",), from_all, strata),

@@ -162,7 +162,7 @@ def _digit_reader(config: Config) -> Callable[[Pixels], np.ndarray]:
     from sklearn.svm import SVC
 
     sites = load_sites(config).values()
-    pixels = np.concatenate([s.train.pixels.reshape(len(s.train), -1) for s in sites])
+    pixels = np.concatenate([s.train.in_memory().reshape(len(s.train), -1) for s in sites])
     names = np.concatenate([np.asarray(s.train.label_names)[s.train.labels.argmax(axis=1)] for s in sites])
     classifier = SVC(gamma="scale").fit(pixels / 255.0, names)
     return lambda images: classifier.predict(images.reshape(len(images), -1) / 255.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,9 +50,15 @@ def energy_table(split: SplitRun) -> Table:
         delivered = split.at_the_cut(name, BATCH, 0)
         x, conditions = torch.from_numpy(delivered.x), conditions_for(delivered, split.models[name].space)
         sides: dict[str, Callable[[], Any]] = {
-            "server": lambda name=name: split.at_the_cut(name, BATCH, 0),
-            "client": lambda n=name, x=x, s=delivered.sigma, c=conditions: finish(
-                split.models[n].denoiser, x, s, c, split.settings[n], split.device
+            "server": partial(split.at_the_cut, name, BATCH, 0),
+            "client": partial(
+                finish,
+                split.models[name].denoiser,
+                x,
+                delivered.sigma,
+                conditions,
+                split.settings[name],
+                split.device,
             ),
         }
         rows += [(name, side, *joules_per_image(call)) for side, call in sides.items()]

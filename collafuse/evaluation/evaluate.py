@@ -238,7 +238,7 @@ class _Judge:
         return _Measured(self.extractor.features(pixels), strata_of(labels, len(made)), shown)
 
     def measure_real(self, images: ImageSet, mix: Mix | None = None) -> _Measured:
-        all_of_them = Generated(images.pixels.transpose(0, 2, 3, 1), images.labels, images.label_names)
+        all_of_them = Generated(images.in_memory().transpose(0, 2, 3, 1), images.labels, images.label_names)
         return self.measure(all_of_them if mix is None else mix.take(all_of_them))
 
 

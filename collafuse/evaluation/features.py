@@ -71,7 +71,7 @@ def choose(
             "weights on this machine and ask for --features inception or clip."
         )
     of = classifier.features
-    scale = np.sqrt(np.square(of(known.pixels)).mean())
+    scale = np.sqrt(np.square(of(known.in_memory())).mean())
     return Extractor("a classifier trained on the data itself", lambda pixels: of(pixels) / scale)
 
 
@@ -82,7 +82,7 @@ def classifier_of(
     tells any of them apart."""
     if not images.label_names or (images.labels == images.labels[:1]).all():
         return None
-    digest = digest_of_tensors(torch.from_numpy(images.pixels), torch.from_numpy(images.labels))
+    digest = digest_of_tensors(torch.from_numpy(images.in_memory()), torch.from_numpy(images.labels))
     path = folder / f"classifier-{digest[:16]}-{STEPS}.safetensors"
     if path.exists():
         advance(STEPS)
@@ -97,7 +97,7 @@ def _load_classifier(path: Path, images: ImageSet, digest: str) -> Classifier:
     file = tensorfile.read(path, KIND, VERSION)
     data, one_label = file.fields.text("data"), file.fields.boolean("one_label")
     file.fields.done()
-    network = Network(images.pixels.shape[1:], len(images.label_names))
+    network = Network(images.image_shape, len(images.label_names))
     state = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
     if data != digest or {name: tensor.shape for name, tensor in state.items()} != expected:
@@ -141,14 +141,16 @@ def _clip(path: Path | None, device: torch.device) -> Extractor:
 
     source = str(path or CLIP_MODEL)
     try:
-        network = CLIPVisionModelWithProjection.from_pretrained(source, local_files_only=True, use_safetensors=True)
+        found = CLIPVisionModelWithProjection.from_pretrained(source, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise RuntimeMissingError(
             f"the CLIP weights {source} are not on this machine as safetensors; nothing is downloaded. Fetch them with "
             "`huggingface-cli download`, or pass their folder with --weights."
         ) from error
-    network = network.to(device).eval()
-    side = network.config.image_size
+    network: torch.nn.Module = found
+    settings: Any = found.config
+    side: int = settings.image_size
+    network.to(device).eval()
     # CLIP's own preprocessing, as numbers (openai/CLIP, clip.py: _transform).
     mean, std = (
         torch.tensor(values, device=device).view(1, 3, 1, 1)

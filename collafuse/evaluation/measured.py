@@ -42,7 +42,7 @@ def in_memory(images: ImageSet, most: int, seed: int) -> ImageSet:
     """At most so many of the images, read into memory where they lie in a file."""
     if len(images) > most:
         images = images.take(some(len(images), most, np.random.default_rng(seed)))
-    return replace(images, pixels=np.asarray(images.pixels))
+    return replace(images, pixels=images.in_memory())
 
 
 def some(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:

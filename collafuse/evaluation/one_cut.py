@@ -125,7 +125,7 @@ class OneCut:
         held_out, self.floor = run.measured[name].held_out, halves(run.measured[name].train)[1]
         self.reference = held_out.take(self.fixed.permutation(len(held_out))[:MOST_IMAGES])
         self.mix = mix_of(self.reference, self.floor, len(self.reference))
-        self.real = extractor.features(self.reference.pixels)
+        self.real = extractor.features(self.reference.in_memory())
 
     def figures(self) -> CutFigures:
         """Everything about this cut."""
@@ -218,7 +218,7 @@ class OneCut:
 
     def _floor(self) -> float:
         images = self.floor.take(self.fixed.permutation(len(self.floor)))
-        return self._distance(Generated(images.pixels.transpose(0, 2, 3, 1), images.labels, images.label_names))
+        return self._distance(Generated(images.in_memory().transpose(0, 2, 3, 1), images.labels, images.label_names))
 
     def _distance(self, made: Generated) -> float:
         return frechet_distance(self.extractor.features(self.mix.take(made).channels_first), self.real)

@@ -34,8 +34,8 @@ BATCH = 256
 @dataclass(frozen=True)
 class WholeRun:
     """A trained run. sites: their images, of which a large set may lie in files; measured: those that measurements look
-    at, see :mod:`.measured`. models: of the clients that were trained, by name; releases: what the server has of each
-    site."""
+    at, see :mod:`.measured`. releases: what the server has of each site. server_model: the server's, a network. models:
+    of the clients that were trained, by name."""
 
     folder: RunFolder
     config: Config
@@ -43,6 +43,7 @@ class WholeRun:
     measured: dict[str, SiteData]
     releases: dict[str, list[Release]]
     server: Server
+    server_model: TrainedModel
     models: dict[str, TrainedModel]
     device: torch.device
 
@@ -60,20 +61,19 @@ class WholeRun:
                 "against these. Run this on a run of train or demo with the same settings, where all nodes are at "
                 "hand, or let each site simulate its own part there."
             )
-        config = folder.read_config()
-        if config.server.kind == "statistics":
+        config, server = folder.read_config(), Server.load(folder.server, device)
+        if not isinstance(server.model, TrainedModel):
             raise UsageError(
                 f"the server of {folder.path} adds up statistics: no image was released to it, so there is none to "
                 "attack and no cut to move. What its sites gave away, collafuse inspect says of each release; "
                 "audit and plan are for a run with server.kind=images."
             )
-        server = Server.load(folder.server, device)
         sites = load_sites(config, listener)
         found = read_releases(folder.server.releases, accept_simulated=True)
         names = [name for name in sites if name in found]
         models = {n: load(folder.client(n).weights, "client") for n in names if folder.client(n).weights.is_file()}
         looked_at = {n: measured(n, sites[n], listener) for n in names}
-        return cls(folder, config, {n: sites[n] for n in names}, looked_at, found, server, models, device)
+        return cls(folder, config, {n: sites[n] for n in names}, looked_at, found, server, server.model, models, device)
 
     def known(self) -> ImageSet:
         """Half of the training images of each site, all together: what the measurements' classifier learns from."""
@@ -140,9 +140,9 @@ def gallery_of(run: WholeRun, exposure: Exposure, attacked: NDArray[np.int64]) -
     images, others = exposure.images, np.setdiff1d(np.arange(len(exposure.images)), attacked)
     sources = [images.take(others), exposure.held_out]
     sources += [part for name, site in run.measured.items() if name != exposure.name for part in site.parts]
-    gallery = list(images.take(attacked).pixels)
+    gallery = list(images.take(attacked).in_memory())
     seen = {one.tobytes() for one in gallery}
-    for one in (one for source in sources for one in source.pixels):
+    for one in (one for source in sources for one in source.in_memory()):
         if len(gallery) >= GALLERY:
             break
         if one.tobytes() not in seen:

@@ -7,6 +7,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,11 @@ def work_tables(split: SplitRun, folder: RunFolder) -> tuple[Table, Table]:
     """Work per image and in training on either side, and the bytes between them, for every client of a run."""
     work, traffic = [], []
     for name in split.models:
-        delivered, server_ms = _timed(lambda name=name: split.at_the_cut(name, BATCH, 0))
+        delivered, server_ms = _timed(partial(split.at_the_cut, name, BATCH, 0))
         conditions = conditions_for(delivered, split.models[name].space)
         x, settings = torch.from_numpy(delivered.x), split.settings[name]
         denoiser = split.models[name].denoiser
-        _, client_ms = _timed(
-            lambda d=denoiser, x=x, s=delivered.sigma, c=conditions, o=settings: finish(d, x, s, c, o, split.device)
-        )
+        _, client_ms = _timed(partial(finish, denoiser, x, delivered.sigma, conditions, settings, split.device))
         sampler = settings.sampler
         levels = client_sigmas(delivered.sigma, sampler.steps, sampler.sigma_low)
         client_nfe = evaluations(sampler.name, levels, guided=sampler.guidance != 1.0)

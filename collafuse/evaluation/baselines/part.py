@@ -122,7 +122,7 @@ def clean_data(sites: Mapping[str, SiteData], config: Config, sigma_high: float 
     labels = np.concatenate([translate_labels(one.labels, one.label_names, space.label_names) for one in images])
     texts = [one.text.rows for one in images if one.text is not None]
     return TrainingData(
-        images=torch.from_numpy(np.concatenate([np.asarray(one.pixels) for one in images])),
+        images=torch.from_numpy(np.concatenate([one.in_memory() for one in images])),
         conditions=torch.from_numpy(space.conditions(len(labels), labels, np.concatenate(texts) if texts else None)),
         sigma_floor=torch.zeros(len(labels)),
         sigma_high=sigma_high,
