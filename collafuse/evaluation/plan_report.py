@@ -75,7 +75,8 @@ def tables(rows: Sequence[CutFigures], demands: Demands, extractor_note: str) ->
         "somewhat worse just above them, so that images at the higher cuts are flattered.",
         "Inferred: the label or attribute that a noised image gives away most, the best of many if there are many. "
         "What a site shares (share_labels, share_text) the server knows without it.",
-        "ms per image: onnxruntime on this machine, as bench measures it; steps grow with log sigma.",
+        "ms per image: onnxruntime on this machine, as bench measures it, at the time of each cut: on a busy machine "
+        "compare NFE. Steps grow with log sigma.",
     )
     return [
         Table("Cuts: what a server can learn, what images are worth, what a device pays", columns, tuple(cells), notes)
@@ -129,7 +130,14 @@ def _choice(client: str, own: Sequence[CutFigures], demands: Demands) -> str:
 
 
 def picture(rows: Sequence[CutFigures], demands: Demands) -> bytes:
-    """A PNG file: a column per client; from above, what a server learns, how good images are, what a device pays.
+    """:func:`drawn` as a PNG file."""
+    buffer = io.BytesIO()
+    drawn(rows, demands).savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def drawn(rows: Sequence[CutFigures], demands: Demands) -> Figure:
+    """A column per client; from above, what a server learns, how good images are, what a device pays.
 
     Green are the cuts that meet what is asked; a star is the best of them.
     """
@@ -162,7 +170,7 @@ def picture(rows: Sequence[CutFigures], demands: Demands) -> bytes:
         axis.set_ylabel(text)
     figure.suptitle(
         "Where to cut? Lower is better everywhere."
-        + (" Green: meets what is asked; dashed: the limits." if demands.any else "")
+        + ("\nGreen: meets what is asked; dashed: the limits." if demands.any else "")
     )
     privacy, quality, cost = axes[:, 0]
     privacy.set_ylim(-0.03, 1.05)
@@ -170,9 +178,7 @@ def picture(rows: Sequence[CutFigures], demands: Demands) -> bytes:
     cost.set_ylim(0, 1.3 * max(row.ms for row in rows))
     for axis in (privacy, quality):
         axis.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return figure
 
 
 def _headline(client: str, chosen: CutFigures | None, demands: Demands) -> str:

@@ -20,7 +20,7 @@ from collafuse.evaluation import one_cut as one_cuts
 from collafuse.evaluation.features import Extractor
 from collafuse.evaluation.one_cut import CutFigures, OneCut, recut, steps_for
 from collafuse.evaluation.plan import Demands, Settings, best_cut, cuts_for, key_of, plan, say_what_is_left_out
-from collafuse.evaluation.plan_report import conclusions, picture, tables
+from collafuse.evaluation.plan_report import conclusions, drawn, picture, tables
 from collafuse.evaluation.whole_run import WholeRun
 from collafuse.nodes.runfolder import RunFolder
 from collafuse.nodes.server import Server
@@ -87,6 +87,15 @@ def test_the_picture_and_the_table_stand_for_several_clients(demands):
         assert image.width > 800
     (table,) = tables(rows, demands, "note")
     assert len(table.rows) == 6 and "note" in table.notes
+
+
+def test_the_title_fits_above_a_single_client():
+    figure = drawn(ROWS, Demands(max_reid=0.5))
+    figure.draw_without_rendering()
+    extent = figure.get_window_extent()
+    (title,) = (text for text in figure.texts if text.get_text().startswith("Where to cut?"))
+    found = title.get_window_extent()
+    assert extent.x0 <= found.x0 and found.x1 <= extent.x1
 
 
 def test_steps_grow_as_the_logarithm_of_the_cut(tiny_config):
