@@ -32,6 +32,8 @@ from .asking import Asker
 
 CONFIG = Path(configs.__file__).with_name("cifar10-small.yaml")
 """Whose server stands in where no run is given: 16x16 pixels, 18 steps."""
+SMALL_CONFIG = CONFIG.with_name("digits.yaml")
+"""Where many requests are needed in a short time: 8x8 pixels, 16 steps."""
 SIGMA_DATA = 0.5
 
 
@@ -45,11 +47,11 @@ class Served:
     token: str
 
     @classmethod
-    def make(cls, run: Path | None, path: Path) -> Served:
-        """Copy the server of ``run`` to ``path``, or make an untrained one."""
+    def make(cls, run: Path | None, path: Path, config: Path = CONFIG) -> Served:
+        """Copy the server of ``run`` to ``path``, or make an untrained one of this configuration."""
         folder = RunFolder(path).server
         if run is None:
-            _untrained(RunFolder(path))
+            _untrained(RunFolder(path), config)
         else:
             shutil.copytree(run / "server", folder.path)
         server = Server.load(folder, choose_device("auto"))
@@ -78,8 +80,8 @@ class Served:
         return Asker(url, self.token, self.client)
 
 
-def _untrained(folder: RunFolder) -> None:
-    config = load(CONFIG)
+def _untrained(folder: RunFolder, path: Path) -> None:
+    config = load(path)
     names = ("0", "1")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
