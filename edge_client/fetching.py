@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,8 @@ PART_IMAGES = 64
 FOLDER = ".fetching"
 REQUEST = "request.json"
 MAX_REPLY_BYTES = 4 << 20
+LONGEST_SECONDS, SPARE_SECONDS = 3600.0, 60.0
+"""How long a server's own deadline is believed, and what an answer may take beyond it."""
 BLOCK_BYTES = 1 << 20
 ID_DIGITS = 32
 
@@ -72,6 +76,14 @@ class Wanted:
     text: WantedText | None = None
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a server says of a request: how many images it may be for, and in how many seconds it is answered."""
+
+    images: int
+    seconds: float
+
+
 @contextmanager
 def fetched(
     remote: Remote,
@@ -83,19 +95,21 @@ def fetched(
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Parts]:
-    """The whole delivery, while the block lasts; ``advance`` hears of each part. No more than a part is held.
+    """The whole delivery, while the block lasts; ``advance`` hears of each part, of ``part_images`` or of as many as
+    the server makes at once, if that is fewer. No more than a part is held.
 
     What has come is forgotten when the block ends well; otherwise the next call for the same goes on with it. Raises
     OutputExistsError where parts of another delivery lie there, unless ``overwrite`` gives them up, MismatchError when
     the server's model changes between two parts, and what :meth:`Remote.ask` raises.
     """
     kept = folder / FOLDER
-    wanted = _remembered(wanted, remote.url, kept, overwrite)
+    terms = cache(lambda: _terms(remote))  # asked for once, and not where everything has come
+    wanted, at_once = _remembered(wanted, remote.url, kept, lambda: min(part_images, terms().images), overwrite)
     with ExitStack() as stack:
         files = []
-        for start in range(0, wanted.count, part_images):
-            rows = range(start, min(start + part_images, wanted.count))
-            files.append(stack.enter_context(_part(remote, wanted, rows, image_shape, kept)))
+        for start in range(0, wanted.count, at_once):
+            rows = range(start, min(start + at_once, wanted.count))
+            files.append(stack.enter_context(_part(remote, wanted, rows, image_shape, kept, terms)))
             advance(len(rows))
         try:
             whole = Parts(files)
@@ -111,35 +125,56 @@ def is_interrupted(folder: Path) -> bool:
     return (folder / FOLDER / REQUEST).exists()
 
 
-def _remembered(wanted: Wanted, url: str, kept: Path, overwrite: bool) -> Wanted:
-    """The delivery with its seed: the one of an interrupted call for the same, or a new one."""
+def _remembered(
+    wanted: Wanted, url: str, kept: Path, part_images: Callable[[], int], overwrite: bool
+) -> tuple[Wanted, int]:
+    """The delivery with its seed, and the images of a part: those of an interrupted call for the same, or new ones."""
     request = json.loads(json.dumps({"url": url, **asdict(wanted)}))
     said: Any = None
     try:
         said = json.loads((kept / REQUEST).read_bytes())
-        seed = said.pop("chosen_seed")
-        if said == request and type(seed) is int:
-            return replace(wanted, seed=seed)
+        seed, chosen = said.pop("chosen_seed"), said.pop("part_images")
+        if said == request and type(seed) is type(chosen) is int and chosen > 0:
+            return replace(wanted, seed=seed), chosen
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass  # nothing there, or nothing that can be gone on with
-    if not overwrite and isinstance(said, dict) and said.keys() == request.keys() and any(kept.glob("*.safetensors")):
+    another = isinstance(said, dict) and said.keys() == request.keys() and said != request
+    if another and not overwrite and any(kept.glob("*.safetensors")):
         different = ", ".join(f"{key} {shown(said[key])}" for key in request if said[key] != request[key])
         raise OutputExistsError(
             f"{kept} holds what came of another order that was interrupted ({different}); run that command again, "
             "choose another folder, or pass --overwrite to do without what came."
         )
+    chosen = part_images()
     try:
         if kept.exists():
             shutil.rmtree(kept)
     except OSError as error:
         raise storage_error(kept, error) from error
     seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
-    write_bytes(kept / REQUEST, json.dumps({**request, "chosen_seed": seed}).encode())
-    return replace(wanted, seed=seed)
+    write_bytes(kept / REQUEST, json.dumps({**request, "chosen_seed": seed, "part_images": chosen}).encode())
+    return replace(wanted, seed=seed), chosen
+
+
+def _terms(remote: Remote) -> Terms:
+    """What the server says of a request. Raises FileFormatError for what is none."""
+    said = remote.ask("GET", "/v1/model", limit=MAX_REPLY_BYTES).json()
+    images, seconds = said.get("request_images"), said.get("deadline_seconds")
+    if not isinstance(images, int) or not isinstance(seconds, int | float) or images < 1 or not 0 < seconds < math.inf:
+        raise FileFormatError(
+            f"{remote.url} says that it makes {shown(images)} images for one request, in {shown(seconds)} seconds; "
+            "expected two numbers. It is no CollaFuse server of this version, check the URL."
+        )
+    return Terms(images, min(float(seconds), LONGEST_SECONDS))
 
 
 def _part(
-    remote: Remote, wanted: Wanted, rows: range, image_shape: tuple[int, int, int], kept: Path
+    remote: Remote,
+    wanted: Wanted,
+    rows: range,
+    image_shape: tuple[int, int, int],
+    kept: Path,
+    terms: Callable[[], Terms],
 ) -> IntermediateFile:
     """One part, from the disk if it came before."""
     path = kept / f"{rows.start}-{rows.stop}.safetensors"
@@ -153,7 +188,8 @@ def _part(
     # Two arrays of float32 images, labels of at most a byte each, text in half precision, and the header.
     described = 4096 + (0 if wanted.text is None else 2 * MAX_TEXT_WIDTH)
     limit = 2 * 4 * len(rows) * int(np.prod(image_shape)) + described * len(rows) + tensorfile.MAX_HEADER_BYTES
-    data = remote.ask("POST", "/v1/intermediates", body=body, limit=limit).content
+    seconds = terms().seconds + SPARE_SECONDS
+    data = remote.ask("POST", "/v1/intermediates", body=body, limit=limit, seconds=seconds).content
     source = f"the reply of {remote.url}"
     file = tensorfile.from_bytes(data, intermediates.KIND, intermediates.VERSION, source=source)
     _check(intermediates.from_tensorfile(file, source), rows, image_shape)
@@ -180,9 +216,10 @@ def _check(part: Source, rows: range, image_shape: tuple[int, int, int]) -> None
 
 
 def send_release(remote: Remote, path: Path) -> dict[str, Any]:
-    """Send a release file; returns what the server holds then. Sending it again changes nothing.
+    """Send a release file; returns what the server holds then: client, id, images. Sending it again changes nothing.
 
     Raises before anything is sent FileFormatError when the file is no release, RefusedError when it is too large there.
+    Raises FileFormatError too when the server does not say that it holds these very bytes.
     """
     received.read(path)
     digest, size = hashlib.sha256(), path.stat().st_size
@@ -197,16 +234,29 @@ def send_release(remote: Remote, path: Path) -> dict[str, Any]:
     # Asked first, so that a token or a size that is not taken is refused before the upload: a server that hangs up in
     # the midst of one may not be heard.
     known = remote.ask("GET", "/v1/releases", limit=MAX_REPLY_BYTES).json()
-    held: list[dict[str, Any]] = known.get("releases", [])
-    for one in held:
-        if one.get("sha256") == digest.hexdigest():
-            return one
+    held = known.get("releases")
+    for one in held if isinstance(held, list) else []:
+        if _acknowledges(one, digest.hexdigest()):
+            return dict(one)
     most = known.get("release_bytes")
     if isinstance(most, int) and size > most:
         raise RefusedError(
             f"{path} has {size} bytes, the server accepts at most {most}; ask its operator for a larger --max-release."
         )
-    return remote.ask("PUT", name, content=lambda: _blocks(path), headers=headers, limit=MAX_REPLY_BYTES).json()
+    said = remote.ask("PUT", name, content=lambda: _blocks(path), headers=headers, limit=MAX_REPLY_BYTES).json()
+    if not _acknowledges(said, digest.hexdigest()):
+        raise FileFormatError(
+            f"{remote.url} does not say that it holds {path} (SHA-256 {digest.hexdigest()[:16]}...); it is no "
+            "CollaFuse server of this version, check the URL and send it again."
+        )
+    return said
+
+
+def _acknowledges(said: Any, sha256: str) -> bool:
+    """Whether this is a release that a server holds, with these bytes."""
+    kinds = {"client": str, "id": str, "images": int, "sha256": str}
+    whole = isinstance(said, dict) and all(isinstance(said.get(name), kind) for name, kind in kinds.items())
+    return whole and said["sha256"] == sha256
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -38,11 +38,13 @@ from collafuse.core.loopback import is_loopback
 
 CONNECT_SECONDS = 10.0
 REPLY_SECONDS = 180.0
-"""Longer than a server's own deadline for a request."""
+"""How long an answer may be waited for."""
 DEFAULT_PATIENCE_SECONDS = 300.0
 """How long to try again in all."""
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 60.0
+LONGEST_RETRY_SECONDS = 3600
+"""A server that says more is asked again by then."""
 MAX_ERROR_BYTES = 64 * 1024
 MAX_TOKEN_BYTES = 512
 
@@ -79,7 +81,9 @@ class Trust:
     key: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """A TLS context. Raises UsageError for files that are no certificates."""
+        """A TLS context. Raises UsageError for files that are no certificates, or a key without one."""
+        if self.key is not None and self.certificate is None:
+            raise UsageError(f"the key {self.key} belongs to a certificate; give that too (--cert), or leave both out.")
         try:
             context = ssl.create_default_context(cafile=self.authority)
             if self.certificate is not None:
@@ -113,7 +117,7 @@ class Reply:
         """Its JSON object. Raises FileFormatError."""
         try:
             value = json.loads(self.content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FileFormatError("the server's reply is no JSON; it is no CollaFuse server, check the URL.") from error
         if not isinstance(value, dict):
             raise FileFormatError("the server's reply is no JSON object; it is no CollaFuse server, check the URL.")
@@ -153,7 +157,8 @@ class Remote:
                 "Accept-Encoding": "identity",  # noise does not compress, and a bound on bytes stays one
             },
             verify=trust.context() if self.url.startswith("https:") else True,
-            timeout=httpx.Timeout(REPLY_SECONDS, connect=CONNECT_SECONDS),
+            # What stays on this machine goes through no proxy: it would read the token.
+            trust_env=self.url.startswith("https:"),
         )
 
     def __enter__(self) -> Remote:
@@ -171,8 +176,11 @@ class Remote:
         body: Any = None,
         content: Callable[[], Iterator[bytes]] | None = None,
         headers: dict[str, str] | None = None,
+        seconds: float = REPLY_SECONDS,
     ) -> Reply:
         """Send a request that may be repeated, until there is an answer; ``limit`` bounds it, in bytes.
+
+        seconds: how long one answer may be waited for.
 
         Raises what the server says (RefusedError, MismatchError ...), AccessError for a token that it does not take,
         BusyError or UnreachableError when patience ends, UnreachableError at once for a certificate that is wrong.
@@ -181,7 +189,10 @@ class Remote:
         while True:
             try:
                 stream = None if content is None else content()
-                request = self._http.build_request(method, path, json=body, content=stream, headers=headers)
+                timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+                request = self._http.build_request(
+                    method, path, json=body, content=stream, headers=headers, timeout=timeout
+                )
                 with self._explained():
                     return self._send(request, limit)
             except _Again as again:
@@ -265,7 +276,7 @@ def _error_of(response: httpx.Response, content: bytes, url: str) -> Exception:
     try:
         said = json.loads(content)
         name, message = str(said["error"]), str(said["message"])[:2000]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         name, message = "", f"{url} answered {response.status_code} {response.reason_phrase}"
     message = "".join(c if c.isprintable() else "?" for c in message)
     status = response.status_code
@@ -274,6 +285,10 @@ def _error_of(response: httpx.Response, content: bytes, url: str) -> Exception:
         return _Again(BusyError(message, int(seconds) or 1), seconds)
     if status in (408, 500, 502, 504):
         return _Again(UnreachableError(message))
+    if status == 413 and not name:
+        return RefusedError(
+            f"{message}: too large for the server or a proxy before it; ask its operator for more room."
+        )
     if status == 401:
         return AccessError(f"{url} does not know this client: {message}")
     if name in KINDS:
@@ -283,7 +298,7 @@ def _error_of(response: httpx.Response, content: bytes, url: str) -> Exception:
 
 def _retry_after(response: httpx.Response) -> float:
     text = response.headers.get("Retry-After", "")
-    return float(min(int(text), 3600)) if text.isdecimal() else 0.0
+    return float(min(int(text), LONGEST_RETRY_SECONDS)) if text.isdecimal() and len(text) < 10 else 0.0
 
 
 def _tls_error(error: BaseException | None) -> ssl.SSLError | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import ssl
 
 import pytest
@@ -93,6 +94,8 @@ REFUSALS = [
     (says(422, "\x1b[31m", "a\x1b[2Jb"), UnreachableError, r"a\?\[2Jb; is http.* a CollaFuse server"),
     (answer(404, b"<html>"), UnreachableError, "answered 404.*is http.* a CollaFuse server"),
     (answer(302, b"", "Location: http://example.org"), UnreachableError, "answered 302"),
+    (answer(413, b"<html>"), RefusedError, "answered 413 Said: too large for the server or a proxy before it"),
+    (answer(409, b"[" * 60_000), UnreachableError, "answered 409"),
 ]
 
 
@@ -104,13 +107,15 @@ def test_a_refusal_is_final_and_says_what_the_server_says(waits, reply, kind, me
 
 
 def test_a_reply_that_is_too_long_or_no_json_is_refused(waits):
-    with scripted(answer(200, b"x" * 101), answer(200, b"[]"), answer(200, b"\xff")) as server:
+    deep = b"[" * 60_000
+    replies = [answer(200, body) for body in (b"x" * 101, b"[]", b"\xff", deep)]
+    with scripted(*replies) as server:
         with waits.remote(server.url) as remote:
             with pytest.raises(FileFormatError, match="more than 100 bytes"):
                 remote.ask("GET", "/", limit=100)
-            for _ in range(2):
+            for _ in replies[1:]:
                 with pytest.raises(FileFormatError, match="no JSON"):
-                    remote.ask("GET", "/", limit=100).json()
+                    remote.ask("GET", "/", limit=len(deep)).json()
 
 
 @pytest.mark.parametrize(
@@ -138,10 +143,40 @@ def test_each_way_in_which_a_certificate_is_wrong_has_its_sentence(code, message
         assert re.search(message, remote._about_certificate(error))
 
 
+def test_what_stays_on_this_machine_goes_through_no_proxy(waits, monkeypatch):
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with scripted(answer(200)) as server, scripted() as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        with waits.remote(server.url, patience=0) as remote:
+            remote.ask("GET", "/v1/model", limit=100)
+    assert len(server.asked) == 1 and proxy.asked == []
+
+
+def test_an_answer_is_waited_for_as_long_as_is_asked(waits):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with waits.remote(f"http://127.0.0.1:{silent.getsockname()[1]}", patience=0) as remote:
+            with pytest.raises(UnreachableError, match="timed out"):
+                remote.ask("GET", "/v1/model", limit=100, seconds=0.05)
+
+
+def test_a_pause_without_end_is_not_made(waits):
+    endless = says(503, "BusyError", "no room.", f"Retry-After: {'9' * 5000}")
+    long = says(503, "BusyError", "no room.", "Retry-After: 999999")
+    with scripted(endless, long, answer(200)) as server, waits.remote(server.url, patience=1e4) as remote:
+        remote.ask("GET", "/v1/model", limit=100)
+    assert waits.seconds == [0.5, 3601.0]
+
+
 def test_certificates_and_tokens_that_are_none_are_refused(tmp_path):
     (tmp_path / "no.pem").write_text("nothing")
     with pytest.raises(UsageError, match=r"cannot use the certificates .*no\.pem"):
         Remote("https://example.org", Trust("t", authority=tmp_path / "no.pem"))
+    with pytest.raises(UsageError, match=r"the key .*no\.pem belongs to a certificate"):
+        Remote("https://example.org", Trust("t", key=tmp_path / "no.pem"))
     for text in ("", "two words", "x" * 600, "\x07"):
         (tmp_path / "token").write_text(text)
         with pytest.raises(UsageError, match="holds no token"):

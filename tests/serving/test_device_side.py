@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 
@@ -70,6 +73,37 @@ def test_an_interrupted_delivery_goes_on_with_its_seed_and_its_parts(serve, out)
     assert running.service.engine.state().finished == made + 8
     assert np.array_equal(whole.x[:4], first.x)
     assert len(np.unique(whole.x.reshape(12, -1), axis=0)) == 12
+
+
+def test_a_device_asks_for_no_more_at_once_than_the_server_makes(serve, out):
+    running, seen = serve(slots=4, request_images=3), []
+    with remote_of(running) as remote:
+        assert len(fetch(remote, Wanted("north", 8), SHAPE, out, advance=seen.append)) == 8
+    assert seen == [3, 3, 2]
+
+
+def test_a_device_waits_for_as_long_as_the_server_may_take(serve, out, monkeypatch):
+    running, waits, ask = serve(deadline_seconds=600.0), [], Remote.ask
+
+    def ask_and_note(self, *arguments, seconds=None, **settings):
+        waits.append(seconds)
+        return ask(self, *arguments, **settings)
+
+    monkeypatch.setattr(Remote, "ask", ask_and_note)
+    with remote_of(running) as remote:
+        fetch(remote, Wanted("north", 2), SHAPE, out)
+    assert waits == [None, 660.0]
+
+
+NO_TERMS = [{}, {"request_images": "64", "deadline_seconds": 1}, {"request_images": 0, "deadline_seconds": 1}]
+
+
+@pytest.mark.parametrize("said", [*NO_TERMS, {"request_images": 1, "deadline_seconds": 1e999}])
+def test_what_does_not_say_how_many_it_makes_is_no_server_of_ours(out, said):
+    with scripted(answer(200, json.dumps(said).encode())) as server, Remote(server.url, Trust("t")) as remote:
+        with pytest.raises(FileFormatError, match=r"says that it makes .* images for one request, in .* seconds"):
+            fetch(remote, Wanted("north", 1), SHAPE, out)
+    assert not out.exists()
 
 
 def test_what_came_is_kept_until_its_user_is_done_with_it(serve, out):
@@ -155,13 +189,27 @@ def test_a_release_over_the_servers_limit_is_refused_before_it_is_sent(serve, tm
 
 
 def test_an_answer_that_was_lost_does_not_store_a_release_twice(tmp_path):
-    write_bytes(tmp_path / "north.safetensors", releases.to_bytes(release_of(0.5)))
-    with scripted(answer(200), b"", answer(200, b'{"id": "x"}')) as server:
+    data = releases.to_bytes(release_of(0.5))
+    write_bytes(tmp_path / "north.safetensors", data)
+    held = {"client": "north", "id": "x", "images": 8, "sha256": hashlib.sha256(data).hexdigest()}
+    with scripted(answer(200), b"", answer(200, json.dumps(held).encode())) as server:
         with Remote(server.url, Trust("t"), pause=lambda seconds: None) as remote:
-            assert send_release(remote, tmp_path / "north.safetensors") == {"id": "x"}
+            assert send_release(remote, tmp_path / "north.safetensors") == held
     _, lost, again = server.asked
     assert lost == again
-    assert again[2] == (tmp_path / "north.safetensors").read_bytes()
+    assert again[2] == data
+
+
+@pytest.mark.parametrize("said", [{}, {"client": "north", "id": "x", "images": 8, "sha256": "another"}])
+def test_an_answer_that_does_not_name_these_bytes_acknowledges_nothing(tmp_path, said):
+    write_bytes(tmp_path / "north.safetensors", releases.to_bytes(release_of(0.5)))
+    known = json.dumps({"releases": [said, 7]}).encode()
+    with scripted(answer(200, known), answer(201, json.dumps(said).encode())) as server:
+        with (
+            Remote(server.url, Trust("t")) as remote,
+            pytest.raises(FileFormatError, match="does not say that it holds"),
+        ):
+            send_release(remote, tmp_path / "north.safetensors")
 
 
 def test_what_is_no_release_or_marked_as_simulated_does_not_arrive(serve, tmp_path):
