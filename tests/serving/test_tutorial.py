@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,18 @@ SHORTER = {
 """The one thing that is not as on the page: how long it is trained."""
 
 
-def blocks():
-    """The page's commands: on which machine, and which."""
-    found = re.findall(r"^```sh\n# (?:on )?(.+?)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
-    assert len(found) == PAGE.count("```sh")
+def rounds():
+    """The page's commands, in rounds of those that different machines may run at once: {machine: commands}. A section
+    is one round, unless something is carried over by hand within it."""
+    found = []
+    for section in re.split(r"^## ", PAGE, flags=re.MULTILINE):
+        fresh = True
+        for place, commands in re.findall(r"^```sh\n# (?:on )?(.+?)\n(.*?)^```", section, re.DOTALL | re.MULTILINE):
+            if fresh or place == "by hand":
+                found.append({})
+            assert place not in found[-1]
+            found[-1][place], fresh = commands, place == "by hand"
+    assert sum(map(len, found)) == PAGE.count("```sh")
     return found
 
 
@@ -54,16 +63,19 @@ def shorter(text):
 @pytest.mark.slow
 def test_the_tutorial_runs_as_it_stands_there(places, tmp_path):
     config = shorter((ROOT / "configs/digits.yaml").read_text(encoding="utf-8"))
-    for name in ("server", "north", "east"):
+    for name in ("server", "north", "east", "south"):
         (tmp_path / name / "digits.yaml").write_text(config)
-    for place, commands in blocks():
-        if place == "by hand":
-            subprocess.run(["bash", "-ec", commands], cwd=tmp_path, check=True)
-        else:
-            places[place].run(commands)
+    for commands in rounds():
+        if "by hand" in commands:
+            subprocess.run(["bash", "-ec", commands["by hand"]], cwd=tmp_path, check=True)
+            continue
+        with ThreadPoolExecutor(len(commands)) as pool:
+            for done in [pool.submit(places[place].run, block) for place, block in commands.items()]:
+                done.result()
     released = sorted(path.name.split(".")[0] for path in (tmp_path / "server/at-server/server/releases").iterdir())
-    assert released == ["east", "north"]
+    assert released == ["east", "north", "south"]
     assert len(list((tmp_path / "phone/twos").glob("0*.png"))) == 16
+    assert len(list((tmp_path / "tablet/pictures").glob("0*.png"))) == 6
     assert sorted(path.name for path in (tmp_path / "east").iterdir()) == [
         "ca.pem", "digits.yaml", "east.safetensors", "east.token", "ledgers", "said.txt"
     ]  # fmt: skip
