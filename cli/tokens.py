@@ -121,7 +121,8 @@ def _check_client(run: Path, client: str, scopes: list[str]) -> None:
 
 @contextmanager
 def _private_file(path: Path | None) -> Iterator[IO[str] | None]:
-    """A new file that only its owner can read; opened first, so that no token is made that cannot be kept."""
+    """A new file that only its owner can read; opened first, so that no token is made that cannot be kept, and gone
+    again when none is made."""
     from collafuse.core.atomic import refuse_existing, storage_error
 
     if path is None:
@@ -130,7 +131,11 @@ def _private_file(path: Path | None) -> Iterator[IO[str] | None]:
     refuse_existing(path, overwrite=False)
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-            yield file
+            try:
+                yield file
+            except BaseException:
+                path.unlink()
+                raise
     except OSError as error:
         raise storage_error(path, error) from error
 

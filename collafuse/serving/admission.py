@@ -89,7 +89,7 @@ class Shares:
         """Raise OverLimitError when a token may ask for nothing now, as far as is known without asking the buckets."""
         self._check_open(token)
         wait = self._used_up.get(token, 0.0) - self._clock()
-        if wait > 0:
+        if 0 < wait <= 1 / self._buckets.per_second:  # one image takes no longer, unless the clock was set back
             raise self._over(math.ceil(wait))
 
     def _check_open(self, token: str) -> None:

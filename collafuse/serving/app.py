@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import os
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -44,6 +45,8 @@ from .service import Readiness, Service
 
 SAFETENSORS = "application/octet-stream"
 BLOCK_BYTES = 1 << 20
+Responses = dict[int | str, dict[str, Any]]
+"""What a route may answer besides its model, by status, for the description of the API."""
 ReleaseId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 _bearer = HTTPBearer(auto_error=False, description="A token that `collafuse tokens add` made.")
@@ -57,8 +60,9 @@ def make_app(service: Service) -> Application:
         summary="Delivers intermediates and receives releases.",
         docs_url=None,  # FastAPI's pages load scripts from elsewhere; ours is at /
         redoc_url=None,
+        redirect_slashes=False,  # behind a proxy the address would be ours, over plain HTTP
     )
-    _add_errors(app)
+    _add_errors(app, service)
     _add_health(app, service)
     _add_model(app, service)
     _add_releases(app, service)
@@ -66,7 +70,7 @@ def make_app(service: Service) -> Application:
     return Authentication(Gate(Bodies(app, service.limits.release_bytes), service), service)
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def _errors(*statuses: int) -> Responses:
     return {status: {"model": ErrorReply} for status in (400, 401, 403, 408, 411, 413, 415, 422, 429, *statuses)}
 
 
@@ -79,10 +83,10 @@ async def _token(request: Request, _: Annotated[HTTPAuthorizationCredentials | N
 Authenticated = Annotated[Token, Depends(_token)]
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(CollaFuseError)
     async def ours(_: Request, error: CollaFuseError) -> JSONResponse:
-        return reply_for(error)
+        return reply_for(error, service.registry.path.parent)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -138,7 +142,7 @@ def _engine(service: Service) -> Engine:
 
 
 def _add_model(app: FastAPI, service: Service) -> None:
-    binary = {200: {"content": {SAFETENSORS: {"schema": {"type": "string", "format": "binary"}}}}}
+    binary: Responses = {200: {"content": {SAFETENSORS: {"schema": {"type": "string", "format": "binary"}}}}}
 
     @app.post(PATH, responses=_errors(409, 503) | binary, response_class=Response)
     async def intermediates_(asked: IntermediatesRequest, request: Request, token: Authenticated) -> Response:
@@ -183,17 +187,18 @@ def _add_model(app: FastAPI, service: Service) -> None:
         """The server's weights, for a warm start. Scope: admin."""
         token.require("admin", token.client)
         _engine(service)
-        size = service.weights.stat().st_size
-        headers = {"Content-Length": str(size)}
-        return StreamingResponse(_blocks(service.weights.open("rb")), media_type=SAFETENSORS, headers=headers)
+        file = service.weights.open("rb")  # a training may put others in their place meanwhile
+        headers = {"Content-Length": str(os.fstat(file.fileno()).st_size)}
+        return StreamingResponse(_blocks(file), media_type=SAFETENSORS, headers=headers)
 
 
 async def _finished(engine: Engine, job: Job, request: Request) -> bool:
     """Wait for a job; False when its client left before. Raises what the job ended with."""
     leaving = asyncio.ensure_future(_left(request))
     result = asyncio.wrap_future(job.future)
+    either: set[asyncio.Future[Any]] = {leaving, result}
     try:
-        await asyncio.wait({leaving, result}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not result.done():
             return False
         result.result()
@@ -258,6 +263,7 @@ def _describe(engine: Engine, service: Service, token: Token) -> ModelReply:
         guidance=settings.guidance,
         batch=engine.state().slots,
         request_images=service.limits.request_images,
+        deadline_seconds=service.limits.deadline_seconds,
         clients=sites,
     )
 
@@ -332,7 +338,7 @@ def _add_page(app: FastAPI, service: Service) -> None:
             releases=held,
         )
 
-    picture = {200: {"content": {"image/png": {}}}, 204: {"description": "Nothing has left yet."}}
+    picture: Responses = {200: {"content": {"image/png": {}}}, 204: {"description": "Nothing has left yet."}}
 
     @app.get("/v1/gallery", responses=_errors() | picture, response_class=Response)
     async def recent(token: Authenticated) -> Response:

@@ -6,14 +6,18 @@ An ASGI layer around the application; it also counts the replies.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import logging
 import time
 from http import HTTPStatus
 
 from starlette.responses import Response
 
 from ..core.errors import AccessError, BusyError, CollaFuseError
+from ..core.loopback import is_loopback
 from .bodies import Application, Message, Receive, Scope, Send
-from .registry import Token
+from .line import FIRST_RETRY_SECONDS
+from .registry import EndedTokenError, Token
 from .replies import error_reply, reply_for
 from .service import Service
 
@@ -54,13 +58,30 @@ class Authentication:
                 raise AccessError("a token is needed; send the header Authorization: Bearer TOKEN.")
             # Within microseconds, on this thread: a request that is refused must not wait for those that are not.
             token = self._service.lookup.authenticate(text.strip())
-            return token or await asyncio.to_thread(self._service.registry.authenticate, text.strip())
+            if token is None:
+                token = await asyncio.to_thread(self._service.registry.authenticate, text.strip())
+            return token
+        except EndedTokenError as error:
+            return error_reply(HTTPStatus.UNAUTHORIZED, error)
         except AccessError as error:
-            address = scope["client"][0] if scope.get("client") else ""
+            address = _address(scope)
             wait = self._service.strangers.failed(address, time.monotonic())
             if wait is None:
                 return error_reply(HTTPStatus.UNAUTHORIZED, error)
             busy = BusyError(f"too many wrong tokens from {address}; ask again in {wait} s.", wait)
             return error_reply(HTTPStatus.TOO_MANY_REQUESTS, busy)
-        except CollaFuseError as error:
-            return reply_for(error)
+        except CollaFuseError as error:  # the registry cannot be used; a stranger hears no more
+            logging.getLogger(__name__).error("%s", error)
+            message = "the server cannot read its registry, and its log says why; ask again, or tell its operator."
+            return reply_for(BusyError(message, FIRST_RETRY_SECONDS))
+
+
+def _address(scope: Scope) -> str:
+    """Where a request comes from: the other end of its connection or, where that is a proxy on this machine, the
+    address that it names last, which is the one that it saw itself."""
+    peer = scope["client"][0] if scope.get("client") else ""
+    named = dict(scope["headers"]).get(b"x-forwarded-for", b"").decode("latin-1").rpartition(",")[2].strip()
+    try:
+        return str(ipaddress.ip_address(named)) if is_loopback(peer) else peer
+    except ValueError:
+        return peer

@@ -13,7 +13,7 @@ from typing import Any
 from .replies import error_reply
 
 BODY_SECONDS = 8.0
-"""A body may take so long, and one second more for each BYTES_PER_SECOND that have come."""
+"""A body may be waited for so long, and one second more for each BYTES_PER_SECOND that have come."""
 BYTES_PER_SECOND = 16 * 1024
 MAX_JSON_BYTES = 64 * 1024
 UPLOADS = "/v1/releases/"
@@ -82,19 +82,23 @@ class Bodies:
 
 
 def _paced(receive: Receive) -> Receive:
-    """``receive`` with a deadline that moves on with the bytes that have come."""
+    """``receive`` with so much patience in all, and more with the bytes that have come.
+
+    Only waiting for the client counts: an upload is not slow because the disk is.
+    """
     loop = asyncio.get_running_loop()
-    began, count, complete = loop.time(), 0, False
+    waited, count, complete = 0.0, 0, False
 
     async def paced() -> Message:
-        nonlocal count, complete
+        nonlocal waited, count, complete
         if complete:
             return await receive()  # waits for the client to leave, which may take as long as it likes
-        left = began + BODY_SECONDS + count / BYTES_PER_SECOND - loop.time()
+        left, asked = BODY_SECONDS + count / BYTES_PER_SECOND - waited, loop.time()
         try:
             message = await asyncio.wait_for(receive(), max(left, 0.0))
         except (TimeoutError, asyncio.TimeoutError):
             raise TooSlow from None
+        waited += loop.time() - asked
         count += len(message.get("body", b""))
         complete = message["type"] != "http.request" or not message.get("more_body", False)
         return message

@@ -7,17 +7,17 @@ takes no reply (0.54, measured). Here each of them is cut off.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from .replies import error_reply
 
 HEAD_SECONDS = 8.0
 """From the first moment of a connection, or the first byte of a further request, to the end of its head."""
 REPLY_SECONDS = 30.0
-"""How long a client may leave a full buffer of reply unread."""
+"""How long a client may leave what it was sent unread."""
 MAX_CONNECTIONS = 512
 """More at once are closed unheard; well below the usual limit of 1024 open files."""
 MAX_HEAD_BYTES = 16 * 1024
@@ -33,6 +33,9 @@ class CarefulProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self.scheme == "http":
+            # The end of a reply counts as unread too. TLS has a deadline of its own for that when it is closed.
+            transport.set_write_buffer_limits(high=0)
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
             return
@@ -45,11 +48,11 @@ class CarefulProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        cycle = self.cycle
-        if self._head is None and (cycle is None or cycle.response_complete):
+        before = self.cycle
+        if self._head is None and self._unanswered() is None:
             self._await_head()
         super().data_received(data)
-        if self.cycle is not cycle:
+        if self.cycle is not before:
             self._head_came()
 
     def on_response_complete(self) -> None:
@@ -60,9 +63,15 @@ class CarefulProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """As uvicorn's, in the form of all our errors."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()  # another reply has begun; what comes after it is not one more request
+            return
+        if (cycle := self._unanswered()) is not None:
+            cycle.disconnected = True  # what it would still answer has no place any more
+            cycle.message_event.set()
         body = error_reply(400, "BadRequest", f"{msg.rstrip('.')}; this is a server for HTTP/1.1.").body
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
-        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=bytes(body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
@@ -75,6 +84,11 @@ class CarefulProtocol(H11Protocol):
         if self._reply is not None:
             self._reply.cancel()
             self._reply = None
+
+    def _unanswered(self) -> RequestResponseCycle | None:
+        """The request that is being answered."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first, whatever uvicorn says
+        return None if cycle is None or cycle.response_complete else cycle
 
     def _await_head(self) -> None:
         self._head = self.loop.call_later(HEAD_SECONDS, self.transport.abort)

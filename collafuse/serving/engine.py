@@ -25,7 +25,7 @@ from ..core.intermediate import Intermediate
 from ..core.samplers import evaluations
 from ..nodes.server import Server, start_noise
 from .batch import MULTISTEP, Batch, Row
-from .line import FIRST_RETRY_SECONDS, Line
+from .line import FIRST_RETRY_SECONDS, Line, Pending
 from .orders import Job, Order
 
 DEFAULT_SLOTS = 16
@@ -96,11 +96,11 @@ class Engine:
         job = Job(order, time.monotonic() + seconds, *self._space(order.count))
         with self._wake:
             self._refuse_at_the_end()
-            self._line.check(order.count, sum(min(other.pending, order.count) for other in self._jobs), seconds)
+            self._line.check(order.count, seconds)
             self._jobs.append(job)
             # Without a step it is a draw: from statistics, or at SIGMA_MAX, where the client does everything.
             (self._turns if order.steps else self._draws).append(job)
-            self._line.images, self._line.requests = self._line.images + order.count, len(self._jobs)
+            self._count()
             self._wake.notify()
         return job
 
@@ -217,8 +217,7 @@ class Engine:
             _succeed(beat, None)
 
     def _count(self) -> None:
-        self._line.requests = len(self._jobs)
-        self._line.images = sum(job.pending for job in self._jobs)
+        self._line.pending = Pending(job.pending for job in self._jobs)
 
     def _draw(self, job: Job) -> Job:
         """Make the images of a job that takes no step, all at once, as a file of them is made."""
@@ -227,7 +226,8 @@ class Engine:
         with self._wake:
             job.started = job.finished = order.count
             self._finished += order.count
-            self._line.rate.record(order.count, time.monotonic() - started, [1] * order.count)
+            if self.server.config.server.kind == "statistics":  # elsewhere it says nothing of images that take steps
+                self._line.rate.record(order.count, time.monotonic() - started, [1] * order.count)
             self._recent.extend(job.x[-GALLERY_IMAGES:] / (1.0 + order.sigmas[0]))
         return job
 

@@ -9,8 +9,10 @@ one image beside a job of a thousand is let in, and a line of a thousand request
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 from ..core.errors import BusyError
 
@@ -49,6 +51,32 @@ class DrainRate:
         return min(LONGEST_RETRY_SECONDS, max(1, math.ceil(images / self.per_second)))
 
 
+class Pending:
+    """What requests still wait for, as who comes next sees it; counted once, so that a refusal takes microseconds.
+
+    images: that each request waits for.
+    """
+
+    def __init__(self, images: Iterable[int] = ()) -> None:
+        self._images = sorted(images)
+        self._left = [*accumulate(reversed(self._images), initial=0)][::-1]  # from the n-th on
+
+    def left(self, made: int = 0) -> int:
+        """How many images are left when of each request so many are made."""
+        first = bisect_right(self._images, made)
+        return self._left[first] - made * (len(self._images) - first)
+
+    def ahead(self, count: int, made: int = 0) -> int:
+        """How many of those come before the last image of a request for ``count``."""
+        return self.left(made) - self.left(made + count)
+
+    def until(self, count: int, room: float) -> float:
+        """How many images are made until at most ``room`` come before a request for ``count``; now there are more."""
+        rounds = bisect_left(range(self._images[-1]), -room, key=lambda made: -self.ahead(count, made))
+        made = max(0, rounds - 1)  # of each request; in the last round one request after the other
+        return self.left() - self.left(made) + self.ahead(count, made) - room
+
+
 @dataclass
 class Line:
     """What is accepted and not finished. Reading it takes no lock, so a refusal waits for nobody.
@@ -59,18 +87,18 @@ class Line:
     slots: int
     most_images: int
     stretch: float
-    images: int = 0
-    requests: int = 0
+    pending: Pending = field(default_factory=Pending)
 
     def __post_init__(self) -> None:
         self.rate = DrainRate()
 
-    def check(self, count: int, ahead: int, seconds: float = math.inf) -> None:
+    def check(self, count: int, seconds: float = math.inf) -> None:
         """Raise BusyError, with the seconds after which to ask again, unless a request may join.
 
-        count: its images. ahead: images of others that come before its last one. seconds: in which it is to be done.
+        count: its images. seconds: in which it is to be done.
         """
-        images, share = self.images, self.stretch * max(count, self.slots)
+        pending, share = self.pending, self.stretch * max(count, self.slots)
+        images, ahead = pending.left(), pending.ahead(count)
         if not images:
             return
         if images + count > self.most_images:
@@ -81,7 +109,7 @@ class Line:
                 wait,
             )
         if ahead + count > share:
-            wait = self.rate.seconds_for(ahead + count - share)
+            wait = self.rate.seconds_for(pending.until(count, share - count))
             raise BusyError(
                 f"with {ahead} images before it this would take more than {self.stretch:g} times as long as alone; "
                 f"ask again in {wait} s.",
@@ -89,7 +117,7 @@ class Line:
             )
         rate = self.rate.per_second
         if rate is not None and (ahead + count) / rate > seconds:
-            wait = self.rate.seconds_for(ahead + count - int(seconds * rate))
+            wait = self.rate.seconds_for(pending.until(count, max(0.0, seconds * rate - count)))
             raise BusyError(
                 f"with {images} images to make before, {count} more would not be finished within {seconds:g} s; "
                 f"ask again in {wait} s, or for fewer.",
@@ -98,4 +126,4 @@ class Line:
 
     def check_any(self) -> None:
         """Raise BusyError when no request may join, not even for one image."""
-        self.check(1, self.requests)
+        self.check(1)

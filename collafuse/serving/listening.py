@@ -63,11 +63,15 @@ def listen(app: Any, address: Address, deadline_seconds: float, started: Callabl
     # burst of requests is read.
     sys.setswitchinterval(SWITCH_SECONDS)
     server = http_server(app, address, deadline_seconds)
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
     with bind(address) as bound:
-        started(url_of(address, bound))
         for number in (signal.SIGTERM, signal.SIGINT):
-            # uvicorn has its own handlers while it runs, and repeats the signal when it has ended in good order.
-            signal.signal(number, lambda *_: None)
+            # For the moment before uvicorn has its own handlers; and it repeats the signal when it has ended.
+            signal.signal(number, end)
+        started(url_of(address, bound))
         server.run(sockets=[bound])
 
 

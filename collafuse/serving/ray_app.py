@@ -40,7 +40,9 @@ class Arguments(BaseModel):
     queue: Annotated[int, Field(ge=1)] = DEFAULT_QUEUE_IMAGES
     stretch: Annotated[float, Field(ge=1)] = DEFAULT_STRETCH
     deadline: Annotated[float, Field(ge=1)] = 120.0
+    max_images: Annotated[int, Field(ge=1)] = 256
     rate: Annotated[int, Field(ge=1)] = 6000
+    open: Annotated[int, Field(ge=1)] = 64
     device: str = "auto"
     accept_simulated: bool = False
     least: Annotated[int, Field(ge=1)] = 1
@@ -72,7 +74,7 @@ def _application() -> Application:
 class Replica:
     """One engine and the application around it."""
 
-    def __init__(self, arguments: Arguments) -> None:
+    def __init__(self, arguments: Arguments, limits: Limits) -> None:
         folder = RunFolder(arguments.run).server
         self.engine = Engine(
             Server.load(folder, choose_device(arguments.device)),
@@ -80,7 +82,6 @@ class Replica:
             queue_images=arguments.queue,
             stretch=arguments.stretch,
         )
-        limits = Limits(images_per_minute=arguments.rate, deadline_seconds=arguments.deadline)
         self.service = Service.open(folder, self.engine, limits, accept_simulated=arguments.accept_simulated)
         self.application = make_app(self.service)
         self.engine.start()
@@ -105,6 +106,8 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         raise UsageError(f"these arguments do not fit: {error}") from error
     if chosen.least > chosen.most:
         raise UsageError(f"at least {chosen.least} and at most {chosen.most} replicas; raise most or lower least.")
+    # Here, so that limits that contradict each other are refused now, and not by each replica in turn.
+    limits = Limits(chosen.max_images, chosen.rate, chosen.open, chosen.deadline)
     RunFolder(chosen.run).refuse_baseline("serve")
     deployment = serve.deployment(
         Replica,
@@ -119,4 +122,4 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": chosen.cpus, "num_gpus": chosen.gpus},
         graceful_shutdown_timeout_s=chosen.deadline + ANSWER_SPARE_SECONDS,
     )
-    return deployment.bind(chosen)
+    return deployment.bind(chosen, limits)

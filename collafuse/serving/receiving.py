@@ -85,8 +85,7 @@ class Receiver:
             return _same(held, digest), False
         partial, file = await self._aside(self._begin, size)
         try:
-            with file:
-                found = await self._stream(file, body, partial, size)
+            found = await self._stream(file, body, partial, size)
             if digest is not None and digest != found:
                 raise FileFormatError(f"the release has SHA-256 {found}, its sender said {digest}; send it again.")
             async with self._naming:  # of two at once the second finds the first
@@ -113,11 +112,12 @@ class Receiver:
         """Write a body to a file and to the disk; its SHA-256. Raises FileFormatError when it ends too early."""
         digest, count = hashlib.sha256(), 0
         try:
-            async for block in body:
-                count += len(block)
-                digest.update(block)
-                await self._aside(file.write, block)
-            await self._aside(_sync, file)
+            with file:  # closing writes too
+                async for block in body:
+                    count += len(block)
+                    digest.update(block)
+                    await self._aside(file.write, block)
+                await self._aside(_sync, file)
         except OSError as error:
             raise storage_error(partial, error) from error
         if count != size:

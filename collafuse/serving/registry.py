@@ -44,6 +44,10 @@ CREATE TABLE IF NOT EXISTS releases (
 """
 
 
+class EndedTokenError(AccessError):
+    """A token that was good and has expired or was revoked: whoever brings it does not guess."""
+
+
 @dataclass(frozen=True)
 class Token:
     """What is known of a token; never the token itself. Times are UTC."""
@@ -136,7 +140,8 @@ class Registry:
     def authenticate(
         self, text: str, *, now: datetime | None = None, connection: sqlite3.Connection | None = None
     ) -> Token:
-        """The token of this text. Raises AccessError when it is unknown, has expired or was revoked.
+        """The token of this text. Raises AccessError when it is unknown, EndedTokenError when it has expired or was
+        revoked.
 
         connection: one to this file that the caller keeps, whose errors are the caller's too.
         """
@@ -157,7 +162,7 @@ class Registry:
                 if token.revoked
                 else f"expired on {token.expires:%Y-%m-%d %H:%M}"
             )
-            raise AccessError(
+            raise EndedTokenError(
                 f"this token of client {token.client!r} {ended} UTC; ask the server's operator for another."
             )
         return token

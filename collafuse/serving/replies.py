@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -141,6 +142,8 @@ class ModelReply(BaseModel):
     """Rows of the shared batch: a file made with this batch size has the same bytes."""
     request_images: int
     """The most images that one request may ask for."""
+    deadline_seconds: float
+    """How long a request may take; then it is answered with 503."""
     clients: list[SiteReply]
 
 
@@ -194,9 +197,10 @@ def error_reply(status: int, error: Exception | str, message: str | None = None)
     return JSONResponse(body, status, headers=headers)
 
 
-def reply_for(error: errors.CollaFuseError) -> JSONResponse:
-    """The reply for one of our exceptions."""
+def reply_for(error: errors.CollaFuseError, folder: Path | None = None) -> JSONResponse:
+    """The reply for one of our exceptions; where the server's folder lies is nobody's business."""
+    message = str(error) if folder is None else str(error).replace(str(folder), "the server's folder")
     for kind in type(error).__mro__:
         if kind in STATUS:
-            return error_reply(STATUS[kind], error)
-    return error_reply(500, error)
+            return error_reply(STATUS[kind], error, message)
+    return error_reply(500, error, message)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.errors import RefusedError
+from ..core.errors import BusyError, RefusedError
 from ..nodes.runfolder import LIMITS, REGISTRY, NodeFolder
 from ..nodes.server import Server
 from .admission import Limits, Shares, Strangers
@@ -102,6 +102,6 @@ class Readiness:
             await asyncio.wait_for(beat, READY_SECONDS)
         except asyncio.TimeoutError:
             return f"the model made no step within {READY_SECONDS:g} s; look at the server's log."
-        except RuntimeError as error:
+        except BusyError as error:  # it has stopped
             return str(error)
         return ""

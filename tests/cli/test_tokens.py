@@ -40,6 +40,9 @@ def test_a_token_file_is_its_owners_alone_and_never_replaced(call_cli):
 
 def test_a_token_that_cannot_be_kept_is_not_made(call_cli):
     call_cli("tokens", "add", "run", "--client", "a", "--scope", "sample", "-o", "nowhere/token", code=9)
+    add = ("tokens", "add", "run", "--client", "a", "--scope", "sample", "-o", "token")
+    call_cli(*add, "--days", 0, code=2)
+    assert not (call_cli.folder / "token").exists()  # which would stand in the way of the right one
     assert Registry(call_cli.folder / "run/server/registry.sqlite").tokens() == []
 
 

@@ -92,6 +92,23 @@ def run_service(
                 engine.stop()
 
 
+def copy_of(trained: NodeFolder, path: Path) -> NodeFolder:
+    """The trained server's folder once more, for a service that may write to it."""
+    folder = NodeFolder(path)
+    for name in ("weights.safetensors", "config.yaml", "sites.json"):
+        write_bytes(folder.path / name, (trained.path / name).read_bytes(), durable=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def running(trained_folder: NodeFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One service of the trained server for all tests of a file that change nothing in it: starting one takes longer
+    than most of what is asked."""
+    folder = copy_of(trained_folder, tmp_path_factory.mktemp("running") / "server")
+    with run_service(folder, Engine(Server.load(folder, CPU), 4), Limits(), ANYWHERE) as one:
+        yield one
+
+
 @pytest.fixture
 def serve(trained_folder: NodeFolder, tmp_path: Path) -> Iterator[Any]:
     """Starts a service: of the trained server, or of the one that is given."""
@@ -110,8 +127,7 @@ def serve(trained_folder: NodeFolder, tmp_path: Path) -> Iterator[Any]:
         ) -> Running:
             folder = NodeFolder(tmp_path / "server")
             if not folder.weights.exists() and not receive_only:
-                for name in ("weights.safetensors", "config.yaml", "sites.json"):
-                    write_bytes(folder.path / name, (trained_folder.path / name).read_bytes())
+                copy_of(trained_folder, folder.path)
             engine = None
             if not receive_only:
                 made = server or Server.load(folder, CPU)

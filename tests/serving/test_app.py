@@ -24,8 +24,7 @@ def ask(http, **body):
     return http.post("/v1/intermediates", json={"client": "north"} | body)
 
 
-def test_file_and_http_give_the_same_bytes_at_the_same_batch_shape(serve):
-    running = serve(slots=4)
+def test_file_and_http_give_the_same_bytes_at_the_same_batch_shape(running):
     with running.http() as http:
         reply = ask(http, count=8, seed=3)
     server = Server.load(running.folder, CPU)
@@ -34,8 +33,7 @@ def test_file_and_http_give_the_same_bytes_at_the_same_batch_shape(serve):
     assert reply.content == intermediates.to_bytes(server.deliver("north", 8, seed=3, batch_size=4))
 
 
-def test_labels_half_precision_sampler_and_rows_are_as_asked(serve):
-    running = serve()
+def test_labels_half_precision_sampler_and_rows_are_as_asked(running):
     with running.http() as http:
         one = read(ask(http, count=2, labels=["y"], half=True, sampler="euler").content)
         part = read(ask(http, count=9, seed=1, start=4, stop=6).content)
@@ -46,8 +44,7 @@ def test_labels_half_precision_sampler_and_rows_are_as_asked(serve):
     assert np.array_equal(part.labels, whole.labels[4:6])
 
 
-def test_it_describes_the_model_to_each_token_as_far_as_it_may_know(serve):
-    running = serve()
+def test_it_describes_the_model_to_each_token_as_far_as_it_may_know(running):
     with running.http() as http:
         own = http.get("/v1/model").json()
     with running.http(running.token("operator", "admin")) as http:
@@ -62,12 +59,12 @@ def test_it_describes_the_model_to_each_token_as_far_as_it_may_know(serve):
         "text": False,
     }
     assert (own["image_shape"], own["batch"], own["steps"]) == ([1, 4, 4], 4, 4)
+    assert (own["request_images"], own["deadline_seconds"]) == (256, 120.0)
     assert own["server_model"] == Server.load(running.folder, CPU).model.id
     assert [site["client"] for site in everything["clients"]] == ["east", "north"]
 
 
-def test_the_weights_are_for_admins_only(serve):
-    running = serve()
+def test_the_weights_are_for_admins_only(running):
     with running.http() as http:
         assert http.get("/v1/model/weights").status_code == 403
     with running.http(running.token("operator", "admin")) as http:
@@ -88,23 +85,23 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("body", "status", "says"), WRONG)
-def test_what_cannot_be_delivered_is_refused_with_the_sentence_it_has_elsewhere(serve, body, status, says):
-    with serve().http() as http:
+def test_what_cannot_be_delivered_is_refused_with_the_sentence_it_has_elsewhere(running, body, status, says):
+    with running.http() as http:
         reply = ask(http, **body)
     assert reply.status_code == status
     assert says in reply.json()["message"]
     assert set(reply.json()) == {"error", "message", "retry_after"}
 
 
-def test_what_is_no_json_and_what_is_not_there_are_refused_in_the_same_form(serve):
-    running = serve()
+def test_what_is_no_json_and_what_is_not_there_are_refused_in_the_same_form(running):
     with running.http() as http:
         replies = [
             http.post("/v1/intermediates", content=b"{", headers={"Content-Type": "application/json"}),
             http.get("/v1/nothing"),
+            http.get("/v1/model/"),  # no redirect: behind a proxy it would lead to plain HTTP
             http.delete("/v1/model"),
         ]
-    assert [reply.status_code for reply in replies] == [422, 404, 405]
+    assert [reply.status_code for reply in replies] == [422, 404, 404, 405]
     assert all(set(reply.json()) == {"error", "message", "retry_after"} for reply in replies)
 
 
@@ -138,14 +135,17 @@ def test_what_nobody_expected_is_a_500_that_shows_nothing(serve, monkeypatch):
     assert reply.json()["message"].startswith("the server failed at this; its log says why")
 
 
-def test_it_is_alive_and_ready_while_its_model_makes_steps(serve):
+def test_it_is_alive_and_ready_while_its_model_makes_steps(serve, monkeypatch):
+    monkeypatch.setattr("collafuse.serving.service.READY_FOR_SECONDS", 0.0)
     running = serve()
     with running.http() as http:
         assert http.get("/livez").json() == http.get("/readyz").json() == {"status": "ok"}
     assert running.service.engine.state().steps >= 1
     running.service.engine.stop()
     with running.http() as http:
-        assert http.get("/livez").status_code == 503
+        replies = [http.get(path) for path in ("/livez", "/readyz")]
+    assert [reply.status_code for reply in replies] == [503, 503]
+    assert all(reply.json() == {"status": "the engine has stopped; restart the server."} for reply in replies)
 
 
 def test_a_model_that_does_not_answer_is_not_ready(serve, monkeypatch, trained_folder):
@@ -183,8 +183,8 @@ def test_a_small_reply_is_sent_at_once(serve):
         assert sent_by.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_the_description_of_the_api_covers_what_it_answers(serve):
-    with serve().http() as http:
+def test_the_description_of_the_api_covers_what_it_answers(running):
+    with running.http() as http:
         paths = http.get("/openapi.json").json()["paths"]
     open_to_all, protected = {"/livez", "/readyz"}, {"/metrics", "/v1/intermediates", "/v1/model", "/v1/model/weights"}
     more = {"/v1/releases", "/v1/releases/{release_id}", "/v1/state", "/v1/gallery"}

@@ -196,6 +196,10 @@ def test_what_takes_no_step_is_in_the_line_too(started):
     after = engine.submit(Order.plan(made, "all", 3), SECONDS)
     after.future.result(timeout=SECONDS)
     assert engine.state().finished == len(engine.recent()) == 11
+    engine.submit(Order.plan(made, "a", 1), SECONDS).future.result(timeout=SECONDS)
+    rate = engine.state().images_per_second
+    engine.submit(Order.plan(made, "all", 10), SECONDS).future.result(timeout=SECONDS)
+    assert engine.state().images_per_second == rate  # that of images which take steps
 
 
 def test_a_request_that_would_take_many_times_as_long_as_alone_is_refused(started):

@@ -78,7 +78,10 @@ def test_devices_and_sites_reach_the_service_through_it(serve, authority, tmp_pa
             assert len(whole) == 6
         assert send_release(remote, tmp_path / "north.safetensors")["client"] == "north"
         large = httpx.post(f"{url}/v1/intermediates", content=bytes(70_000), verify=trust.context())
+        forged = {"X-Forwarded-For": "6.6.6.6", "Authorization": "Bearer x"}
+        assert httpx.get(f"{url}/v1/model", headers=forged, verify=trust.context()).status_code == 401
     assert large.status_code == 413
+    assert list(running.service.strangers._buckets) == ["127.0.0.1"]
 
 
 def test_where_one_process_is_full_another_is_asked(serve, authority, tmp_path, trained_folder):

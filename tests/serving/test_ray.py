@@ -57,7 +57,7 @@ def url(run, tmp_path):
         process.communicate(timeout=SECONDS)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_a_replica_delivers_the_bytes_of_a_file_and_refuses_as_the_service_does(url, run):
     token, _ = Registry(run / "server" / REGISTRY).add_token("north", ["sample"])
     asked = {"client": "north", "count": 8, "seed": 3}
@@ -72,7 +72,12 @@ def test_a_replica_delivers_the_bytes_of_a_file_and_refuses_as_the_service_does(
     assert "not known here" in stranger.json()["message"]
 
 
-WRONG = [({"slots": 0}, "slots"), ({"colour": 1}, "colour"), ({"least": 3, "most": 2}, "at least 3 and at most 2")]
+WRONG = [
+    ({"slots": 0}, "slots"),
+    ({"colour": 1}, "colour"),
+    ({"least": 3, "most": 2}, "at least 3 and at most 2"),
+    ({"rate": 100}, "lower --max-images"),
+]
 
 
 @pytest.mark.parametrize(("more", "says"), WRONG)

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,8 @@ from collafuse.nodes.statistics import read_statistics
 from collafuse.serving.receiving import Known, Receiver
 from tests.nodes.sites import client, config, release_of
 from tests.tiny import image_set
+
+FULL = Path("/dev/full")
 
 
 def bytes_of(sigma=0.5, **settings):
@@ -90,8 +93,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("data", "status", "says"), REFUSED)
-def test_what_does_not_fit_is_refused_and_leaves_nothing(serve, data, status, says):
-    running = serve()
+def test_what_does_not_fit_is_refused_and_leaves_nothing(running, data, status, says):
     with running.http() as http:
         reply = put(http, data())
     assert (reply.status_code, says in reply.json()["message"]) == (status, True), reply.text
@@ -100,8 +102,8 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(serve, data, status, sa
     assert running.service.registry.releases() == []
 
 
-def test_a_digest_that_does_not_match_is_refused(serve):
-    running, data = serve(), bytes_of()
+def test_a_digest_that_does_not_match_is_refused(running):
+    data = bytes_of()
     with running.http() as http:
         wrong = put(http, data, **{"Content-Digest": digest_of(b"other")})
         malformed = put(http, data, **{"Content-Digest": "md5=:AAAA:"})
@@ -204,6 +206,25 @@ def test_a_disk_without_room_is_named(serve, monkeypatch):
         reply = put(http, bytes_of())
     assert reply.status_code == 507
     assert "tell its operator" in reply.json()["message"]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+def test_a_disk_that_fills_up_amid_an_upload_is_named_and_its_path_is_not(serve, monkeypatch):
+    running = serve()
+    begin = running.service.receiver._begin
+
+    def begin_on_a_full_disk(size):
+        partial, file = begin(size)
+        file.close()
+        return partial, FULL.open("wb")
+
+    monkeypatch.setattr(running.service.receiver, "_begin", begin_on_a_full_disk)
+    with running.http() as http:
+        reply = put(http, bytes_of())
+    assert reply.status_code == 507
+    assert "the disk is full" in reply.json()["message"]
+    assert str(running.folder.path) not in reply.text
+    assert files(running) == []
 
 
 def test_releases_are_received_before_anything_was_trained(serve):

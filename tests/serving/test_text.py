@@ -15,14 +15,18 @@ from collafuse.core.errors import MismatchError
 from collafuse.core.noise import SIGMA_MAX
 from collafuse.core.texts import MAX_ASKED, EncodedText, Prompts, to_bytes
 from collafuse.learning.weights import TrainedModel
+from collafuse.nodes.runfolder import NodeFolder
 from collafuse.nodes.server import Server
 from collafuse.nodes.sites import Site
+from collafuse.serving.admission import Limits
+from collafuse.serving.engine import Engine
 from collafuse.serving.orders import Order
 from edge_client.fetching import Wanted, WantedText, fetched
 from edge_client.remote import Remote, Trust
 from tests.bundles import steered_bundle
 from tests.cli.conftest import InProcess
 from tests.nodes.sites import config
+from tests.serving.conftest import ANYWHERE, run_service
 from tests.tiny import CPU, denoiser
 
 SPACE = TextSpace("t5-4-00", 4)
@@ -30,11 +34,19 @@ TEXT = EncodedText(SPACE, np.array([[1, -1, 1, -1], [-1, -1, 1, 1]], dtype=np.fl
 FOLDERS = ("web", "by-file", "without")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server():
     sites = {"north": Site(0.5, ("x",), text=True), "east": Site(0.4, ("y",))}
     model = TrainedModel(denoiser(label_names=("x", "y"), text=SPACE), "server", 0.4, SIGMA_MAX, 0, "id")
     return Server(config({name: {"cut": {"sigma": site.sigma_cut}} for name, site in sites.items()}), model, sites, CPU)
+
+
+@pytest.fixture(scope="module")
+def of_text(server, tmp_path_factory):
+    """One service of this server, for tests that change nothing in it."""
+    folder = NodeFolder(tmp_path_factory.mktemp("of-text"))
+    with run_service(folder, Engine(server, 4), Limits(), ANYWHERE) as one:
+        yield one
 
 
 def rows(text: EncodedText = TEXT) -> list[str]:
@@ -92,21 +104,20 @@ def test_one_batch_serves_text_and_labels_and_gives_the_bytes_of_the_file(serve,
         ({"prompts": ["a cat"]}, 422, "text.prompts"),
     ],
 )
-def test_what_is_no_text_of_this_model_is_refused(serve, server, text, status, says):
-    with serve(server).http() as http:
+def test_what_is_no_text_of_this_model_is_refused(of_text, text, status, says):
+    with of_text.http() as http:
         reply = ask(http, **text)
     assert reply.status_code == status and says in reply.json()["message"]
 
 
-def test_text_that_was_not_released_at_a_clients_cut_is_refused(serve, server):
-    running = serve(server)
-    with running.http(running.token("east")) as http:
+def test_text_that_was_not_released_at_a_clients_cut_is_refused(of_text):
+    with of_text.http(of_text.token("east")) as http:
         assert "no site released text at or below sigma 0.4" in ask(http, "east").json()["message"]
         assert http.get("/v1/model").json()["text_encoder"] is None  # and it is not told of any
 
 
-def test_it_says_what_text_it_takes(serve, server):
-    with serve(server).http() as http:
+def test_it_says_what_text_it_takes(of_text):
+    with of_text.http() as http:
         told = http.get("/v1/model").json()
     assert (told["text_encoder"], told["text_width"]) == (SPACE.encoder, 4)
     assert told["clients"][0]["text"] is True

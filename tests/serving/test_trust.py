@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from collafuse.core.errors import ConfigError, RefusedError, UsageError
+from collafuse.serving.authentication import _address
 from collafuse.serving.engine import Engine
 from collafuse.serving.listening import Address
 from collafuse.serving.service import Service
@@ -54,8 +55,40 @@ def test_who_tries_tokens_is_told_to_wait_and_a_good_token_is_not_affected(serve
     assert [reply.status_code for reply in replies[:60]] == [401] * 60
     assert replies[-1].status_code == 429
     assert int(replies[-1].headers["retry-after"]) >= 1
+    revoked, token = running.service.registry.add_token("north", ["sample"])
+    running.service.registry.revoke(token.id)
     with running.http() as http:
         assert http.get("/v1/model").status_code == 200
+    with running.http(revoked) as http:  # who had a good one does not guess, and hears what became of it
+        assert http.get("/v1/model").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("peer", "named", "address"),
+    [
+        ("127.0.0.1", b"6.6.6.6, 192.0.2.7", "192.0.2.7"),
+        ("127.0.0.1", b"2001:db8::1", "2001:db8::1"),
+        ("127.0.0.1", b"a stranger's words", "127.0.0.1"),
+        ("127.0.0.1", None, "127.0.0.1"),
+        ("192.0.2.9", b"6.6.6.6", "192.0.2.9"),  # no proxy of ours: it may say what it likes
+    ],
+)
+def test_a_strangers_address_is_what_a_proxy_on_this_machine_says(peer, named, address):
+    headers = [] if named is None else [(b"x-forwarded-for", named)]
+    assert _address({"client": (peer, 1), "headers": headers}) == address
+
+
+def test_a_registry_that_cannot_be_read_is_the_operators_business(serve, caplog):
+    running = serve()
+    token, path = running.token(), running.service.registry.path
+    path.unlink()
+    path.write_bytes(b"no database" * 1000)
+    with running.http(token) as http:
+        reply = http.get("/v1/model")
+    assert reply.status_code == 503
+    assert int(reply.headers["retry-after"]) >= 1
+    assert "tell its operator" in reply.json()["message"] and str(path) not in reply.text
+    assert f"the registry {path} cannot be used" in caplog.text
 
 
 def test_a_revoked_token_is_refused_by_a_server_that_runs_already(serve):

@@ -22,6 +22,17 @@ pytestmark = pytest.mark.torture  # in short: tests of each format say that it h
 
 SEED = 3918273645
 LABEL = "CanaryLabel"
+ANSWERED = (
+    "/",
+    "/openapi.json",
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/v1/model",
+    "/v1/state",
+    "/v1/gallery",
+    "/v1/releases",
+)
 NAMES = ("CanaryFolder", LABEL, "canary-mueller-hans", "CanaryExif", "CanaryText", "CanaryNotes")
 SITE = """
 data: {{dataset: folder, path: "{images}", image_size: 8, channels: 1, held_out: 0.2}}
@@ -138,8 +149,11 @@ def test_nothing_that_leaves_its_place_holds_a_secret(tmp_path, figure):
         )
         headers = {"Authorization": f"Bearer {token}"}
         with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
-            for path in ("/", "/metrics", "/healthz", "/readyz", "/v1/models", "/v1/nowhere", "/openapi.json"):
-                search.data(f"GET {path}", client.get(path).content)
+            assert client.get("/v1/nowhere").status_code == 404
+            for path in ANSWERED:
+                reply = client.get(path)
+                assert reply.is_success, (path, reply.text)
+                search.data(f"GET {path}", reply.content)
             for body in ({"client": "nobody"}, {"client": "north", "count": -1}, {"client": 7}, {"client": "north"}):
                 search.data(f"POST {body}", client.post("/v1/intermediates", json=body).content)
         (device / "spoiled.onnx").write_bytes((device / "north.onnx").read_bytes()[:-9])
