@@ -30,7 +30,7 @@ hypothesis.settings.load_profile("tests")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: begun last, a long one would keep one core busy while the others wait."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.path.parent.name == "torture"}
     items.sort(key=lambda item: item.path not in slow)
 
 

@@ -46,7 +46,7 @@ def test_the_same_seed_delivers_the_same_bytes(run_trained, tmp_path):
     assert (tmp_path / "again.safetensors").read_bytes() == (run_trained.folder / "north.safetensors").read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.torture  # at length what the README's commands do in `make test`
 def test_separate_machines(run_cli):
     """Release at each site, train the server on the files alone, train a client, then the same path."""
     sites = ("north", "east", "south")

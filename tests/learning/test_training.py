@@ -360,7 +360,7 @@ def test_where_compiling_fails_training_goes_on_and_says_so(tmp_path, uninterrup
     assert "training.compile=true does not work here and is left out: " in note
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize("norm", ["group", "magnitude"])
 def test_a_compiled_training_learns_what_a_plain_one_does(tmp_path, norm):

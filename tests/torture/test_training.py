@@ -116,7 +116,7 @@ def assert_resumes(nursery: Nursery, run: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="watches processes as Linux shows them")
-@amount(2, 50)
+@amount(1, 50)
 def test_a_training_that_is_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, amount, figure):
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     inside = lost = 0
