@@ -21,16 +21,8 @@ def evaluate(
         int, typer.Option("--samples", min=1, metavar="N", help="Images of each arm and client, at most.")
     ] = 1000,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Makes the same images again.")] = 0,
-    features: Annotated[
-        str,
-        typer.Option(
-            "--features", metavar="F", help="auto, inception, clip or classifier (trained on the data itself)."
-        ),
-    ] = "auto",
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", metavar="PATH", help="The Inception weights or CLIP folder, if not where usual."),
-    ] = None,
+    features: options.Features = "auto",
+    weights: options.FeatureWeights = None,
     energy: Annotated[
         bool, typer.Option("--energy", help="Also read the machine's energy counters, through codecarbon.")
     ] = False,

@@ -44,6 +44,14 @@ TextFile = Annotated[
     Path | None,
     typer.Option("--text", metavar="FILE", help="What the images show in turn: prompts that `collafuse text` wrote."),
 ]
+Features = Annotated[
+    str,
+    typer.Option("--features", metavar="F", help="auto, inception, clip or classifier (trained on the data itself)."),
+]
+FeatureWeights = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="PATH", help="The Inception weights or CLIP folder, if not where usual."),
+]
 ServerUrl = Annotated[
     str | None, typer.Option("--server", metavar="URL", help="A server that runs `collafuse serve`: https://NAME:PORT.")
 ]

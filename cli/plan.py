@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,16 +37,8 @@ def plan(
         int | None,
         typer.Option("--train-steps", min=1, help="Steps of each client; a quarter of the configured ones by default."),
     ] = None,
-    features: Annotated[
-        str,
-        typer.Option(
-            "--features", metavar="F", help="auto, inception, clip or classifier (trained on the data itself)."
-        ),
-    ] = "auto",
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", metavar="PATH", help="The Inception weights or CLIP folder, if not where usual."),
-    ] = None,
+    features: options.Features = "auto",
+    weights: options.FeatureWeights = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Makes the same figures again.")] = 0,
     device: options.Device = "auto",
     as_json: options.Json = False,
