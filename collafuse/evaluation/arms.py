@@ -126,7 +126,7 @@ class SplitRun:
         images = self.held_out[client]
         images = images.take(np.arange(count) % len(images))
         sigma, shape = self.settings[client].handover_sigma, self.models[client].denoiser.image_shape
-        noise = start_noise(range(count), shape, keyed_seed(seed, "true noise") % 2**63)
+        noise = start_noise(range(count), shape, keyed_seed(seed, "true noise"))
         space, labels, text = self.models[client].space, None, None
         if self.server.site(client).label_names:
             labels = translate_labels(images.labels, images.label_names, space.label_names)

@@ -118,7 +118,7 @@ def evaluate(
     sites = load_measured(config, listener)
     _check_enough(sites, run.path)
     # In another order, since folders come label by label and an arm may take the first of them.
-    order = np.random.default_rng(keyed_seed(seed, "held out") % 2**63)
+    order = np.random.default_rng(keyed_seed(seed, "held out"))
     held_out = {name: _some(site.held_out, len(site.held_out), order) for name, site in sites.items()}
     arms = list(arms_of(run, held_out, device))
     for name, folder in beside.items():
@@ -132,7 +132,7 @@ def evaluate(
     extractor = choose(features, weights, known, classifier, device)
     judge = _Judge(extractor, classifier, known.label_names)
 
-    rng = np.random.default_rng(keyed_seed(seed, "evaluate") % 2**63)
+    rng = np.random.default_rng(keyed_seed(seed, "evaluate"))
     mixes = {name: mix_of(held_out[name], floor, samples) for name, floor in floors.items()}
     references = {name: judge.measure_real(_some(images, samples, rng)) for name, images in held_out.items()}
     shuffled = {name: _some(images, len(images), rng) for name, images in floors.items()}
@@ -141,7 +141,7 @@ def evaluate(
     for arm in arms:
         measured[arm.name] = {}
         for number, (name, mix) in enumerate(mixes.items()):
-            made = arm.generate(name, mix.to_generate, keyed_seed(seed, "arm", str(number)) % 2**63)
+            made = arm.generate(name, mix.to_generate, keyed_seed(seed, "arm", str(number)))
             measured[arm.name][name] = judge.measure(mix.take(made))
             bar.advance(mix.to_generate)
     configs = {"": config, **{name: folder.read_config() for name, folder in beside.items()}}

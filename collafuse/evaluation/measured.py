@@ -34,7 +34,7 @@ def measured(name: str, site: SiteData, listener: Listener = UNHEARD) -> SiteDat
     for part, images in (("to train on", site.train), ("held out", site.held_out)):
         if len(images) > MOST:
             listener.say(f"{name} is measured with {MOST} of its {len(images)} images {part}.")
-        parts.append(in_memory(images, MOST, keyed_seed(0, "measured", name, part) % 2**63))
+        parts.append(in_memory(images, MOST, keyed_seed(0, "measured", name, part)))
     return SiteData(*parts)
 
 

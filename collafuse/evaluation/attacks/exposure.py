@@ -96,7 +96,7 @@ def expose(name: str, train: ImageSet, held_out: ImageSet, found: Sequence[Relea
     _, first = np.unique(train.digests, axis=0, return_index=True)
     images, received = train.take(np.sort(first)), JoinedRows([release.z for release in found])
     most = min(MOST_ATTACKED, max(FEWEST_ATTACKED, MOST_VALUES // math.prod(received.shape[1:])))
-    seed = keyed_seed(0, "attacked", name) % 2**63
+    seed = keyed_seed(0, "attacked", name)
     # As many releases as images stand in their order, if the site released as it should: then the same are drawn.
     rows = some(len(received), most, np.random.default_rng(seed))
     return Exposure(
