@@ -31,6 +31,7 @@ from collafuse.config import Config, load
 from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.noise import SIGMA_MAX, server_sigmas
 from collafuse.core.samplers import STEPS, run
+from collafuse.learning.compiled import SamplingDenoiser
 from collafuse.learning.denoiser import Denoiser
 from collafuse.learning.device import choose_device
 from collafuse.learning.examples import TrainingData
@@ -93,16 +94,16 @@ def our_trainer(config: Config, batch: int, device: torch.device, folder: Path, 
     return trainer
 
 
-def our_sampling(trainer: Trainer, config: Config, batch: int) -> Callable[[], Any]:
-    """The server's half for a batch of one label, as it is delivered."""
+def our_sampling(trainer: Trainer, config: Config, batch: int) -> Callable[..., Any]:
+    """The server's half for a batch of one label, as it is delivered; another denoiser may stand in."""
     sampler, device = config.server.sampler, trainer.device
     sigmas = server_sigmas(CUT, sampler.steps)
     conditions = torch.from_numpy(SPACE.conditions(batch, None)).to(device)
 
     @torch.inference_mode()
-    def sample() -> None:
+    def sample(denoiser: SamplingDenoiser = trainer.ema) -> None:
         x = SIGMA_MAX * torch.randn(batch, *config.data.image_shape, device=device)
-        run(STEPS[sampler.name], lambda x, sigma: trainer.ema(x, sigma, conditions), x, sigmas)
+        run(STEPS[sampler.name], lambda x, sigma: denoiser(x, sigma, conditions), x, sigmas)
 
     return sample
 
@@ -186,7 +187,7 @@ def ways_tables(config: Config, batch: int, device: torch.device, rounds: int) -
     print_ways("training step", turns(ways(partial(our_trainer, config, batch, device)), rounds, device))
     with tempfile.TemporaryDirectory() as scratch:
         trainer = our_trainer(config, batch, device, Path(scratch))
-        calls = sampling_ways(trainer, our_sampling(trainer, config, batch))
+        calls = sampling_ways(trainer, our_sampling(trainer, config, batch), batch)
         print_ways("sampling a batch", turns(calls, SAMPLING_ROUNDS, device))
 
 

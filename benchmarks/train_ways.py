@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 
+from collafuse.config import MixedPrecision
+from collafuse.learning.compiled import CompiledDenoiser
 from collafuse.learning.training import Trainer
 
 STEPS = 5
@@ -67,14 +70,16 @@ def ways(make: Callable[..., Trainer]) -> dict[str, Callable[[], Any]]:
     return made
 
 
-def sampling_ways(trainer: Trainer, sample: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
-    """Sampling a batch in each precision."""
-
-    def sampled(mixed_precision: Any) -> None:
-        trainer.ema.mixed_precision = mixed_precision
-        sample()
-
-    return {"float32": partial(sampled, False), "mixed_precision: cpu": partial(sampled, "cpu")}
+def sampling_ways(trainer: Trainer, sample: Callable[..., Any], batch: int) -> dict[str, Callable[[], Any]]:
+    """Sampling a batch in each precision, as it is and compiled."""
+    bfloat16: MixedPrecision = "cpu" if trainer.device.type == "cpu" else True
+    made: dict[str, Callable[[], Any]] = {}
+    for name, precision in (("float32", False), (f"mixed_precision: {bfloat16}".lower(), bfloat16)):
+        denoiser = copy.deepcopy(trainer.ema)
+        denoiser.mixed_precision = precision
+        made[name] = partial(sample, denoiser)
+        made[f"{name}, --compile"] = partial(sample, CompiledDenoiser(denoiser, batch, print))
+    return made
 
 
 def _unfused(trainer: Trainer) -> None:

@@ -22,7 +22,16 @@ def deliver(
         int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Makes the same intermediates again.")
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Write float16, half the bytes.")] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per evaluation.")] = 256,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            metavar="N",
+            parser=options.batch_size,
+            help="Images per evaluation, or auto: the fastest.",
+        ),
+    ] = 256,
+    compile_first: options.Compile = False,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -43,6 +52,11 @@ def deliver(
     RunFolder(run).refuse_baseline("deliver")
     server = Server.load(RunFolder(run).server, choose_device(device))
     with reporting() as reporter:
+        if batch_size is None:
+            batch_size = server.fastest_batch()
+            reporter.say(f"{batch_size} images per evaluation are fastest here.")
+        if compile_first:
+            server.compile(min(batch_size, count), reporter.say)
         bar = reporter.bar("deliver", count)
         made = server.deliver(
             client,

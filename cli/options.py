@@ -7,6 +7,9 @@ import typer
 
 from collafuse.core.errors import UsageError
 
+MOST_ROWS = 4096
+"""Images in one evaluation of the network, at most."""
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see configs/ for examples.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a training.")]
 OutRun = Annotated[Path, typer.Option("-o", "--out", metavar="RUN", help="Run folder to write.")]
@@ -32,6 +35,21 @@ ProviderOption = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads per evaluation; by default the physical cores, at most 4."),
+]
+
+
+def batch_size(given: str | int) -> int | None:
+    """A number of images, or None for "auto". Typer gives the default too, which is no text."""
+    if given == "auto":
+        return None
+    if not str(given).isdecimal() or not 1 <= int(given) <= MOST_ROWS:
+        raise typer.BadParameter(f"{given!r}; give a number of images from 1 to {MOST_ROWS}, or auto.")
+    return int(given)
+
+
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the network first: a minute or two, for long jobs on a GPU."),
 ]
 LabelOption = Annotated[
     list[str] | None,

@@ -20,7 +20,12 @@ def serve(
     client_ca: Annotated[
         Path | None, typer.Option("--client-ca", metavar="FILE", help="Clients must show a certificate of this one.")
     ] = None,
-    slots: Annotated[int, typer.Option("--slots", min=1, max=4096, help="Rows of the shared batch.")] = 16,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            "--slots", metavar="N", parser=options.batch_size, help="Rows of the shared batch, or auto: the fastest."
+        ),
+    ] = 16,
     fit: Annotated[
         bool,
         typer.Option("--fit", help="Evaluate only as many rows as are used: faster when few are, not byte-identical."),
@@ -40,18 +45,22 @@ def serve(
     accept_simulated: Annotated[
         bool, typer.Option("--accept-simulated", help="Serve a run whose releases a simulation made.")
     ] = False,
+    compile_first: options.Compile = False,
     device: options.Device = "auto",
 ) -> None:
     """At the server: deliver intermediates and receive releases over HTTP.
 
     Clients need tokens (`collafuse tokens add`). Ends on SIGTERM or Ctrl-C when what was accepted is finished.
     """
+    from collafuse.core.errors import UsageError
     from collafuse.nodes.runfolder import RunFolder
     from collafuse.serving.admission import Limits
     from collafuse.serving.app import make_app
     from collafuse.serving.listening import Address, listen
     from collafuse.serving.service import Service
 
+    if fit and compile_first:
+        raise UsageError("--compile is for one shape and --fit takes many; give one of the two.")
     address = Address(host, port, tls_cert, tls_key, client_ca)
     limits = Limits(max_images, rate, open_requests, deadline, max_release << 20)
     RunFolder(run).refuse_baseline("serve")
@@ -62,7 +71,13 @@ def serve(
         from collafuse.nodes.server import Server
         from collafuse.serving.engine import Engine
 
-        engine = Engine(Server.load(folder, choose_device(device)), slots, fit=fit, queue_images=queue, stretch=stretch)
+        server = Server.load(folder, choose_device(device))
+        if slots is None:
+            slots = server.fastest_batch()
+            say(f"{slots} rows are fastest here.")
+        if compile_first:
+            server.compile(slots, say)
+        engine = Engine(server, slots, fit=fit, queue_images=queue, stretch=stretch)
     service = Service.open(folder, engine, limits, accept_simulated=accept_simulated)
 
     def started(url: str) -> None:
@@ -72,6 +87,9 @@ def serve(
     if engine is not None:
         engine.start()
     try:
+        if engine is not None and compile_first:
+            say("Compiling the network ...")
+            engine.beat().result()  # the first step, before anyone can wait for it
         listen(make_app(service), address, deadline, started)
     finally:
         if engine is not None:

@@ -20,6 +20,7 @@ from ..config import NetworkSettings, TrainingSettings
 from ..core.conditioning import ConditionSpace
 from ..core.errors import CollaFuseError, ConfigError, first_line
 from . import checkpoint
+from .compiled import COMPILING_FAILS_WITH
 from .denoiser import Denoiser
 from .distributed import ALONE, Ranks
 from .examples import TrainingData, batch_rows, estimate_sigma_data, to_float
@@ -175,7 +176,7 @@ class Trainer:
         failure = None
         try:  # torch compiles at the first call, forwards and backwards
             self._part_losses(compiled, batch.take(self._parts[0])).mean().backward()
-        except (RuntimeError, ImportError, OSError, AssertionError) as error:
+        except COMPILING_FAILS_WITH as error:
             failure = first_line(error)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ranks.total(torch.tensor(float(failure is not None), device=self.device)) == 0:

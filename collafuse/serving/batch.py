@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from ..core.conditioning import guided
 from ..core.noise import SIGMA_MAX
 from ..core.samplers import EVALUATES_AT_END, STEPS, History
-from ..learning.denoiser import Denoiser
-from ..learning.gaussian import GaussianDenoiser
+from ..learning.compiled import SamplingDenoiser
 
 IDLE_SIGMA = 1.0
 """The level of a row that nobody uses; it stays there."""
@@ -55,7 +54,7 @@ class Batch:
 
     def __init__(
         self,
-        denoiser: Denoiser | GaussianDenoiser,
+        denoiser: SamplingDenoiser,
         slots: int,
         guidance: float,
         device: torch.device,

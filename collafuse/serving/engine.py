@@ -64,7 +64,7 @@ class Engine:
     ) -> None:
         self.server = server
         guidance = server.config.server.sampler.guidance
-        self._batch = Batch(server.model.denoiser, slots, guidance, server.device, fit=fit)
+        self._batch = Batch(server.denoiser, slots, guidance, server.device, fit=fit)
         self._wake = threading.Condition()
         self._jobs: list[Job] = []
         self._turns: deque[Job] = deque()

@@ -9,6 +9,7 @@ may end at any time. Needs the extra ``ray``.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,7 @@ class Arguments(BaseModel):
     max_images: Annotated[int, Field(ge=1)] = 256
     rate: Annotated[int, Field(ge=1)] = 6000
     open: Annotated[int, Field(ge=1)] = 64
+    compile: bool = False
     device: str = "auto"
     accept_simulated: bool = False
     least: Annotated[int, Field(ge=1)] = 1
@@ -76,15 +78,14 @@ class Replica:
 
     def __init__(self, arguments: Arguments, limits: Limits) -> None:
         folder = RunFolder(arguments.run).server
-        self.engine = Engine(
-            Server.load(folder, choose_device(arguments.device)),
-            arguments.slots,
-            queue_images=arguments.queue,
-            stretch=arguments.stretch,
-        )
+        server = Server.load(folder, choose_device(arguments.device))
+        if arguments.compile:
+            server.compile(arguments.slots, logging.getLogger("ray.serve").warning)
+        self.engine = Engine(server, arguments.slots, queue_images=arguments.queue, stretch=arguments.stretch)
         self.service = Service.open(folder, self.engine, limits, accept_simulated=arguments.accept_simulated)
         self.application = make_app(self.service)
         self.engine.start()
+        self.engine.beat().result()  # a replica is ready once it has made a step; where it compiles that takes a minute
 
     def check_health(self) -> None:
         """Ray asks this now and then, and replaces a replica that raises."""

@@ -1,11 +1,15 @@
 """The whole path through the real command line, every command in a process of its own."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from collafuse.core import intermediate as intermediates
+from tests.cli.test_serve import http, serving, token_of
 
 
 def test_train_export_deliver_finish_inspect(run_trained, tmp_path):
@@ -44,6 +48,37 @@ def test_export_in_reduced_precision_calibrates_on_what_train_left(run_trained, 
 def test_the_same_seed_delivers_the_same_bytes(run_trained, tmp_path):
     run_trained("deliver", "run", "--client", "north", "-n", 5, "--seed", 1, "-o", tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (run_trained.folder / "north.safetensors").read_bytes()
+
+
+def test_the_fastest_batch_is_found_and_changes_no_picture(call_trained, tmp_path):
+    out = tmp_path / "auto.safetensors"
+    words = ("deliver", "run", "--client", "north", "-n", 5, "--seed", 1)
+    assert "images per evaluation are fastest here" in call_trained(*words, "--batch-size", "auto", "-o", out).stderr
+    call_trained(*words, "-o", tmp_path / "usual.safetensors")
+    same_pictures(out, tmp_path / "usual.safetensors")
+    assert "auto" in call_trained(*words, "--batch-size", "many", "-o", tmp_path / "c.safetensors", code=2).stderr
+
+
+@pytest.mark.torture  # torch takes minutes to compile
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_network_delivers_and_serves_the_same_pictures(run_trained, tmp_path):
+    words = ("deliver", "run", "--client", "north", "-n", 5, "--seed", 1, "--batch-size", 4)
+    done = run_trained(*words, "--compile", "-o", tmp_path / "compiled.safetensors")
+    assert "left out" not in done.stderr
+    run_trained(*words, "-o", tmp_path / "plain.safetensors")
+    same_pictures(tmp_path / "compiled.safetensors", tmp_path / "plain.safetensors")
+    token = token_of(run_trained, "sample")
+    with serving(run_trained.folder, "--accept-simulated", "--slots", "4", "--compile") as (_, url):
+        with http(url, token) as client:
+            answer = client.post("/v1/intermediates", json={"client": "north", "count": 5, "seed": 1})
+    (tmp_path / "served.safetensors").write_bytes(answer.raise_for_status().content)
+    same_pictures(tmp_path / "served.safetensors", tmp_path / "plain.safetensors")
+
+
+def same_pictures(one, other):
+    made = [intermediates.read(path) for path in (one, other)]
+    np.testing.assert_allclose(made[0].x, made[1].x, atol=1e-3)
+    assert np.array_equal(made[0].labels, made[1].labels)
 
 
 @pytest.mark.torture  # at length what the README's commands do in `make test`

@@ -25,9 +25,11 @@ def serving(folder, *options):
     command = [sys.executable, "-m", "cli", "serve", "run", "--port", "0", *options]
     with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
-            line = process.stderr.readline()
-            found = re.search(r"Serving at (\S+):", line)
-            assert found, line + process.stderr.read()
+            lines = [process.stderr.readline()]
+            while lines[-1] and not lines[-1].startswith("Serving at "):
+                lines.append(process.stderr.readline())
+            found = re.match(r"Serving at (\S+):", lines[-1])
+            assert found, "".join(lines)
             yield process, found.group(1)
         finally:
             process.kill()
@@ -46,6 +48,9 @@ def token_of(cli, *scopes, client="north"):
 def test_a_simulated_run_or_an_open_port_is_refused(call_trained):
     assert "--accept-simulated" in call_trained("serve", "run", code=7).stderr
     assert "plain HTTP" in call_trained("serve", "run", "--host", "0.0.0.0", code=2).stderr
+    assert "give one of the two" in call_trained("serve", "run", "--fit", "--compile", code=2).stderr
+    for many in ("0", "4097", "all"):
+        assert "auto" in call_trained("serve", "run", "--slots", many, code=2).stderr
 
 
 def test_sigterm_ends_it_when_everything_that_was_accepted_is_answered(call_trained):

@@ -125,6 +125,30 @@ def test_a_device_without_memory_for_one_image_says_so(server):
         server.deliver("north", 9)
 
 
+def test_a_compiled_server_delivers_the_same_or_says_why_it_does_not(server):
+    plain, notes = server.deliver("north", 9, seed=3, batch_size=4), []
+    server.compile(4, notes.append)
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        compiled = server.deliver("north", 9, seed=3, batch_size=4)
+    (note,) = notes
+    assert note.startswith("compiling does not work here and is left out: ")
+    np.testing.assert_allclose(compiled.x, plain.x, atol=1e-4)
+
+
+def test_a_compiled_batch_without_memory_is_halved_too(server):
+    whole, most = server.deliver("north", 9, seed=3), 3
+    server.compile(9, pytest.fail)
+
+    def short_of_memory(_, given):
+        if len(given[0]) > most:
+            raise torch.OutOfMemoryError("out of memory")
+
+    server.model.denoiser.network.register_forward_pre_hook(short_of_memory)
+    with torch._dynamo.config.patch({"disable": True}):
+        again = server.deliver("north", 9, seed=3, batch_size=9)
+    np.testing.assert_allclose(again.x, whole.x, atol=1e-4)
+
+
 def test_half_precision_and_the_last_estimate_travel_on_request(server):
     assert server.deliver("north", 2, half=True).x.dtype == np.float16
     assert server.deliver("north", 2).previous_x0_hat is None

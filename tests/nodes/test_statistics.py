@@ -218,6 +218,12 @@ def test_batch_size_and_the_service_change_no_picture(server):
     assert served.nfe == 0 and np.array_equal(served.labels, whole.labels)
 
 
+def test_it_has_no_network_to_compile_but_a_batch_size_that_is_fastest(server):
+    with pytest.raises(UsageError, match="evaluates no network"):
+        server.compile(4, pytest.fail)
+    assert server.fastest_batch() >= 1
+
+
 def test_the_folder_is_read_again(server, tmp_path):
     again = Server.load(NodeFolder(tmp_path / "server"), CPU)
     assert again.sites == server.sites and again.sites["a"].statistics
