@@ -74,6 +74,7 @@ class Engine:
         size = 4 * math.prod(server.model.denoiser.image_shape)
         self._recent: deque[NDArray[np.float32]] = deque(maxlen=max(1, min(GALLERY_IMAGES, GALLERY_BYTES // size)))
         self._finished, self._steps = 0, 0
+        self._step_seconds = 0.0
         self._stopping = self._ended = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -147,6 +148,11 @@ class Engine:
     def ended(self) -> bool:
         """Whether the thread has come to its end, which it does only when it is stopped or fails."""
         return self._ended
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the last step took; 0 before the first."""
+        return self._step_seconds
 
     def state(self) -> State:
         """What it is doing now."""
@@ -243,7 +249,8 @@ class Engine:
             steps = [self._batch.rows[slot].position for slot in done]
             self._steps += 1
             self._finished += len(done)
-            self._line.rate.record(width, time.monotonic() - started, steps)
+            self._step_seconds = time.monotonic() - started
+            self._line.rate.record(width, self._step_seconds, steps)
             self._batch.leave(done)
         return complete
 

@@ -18,8 +18,8 @@ from .metrics import Metrics
 from .receiving import Known, Receiver
 from .registry import Registry
 
-READY_SECONDS = 5.0
-"""A step of the model must end within this time, or the service is not ready."""
+READY_SECONDS, READY_STEPS = 5.0, 4
+"""A step of the model must end within this time, or that of so many like the last one; else it is not ready."""
 READY_FOR_SECONDS = 2.0
 """How long an answer about readiness is repeated."""
 
@@ -98,10 +98,12 @@ class Readiness:
         if self._engine is None:
             return ""
         beat = asyncio.wrap_future(self._engine.beat())
+        # A beat may come just after a step has begun, and then waits for that one and its own.
+        seconds = max(READY_SECONDS, READY_STEPS * self._engine.step_seconds)
         try:
-            await asyncio.wait_for(beat, READY_SECONDS)
+            await asyncio.wait_for(beat, seconds)
         except asyncio.TimeoutError:
-            return f"the model made no step within {READY_SECONDS:g} s; look at the server's log."
+            return f"the model made no step within {seconds:.3g} s; look at the server's log."
         except BusyError as error:  # it has stopped
             return str(error)
         return ""

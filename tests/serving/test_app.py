@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
@@ -160,6 +161,19 @@ def test_a_model_that_does_not_answer_is_not_ready(serve, monkeypatch, trained_f
     gate.open()
     assert reply.status_code == 503
     assert "made no step within" in reply.json()["status"]
+
+
+def test_a_model_whose_steps_take_long_is_waited_for_as_long(serve, monkeypatch, trained_folder):
+    monkeypatch.setattr("collafuse.serving.service.READY_SECONDS", 0.05)
+    monkeypatch.setattr("collafuse.serving.service.READY_FOR_SECONDS", 0.0)
+    server = Server.load(trained_folder, CPU)
+    server.model.denoiser.register_forward_pre_hook(lambda *given: time.sleep(0.5))
+    running = serve(server)
+    with running.http() as http:
+        first = http.get("/readyz").status_code
+        while not running.service.engine.step_seconds:
+            time.sleep(0.01)
+        assert (first, http.get("/readyz").status_code) == (503, 200)
 
 
 def test_metrics_count_requests_and_name_nobody(serve):
