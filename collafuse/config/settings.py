@@ -25,6 +25,9 @@ MixedPrecision = bool | Literal["cpu"]
 SamplerName = Literal["euler", "heun", "dpmpp_2m"]
 MethodName = Literal["collafuse", "centralised", "local", "fedavg", "reference", "reference-repaired", "pfdm"]
 
+WITHOUT_HANDOVER = frozenset({"reference", "reference-repaired"})
+"""Methods whose server stops at the cut, whatever ``handover`` says."""
+
 
 class CutSettings(Section):
     """Exactly one of sigma, log_snr, or t with schedule."""
@@ -240,6 +243,11 @@ class Config(Section):
                 network.check_side(self.data.image_shape[1])
             except ConfigError as error:
                 raise ConfigError(f"{where}.network: {error}") from error
+        if self.method in WITHOUT_HANDOVER and self.server.sampler.name in EVALUATES_AT_END:
+            raise ValueError(
+                f"server.sampler.name={self.server.sampler.name} evaluates at its last level, the cut, and "
+                f"method={self.method} has no handover above it to end at; use dpmpp_2m or euler"
+            )
         for name, client in self.clients.items():
             if (
                 not statistics
