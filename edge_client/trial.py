@@ -12,6 +12,7 @@ from pathlib import Path
 
 from collafuse.core import bundle as bundles
 from collafuse.core.errors import CollaFuseError
+from collafuse.core.knownanswer import known_answer_input
 
 from .child import ChildError, run_child
 from .denoiser import OnnxDenoiser
@@ -73,7 +74,7 @@ def try_here(path: Path, provider: str, threads: int) -> Trial:
 def seconds_per_call(denoiser: OnnxDenoiser, bundle: bundles.Bundle, batch_size: int, repetitions: int) -> float:
     """Median time of one evaluation of ``batch_size`` images at the cut, after one that does not count."""
     info = bundle.info
-    inputs = bundles.known_answer_input(info.image_shape, info.space, (info.sigma_max,) * batch_size)
+    inputs = known_answer_input(info.image_shape, info.space, (info.sigma_max,) * batch_size)
     times = []
     for _ in range(repetitions + 1):
         started = time.perf_counter()
