@@ -13,7 +13,8 @@ from pathlib import Path
 
 import onnxruntime
 
-from collafuse.core.bundle import INPUTS, Bundle, known_answer_input
+from collafuse.core.bundle import INPUTS, Bundle
+from collafuse.core.knownanswer import known_answer_input
 
 CALLS = 100
 SHOWN = 7

@@ -16,9 +16,10 @@ import numpy as np
 import onnxruntime
 
 from collafuse.core import intermediate as intermediates
-from collafuse.core.bundle import BundleInfo, known_answer_input
+from collafuse.core.bundle import BundleInfo
 from collafuse.core.errors import CollaFuseError, UsageError
 from collafuse.core.intermediate import Intermediate
+from collafuse.core.knownanswer import known_answer_input
 
 from . import machine
 from .child import environment

@@ -8,8 +8,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from collafuse.core.bundle import INPUTS, OUTPUT, Bundle, BundleInfo, known_answer_input, known_answer_values
+from collafuse.core.bundle import INPUTS, OUTPUT, Bundle, BundleInfo
 from collafuse.core.errors import FileFormatError, MismatchError, first_line
+from collafuse.core.knownanswer import known_answer_input, known_answer_values
 
 from .providers import default_batch_size
 

@@ -25,11 +25,12 @@ from collafuse.core import intermediate as intermediates
 from collafuse.core import received, tensorfile
 from collafuse.core.atomic import storage_error, write_bytes
 from collafuse.core.conditioning import MAX_TEXT_WIDTH
-from collafuse.core.errors import FileFormatError, MismatchError, OutputExistsError, RefusedError, UsageError
+from collafuse.core.errors import FileFormatError, MismatchError, OutputExistsError, RefusedError
 from collafuse.core.intermediate import IntermediateFile, Source
 from collafuse.core.metadata import shown
 from collafuse.core.parts import Parts
-from collafuse.core.texts import EncodedText, most_asked
+
+from .wanted import Came, Wanted
 
 if TYPE_CHECKING:
     from .remote import Remote
@@ -42,38 +43,6 @@ LONGEST_SECONDS, SPARE_SECONDS = 3600.0, 60.0
 """How long a server's own deadline is believed, and what an answer may take beyond it."""
 BLOCK_BYTES = 1 << 20
 ID_DIGITS = 32
-
-
-@dataclass(frozen=True)
-class WantedText:
-    """Texts as numbers, as a request carries them: each row the base64 of its float16 numbers."""
-
-    encoder: str
-    rows: tuple[str, ...]
-
-    @classmethod
-    def of(cls, text: EncodedText) -> WantedText:
-        """These texts. Raises UsageError for more than a server takes at once."""
-        if len(text) > (most := most_asked(text.space.width)):
-            raise UsageError(
-                f"{len(text)} prompts; a server takes at most {most} at once of {text.space.encoder}. Make several "
-                "files of them, or let it deliver to a file (collafuse deliver --text)."
-            )
-        rows = (base64.b64encode(row.astype("<f2").tobytes()).decode("ascii") for row in text.rows)
-        return cls(text.space.encoder, tuple(rows))
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A delivery: how many images of what, for which client."""
-
-    client: str
-    count: int
-    labels: tuple[str, ...] | None = None
-    seed: int | None = None
-    sampler: str | None = None
-    half: bool = False
-    text: WantedText | None = None
 
 
 @dataclass(frozen=True)
@@ -92,15 +61,18 @@ def fetched(
     folder: Path,
     *,
     part_images: int = PART_IMAGES,
+    fits: Callable[[Source], None] = lambda part: None,
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Parts]:
     """The whole delivery, while the block lasts; ``advance`` hears of each part, of ``part_images`` or of as many as
-    the server makes at once, if that is fewer. No more than a part is held.
+    the server makes at once, if that is fewer. No more than a part is held. ``fits`` refuses a part that could not be
+    finished, before another is asked for.
 
     What has come is forgotten when the block ends well; otherwise the next call for the same goes on with it. Raises
     OutputExistsError where parts of another delivery lie there, unless ``overwrite`` gives them up, MismatchError when
-    the server's model changes between two parts, and what :meth:`Remote.ask` raises.
+    a part is not what was asked for or the server's model changes between two, and what ``fits`` and
+    :meth:`Remote.ask` raise.
     """
     kept = folder / FOLDER
     terms = cache(lambda: _terms(remote))  # asked for once, and not where everything has come
@@ -109,7 +81,7 @@ def fetched(
         files = []
         for start in range(0, wanted.count, at_once):
             rows = range(start, min(start + at_once, wanted.count))
-            files.append(stack.enter_context(_part(remote, wanted, rows, image_shape, kept, terms)))
+            files.append(stack.enter_context(_part(remote, wanted, rows, image_shape, fits, kept, terms)))
             advance(len(rows))
         try:
             whole = Parts(files)
@@ -173,6 +145,7 @@ def _part(
     wanted: Wanted,
     rows: range,
     image_shape: tuple[int, int, int],
+    fits: Callable[[Source], None],
     kept: Path,
     terms: Callable[[], Terms],
 ) -> IntermediateFile:
@@ -180,7 +153,7 @@ def _part(
     path = kept / f"{rows.start}-{rows.stop}.safetensors"
     if path.exists():
         try:
-            return _opened(path, rows, image_shape)
+            return _found(path, wanted, rows, image_shape, fits)
         except (FileFormatError, MismatchError):
             path.unlink()
     body = {name: value for name, value in asdict(wanted).items() if value is not None}
@@ -192,27 +165,25 @@ def _part(
     data = remote.ask("POST", "/v1/intermediates", body=body, limit=limit, seconds=seconds).content
     source = f"the reply of {remote.url}"
     file = tensorfile.from_bytes(data, intermediates.KIND, intermediates.VERSION, source=source)
-    _check(intermediates.from_tensorfile(file, source), rows, image_shape)
+    part = intermediates.from_tensorfile(file, source)
+    wanted.check(Came.in_memory(part), rows, image_shape)
+    fits(part)
     write_bytes(path, data)
-    return _opened(path, rows, image_shape)
+    return IntermediateFile(path)
 
 
-def _opened(path: Path, rows: range, image_shape: tuple[int, int, int]) -> IntermediateFile:
+def _found(
+    path: Path, wanted: Wanted, rows: range, image_shape: tuple[int, int, int], fits: Callable[[Source], None]
+) -> IntermediateFile:
+    """A part that came before. Raises FileFormatError where it is damaged, MismatchError where it is another."""
     file = IntermediateFile(path)
     try:
-        _check(file, rows, image_shape)
-    except MismatchError:
+        wanted.check(Came.in_file(file), rows, image_shape)
+        fits(file)
+    except (FileFormatError, MismatchError):
         file.close()
         raise
     return file
-
-
-def _check(part: Source, rows: range, image_shape: tuple[int, int, int]) -> None:
-    if len(part) != len(rows) or part.image_shape != image_shape:
-        raise MismatchError(
-            f"the server sent {len(part)} images of shape {list(part.image_shape)}, asked for were {len(rows)} of "
-            f"{list(image_shape)}; use the bundle that belongs to this server."
-        )
 
 
 def send_release(remote: Remote, path: Path) -> dict[str, Any]:

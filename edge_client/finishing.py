@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from collafuse.core.atomic import refuse_existing
 from collafuse.core.conditioning import check_one_each, check_same_text, indices_of
 from collafuse.core.intermediate import IntermediateFile, Source
+from collafuse.core.pairing import check_pair
 from collafuse.core.texts import Prompts
 
 from .finisher import Finisher
@@ -83,7 +84,8 @@ def _opened(
         with IntermediateFile(source) as file:
             yield file
         return
-    from .fetching import Wanted, WantedText, fetched, is_interrupted  # here, because a file needs none of it
+    from .fetching import fetched, is_interrupted  # here, because a file needs none of it
+    from .wanted import Wanted, WantedText
 
     if not is_interrupted(folder):
         refuse_existing(folder / SHEET, overwrite)  # before anything is fetched
@@ -96,5 +98,13 @@ def _opened(
         text=None if prompts is None else WantedText.of(prompts.text),
     )
     advance = progress("fetch", source.count)
-    with fetched(source.remote, wanted, info.image_shape, folder, overwrite=overwrite, advance=advance) as delivered:
+    with fetched(
+        source.remote,
+        wanted,
+        info.image_shape,
+        folder,
+        fits=lambda part: check_pair(part, info),
+        overwrite=overwrite,
+        advance=advance,
+    ) as delivered:
         yield delivered

@@ -20,12 +20,10 @@ from collafuse.core.bundle import (
     NO_DIGEST,
     OUTPUT,
     BundleInfo,
-    KnownAnswer,
-    known_answer_input,
-    known_answer_values,
     with_digest,
 )
 from collafuse.core.conditioning import ConditionSpace
+from collafuse.core.knownanswer import KnownAnswer, known_answer_input, known_answer_values
 
 IMAGE_SHAPE = (3, 16, 16)
 SIGMAS = (0.1, 0.5)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from collafuse.core import bundle as bundles
 from collafuse.core.errors import CollaFuseError
+from collafuse.core.knownanswer import known_answer_input
 
 from .child import ChildError, run_child
 from .denoiser import OnnxDenoiser
@@ -29,17 +30,21 @@ ENGINE_SECONDS = 3600.0
 class Trial:
     """What became of a provider. ``milliseconds``: one evaluation of one image, the median; None if it does not run.
 
-    ``failure`` says why not, and is empty if it does.
+    ``failure`` says why not, and is empty if it does. ``batch_size``: how many images were evaluated at once, which is
+    as many as finishing evaluates on that provider. So compared is what an image of a job of many takes. For one
+    alone a GPU takes nearly as long as for a batch; but such a job is mostly start-up on either.
     """
 
     provider: str
     milliseconds: float | None
     failure: str
+    batch_size: int = 1
 
     def __str__(self) -> str:
-        return f"{self.provider} " + (
-            f"fails ({self.failure})" if self.milliseconds is None else f"takes {self.milliseconds:.2f} ms"
-        )
+        if self.milliseconds is None:
+            return f"{self.provider} fails ({self.failure})"
+        at_once = "one" if self.batch_size == 1 else str(self.batch_size)
+        return f"{self.provider} takes {self.milliseconds:.2f} ms, {at_once} at a time"
 
 
 def try_isolated(path: Path, provider: str, threads: int) -> Trial:
@@ -47,7 +52,7 @@ def try_isolated(path: Path, provider: str, threads: int) -> Trial:
     limit = ENGINE_SECONDS if named(provider).builds_engines else SECONDS
     try:
         answer = run_child("trial", (str(path.resolve()), provider, str(threads)), limit)
-        return Trial(provider, answer["milliseconds"], answer["failure"])
+        return Trial(provider, answer["milliseconds"], answer["failure"], answer["batch_size"])
     except ChildError as error:
         return Trial(provider, None, str(error))
 
@@ -58,7 +63,8 @@ def try_here(path: Path, provider: str, threads: int) -> Trial:
         bundle = bundles.read(path)
         denoiser = open_session(bundle, provider, threads)
         batch_size = default_batch_size(denoiser.provider, bundle.info.image_shape)
-        return Trial(provider, 1000 * seconds_per_call(denoiser, bundle, batch_size, REPETITIONS) / batch_size, "")
+        seconds = seconds_per_call(denoiser, bundle, batch_size, REPETITIONS)
+        return Trial(provider, 1000 * seconds / batch_size, "", batch_size)
     except ProviderError as error:
         return Trial(provider, None, error.tried)
     except CollaFuseError as error:
@@ -68,7 +74,7 @@ def try_here(path: Path, provider: str, threads: int) -> Trial:
 def seconds_per_call(denoiser: OnnxDenoiser, bundle: bundles.Bundle, batch_size: int, repetitions: int) -> float:
     """Median time of one evaluation of ``batch_size`` images at the cut, after one that does not count."""
     info = bundle.info
-    inputs = bundles.known_answer_input(info.image_shape, info.space, (info.sigma_max,) * batch_size)
+    inputs = known_answer_input(info.image_shape, info.space, (info.sigma_max,) * batch_size)
     times = []
     for _ in range(repetitions + 1):
         started = time.perf_counter()

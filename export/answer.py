@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from collafuse.core.bundle import BundleInfo, KnownAnswer, known_answer_input, known_answer_values
+from collafuse.core.bundle import BundleInfo
+from collafuse.core.knownanswer import KnownAnswer, known_answer_input, known_answer_values
 from collafuse.learning.weights import TrainedModel
 
 from .parity import TOLERANCE, levels_between, torch_values

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from collafuse.core.bundle import BundleInfo, known_answer_input
+from collafuse.core.bundle import BundleInfo
 from collafuse.core.errors import ExportError
+from collafuse.core.knownanswer import known_answer_input
 from collafuse.core.pictures import to_uint8
 from collafuse.learning.denoiser import Denoiser
 

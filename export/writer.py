@@ -18,8 +18,9 @@ from collafuse.config import ClientSettings
 from collafuse.core import bundle as bundles
 from collafuse.core import signing
 from collafuse.core.atomic import refuse_existing, write_bytes
-from collafuse.core.bundle import GRAPHS, MAX_STEPS, PRECISIONS, BundleInfo, known_answer_input
+from collafuse.core.bundle import GRAPHS, MAX_STEPS, PRECISIONS, BundleInfo
 from collafuse.core.errors import ExportError, FileFormatError, UsageError
+from collafuse.core.knownanswer import known_answer_input
 from collafuse.core.pictures import to_uint8
 from collafuse.core.signing import SigningKey
 from collafuse.learning.weights import TrainedModel

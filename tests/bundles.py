@@ -16,8 +16,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from collafuse.core import bundle as bundles
-from collafuse.core.bundle import BundleInfo, KnownAnswer, known_answer_input, known_answer_values
+from collafuse.core.bundle import BundleInfo
 from collafuse.core.conditioning import ConditionSpace
+from collafuse.core.knownanswer import KnownAnswer, known_answer_input, known_answer_values
 
 SHAPE = (1, 2, 2)
 LABELS = ("cat", "dog")

@@ -140,6 +140,17 @@ def test_heun_at_the_server_needs_a_handover_above_the_cut():
     from_mapping(values(server=server, clients={"a": {"handover": 1.05}}))
 
 
+@pytest.mark.parametrize("method", ["reference", "reference-repaired"])
+def test_heun_at_the_server_is_refused_where_no_handover_helps(method):
+    """The reference stops at the cut; it was trained, and then refused at its first picture."""
+    server, above = {"sampler": {"name": "heun"}}, {"a": {"handover": 1.2}}
+    for clients in (above, {"a": {}}):
+        with pytest.raises(ConfigError, match=f"heun evaluates.* method={method} has no handover.* dpmpp_2m or euler"):
+            from_mapping(values(method=method, server=server, clients=clients))
+    from_mapping(values(method="pfdm", server=server, clients=above))
+    from_mapping(values(method=method, server={"sampler": {"name": "euler"}}, clients=above))
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "a.b", "-a", "a\n", "é", "x" * 65])
 def test_a_client_name_that_is_no_file_name_everywhere_is_refused(name):
     with pytest.raises(ConfigError, match="should match pattern"):

@@ -6,18 +6,10 @@ Nothing here needs torch.
 """
 
 from .data import DataSettings
+from .learning import MixedPrecision, NetworkSettings, SamplerName, TrainingSettings
 from .loading import from_mapping, load
-from .settings import (
-    ClientName,
-    ClientSettings,
-    Config,
-    MixedPrecision,
-    NetworkSettings,
-    SamplerName,
-    ServerSettings,
-    TrainingSettings,
-    unknown_client,
-)
+from .nodes import ClientSettings, ServerSettings
+from .settings import ClientName, Config, unknown_client
 
 __all__ = [
     "ClientName",

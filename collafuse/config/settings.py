@@ -1,222 +1,27 @@
-"""The sections of a configuration, and what must hold between them."""
+"""A whole configuration, and what must hold between its sections."""
 
 from __future__ import annotations
 
 import difflib
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..core.conditioning import MAX_GUIDANCE
 from ..core.errors import ConfigError, RuntimeMissingError
-from ..core.mechanism import Budget
-from ..core.noise import SIGMA_MAX, SIGMA_MIN, Cut
-from ..core.samplers import EVALUATES_AT_END, STEPS
+from ..core.noise import SIGMA_MIN
+from ..core.samplers import EVALUATES_AT_END
 from ..core.statistics import most_coefficients
-from .data import DataSettings, Selection, TextSettings
-from .section import Count, Positive, Section, Seed, Share
+from .data import DataSettings, TextSettings
+from .nodes import ClientSettings, ServerSettings
+from .section import Section
 
 ClientName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-MixedPrecision = bool | Literal["cpu"]
-"""Whether a network runs in bfloat16 on CUDA; "cpu": on a CPU as well."""
-SamplerName = Literal["euler", "heun", "dpmpp_2m"]
 MethodName = Literal["collafuse", "centralised", "local", "fedavg", "reference", "reference-repaired", "pfdm"]
 
-
-class CutSettings(Section):
-    """Exactly one of sigma, log_snr, or t with schedule."""
-
-    sigma: float | None = None
-    log_snr: float | None = None
-    t: float | None = None
-    schedule: Literal["cosine", "linear"] | None = None
-
-    @model_validator(mode="after")
-    def _valid(self) -> CutSettings:
-        self.resolve()
-        return self
-
-    def resolve(self) -> Cut:
-        """The cut as a noise level. Raises ConfigError."""
-        return Cut.from_settings(**self.model_dump())
-
-
-class NetworkSettings(Section):
-    """Size of a U-Net."""
-
-    channels: Annotated[int, Field(ge=8, multiple_of=8)] = 64
-    """Width at full resolution."""
-    multipliers: Annotated[tuple[Count, ...], Field(min_length=1, max_length=6)] = (1, 2, 2)
-    """Width of each level over ``channels``; each level after the first halves the resolution."""
-    blocks: Count = 2
-    """Residual blocks per level on the way down; one more on the way up."""
-    attention: tuple[Count, ...] = ()
-    """Resolutions (in pixels) at which self-attention is used."""
-    dropout: Share = 0.0
-    norm: Literal["group", "magnitude", "none"] = "group"
-    """What keeps features at one size. group: group norm. magnitude: weights that are normalised themselves (Karras et
-    al. 2024), which costs a device nothing. none: nothing, as in networks for image restoration (Zhang et al. 2021):
-    ReLU, and noise level and labels as planes beside the image, so that a device does little else than convolutions.
-    What each costs and gains: docs/results.md."""
-
-    def check_side(self, side: int) -> None:
-        """Raise ConfigError, naming what works, unless a U-Net of this kind can halve an image's side cleanly and has
-        each resolution at which attention is asked for."""
-        halvings = len(self.multipliers) - 1
-        if side % 2**halvings:
-            below, above = (side // 2**halvings + more << halvings for more in (0, 1))
-            raise ConfigError(
-                f"image_size={side} cannot be halved {halvings} times, which multipliers={list(self.multipliers)} "
-                f"need; use image_size {f'{below} or {above}' if below else above}, or fewer multipliers."
-            )
-        sides = [side >> level for level in range(halvings + 1)]
-        if missing := [s for s in self.attention if s not in sides]:
-            raise ConfigError(
-                f"attention={list(self.attention)}: a network for image_size={side} has the resolutions "
-                f"{', '.join(map(str, sides))}, not {missing[0]}; name some of these."
-            )
-
-
-class TrainingSettings(Section):
-    """One training loop serves every node."""
-
-    steps: Count = 10_000
-    batch_size: Count = 128
-    learning_rate: Positive = 1e-3
-    warmup_steps: Annotated[int, Field(ge=0)] = 200
-    """Linear rise of the learning rate; afterwards it falls along a cosine to 1 % at the last step."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    gradient_clip: Positive = 1.0
-    """Largest global norm of a step's gradient."""
-    ema_halflife_images: Positive = 50_000
-    """The averaged weights forget half of the past in this many images (Karras et al. 2022, appendix F)."""
-    label_dropout: Share = 0.1
-    """Share of images trained without their label, which guidance needs."""
-    log_sigma_mean: float = -0.4
-    log_sigma_std: Positive = 1.6
-    """Levels are drawn with ln sigma normal, cut off at the node's own range."""
-    sigma_data: Positive | Literal["auto"] = "auto"
-    """Standard deviation of the clean data; auto estimates it from what the node holds."""
-    log_every: Count = 50
-    sample_every: Count = 2_000
-    checkpoint_every: Count = 1_000
-    seed: Seed = 0
-    mixed_precision: MixedPrecision = True
-    """bfloat16 autocast on CUDA; "cpu": on a CPU too, where that pays (docs/performance.md)."""
-    accumulate: Count = 1
-    """Parts in which a step's images pass through the network, one after the other: memory for one part is enough."""
-    recompute: bool = False
-    """Keep only what goes into each residual block and compute it again on the way back: less memory, more work."""
-    compile: bool = False
-    """Train through torch.compile, and without where it does not work; minutes at the start, see docs/training.md."""
-    shard: bool = False
-    """Of several processes each holds a part of the weights, averages and moments (torch's FSDP2): for a network that
-    outgrows a GPU. A process alone holds all."""
-
-    @model_validator(mode="after")
-    def _valid(self) -> TrainingSettings:
-        if self.shard and self.compile:
-            raise ConfigError("training.shard and training.compile do not go together; leave one of them out.")
-        return self
-
-
-class SamplerSettings(Section):
-    """How a node denoises."""
-
-    name: SamplerName = "dpmpp_2m"
-    steps: Annotated[int, Field(ge=1, le=1000)] = 18
-    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 1.0
-    """Weight of classifier-free guidance; 1 is plain conditioning at half the cost."""
-
-
-class DistillationSettings(Section):
-    """How ``train-client --distill`` trains a client for one evaluation; all else is as in its training."""
-
-    steps: Count = 2_000
-    teacher_steps: Annotated[int, Field(ge=1, le=100)] = 8
-    """In how many steps the trained client makes what the distilled one learns to make at once."""
-
-
-class ClientSamplerSettings(SamplerSettings):
-    """A device's half."""
-
-    steps: Annotated[int, Field(ge=1, le=1000)] = 6
-    sigma_low: Annotated[float, Field(ge=SIGMA_MIN)] = 0.02
-    """Lowest level evaluated before the last step to 0; 0.02 is 2.5 of 255 grey levels. At most half the cut."""
-
-
-class StatisticsSettings(Section):
-    """What a site releases where ``server.kind`` is statistics: moments of its images in place of the images."""
-
-    coefficients: Count | None = None
-    """Lowest frequencies of each channel that describe an image; all of them up to 768 values when not given, else as
-    many as make 768. All sites need the same. With a budget, fewer carry less noise."""
-    epsilon: Positive | None = None
-    """Budget of the release; noise for it is added at the site. None: exact, and a label needs 50 images."""
-    delta: Positive = 1e-5
-    """Of the budget; well below one over the number of images."""
-    clip: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """With a budget: an image whose values in [-1, 1] have a larger root mean square is scaled down to it, so that less
-    noise is needed; 1 scales none."""
-
-    @property
-    def budget(self) -> Budget | None:
-        """What the release may tell of one image; None: nothing is promised. Raises ConfigError."""
-        return None if self.epsilon is None else Budget(self.epsilon, self.delta)
-
-    @model_validator(mode="after")
-    def _valid(self) -> StatisticsSettings:
-        if self.epsilon is not None:
-            Budget(self.epsilon, self.delta)
-        return self
-
-
-class ServerSettings(Section):
-    """The high-noise half. ``data`` never appears here: a server has none."""
-
-    kind: Literal["images", "statistics"] = "images"
-    """What it learns from: images that were noised once, with a network; or per-label statistics, of which it draws
-    intermediates in one step. ``network``, ``training`` and ``sampler`` are of the first."""
-    network: NetworkSettings = NetworkSettings()
-    training: TrainingSettings = TrainingSettings()
-    sampler: SamplerSettings = SamplerSettings()
-    mixed_precision: MixedPrecision = False
-    """Sample in bfloat16 on CUDA; "cpu": on a CPU too. Pictures differ by its rounding."""
-    send_previous: bool = False
-    """Send the last x0_hat with an intermediate, so that a multistep sampler starts warm at the client."""
-
-
-class ClientSettings(Section):
-    """One site: its cut, its data and its low-noise half."""
-
-    cut: CutSettings
-    handover: Annotated[float, Field(ge=1, le=4)] = 1.0
-    """The server stops at this multiple of the cut and the client is trained up to it. Above 1 the server is
-    not asked about levels just above the release, where it is least well trained."""
-    labels: Selection | None = None
-    """The images this site holds: those with at least one label of a list, or those that fit an expression such as
-    "Eyeglasses and not Smiling"; all of its data when not given. A list also says which labels describe them."""
-    share_labels: bool = True
-    """Whether labels go into the release."""
-    share_text: bool = True
-    """Whether the captions' numbers go into the release, with ``data.text``. Shared text is as good as in clear."""
-    statistics: StatisticsSettings = StatisticsSettings()
-    path: Path | None = None
-    """This site's own image folder, in place of ``data.path``."""
-    ledger: Path | None = None
-    """Where this site keeps its record of released images; needed by the ``release`` command."""
-    network: NetworkSettings = NetworkSettings(channels=32)
-    training: TrainingSettings = TrainingSettings()
-    sampler: ClientSamplerSettings = ClientSamplerSettings()
-    distillation: DistillationSettings = DistillationSettings()
-
-    @property
-    def handover_sigma(self) -> float:
-        """The level at which the client takes over."""
-        return min(self.cut.resolve().sigma * self.handover, SIGMA_MAX)
+WITHOUT_HANDOVER = frozenset({"reference", "reference-repaired"})
+"""Methods whose server stops at the cut, whatever ``handover`` says."""
 
 
 class Config(Section):
@@ -240,6 +45,11 @@ class Config(Section):
                 network.check_side(self.data.image_shape[1])
             except ConfigError as error:
                 raise ConfigError(f"{where}.network: {error}") from error
+        if self.method in WITHOUT_HANDOVER and self.server.sampler.name in EVALUATES_AT_END:
+            raise ValueError(
+                f"server.sampler.name={self.server.sampler.name} evaluates at its last level, the cut, and "
+                f"method={self.method} has no handover above it to end at; use dpmpp_2m or euler"
+            )
         for name, client in self.clients.items():
             if (
                 not statistics
@@ -352,6 +162,3 @@ def yaml_package() -> Any:
     except ImportError as error:
         raise RuntimeMissingError("reading a configuration needs PyYAML; pip install 'collafuse[train]'.") from error
     return yaml
-
-
-assert set(STEPS) == set(SamplerName.__args__)  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ Everything is written to a temporary name in the same folder, flushed to the dis
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -100,11 +101,29 @@ def give_name(temporary: Path, path: Path, *, overwrite: bool) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError as error:
-        raise OutputExistsError(f"{path} was written by another process meanwhile; choose another output.") from error
+        raise _taken(path) from error
     except OSError:
-        os.rename(temporary, path)  # a file system without hard links
+        _rename_in_turn(temporary, path)
     else:
         temporary.unlink()
+
+
+def _rename_in_turn(temporary: Path, path: Path) -> None:
+    """As :func:`give_name`, on a file system without hard links, such as a memory card's: each looks whether the name
+    is taken, and processes of ours do so one after the other."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # where a folder cannot be locked either, what is left is to look
+            fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed, however this process ends
+        if os.path.lexists(path):
+            raise _taken(path)
+        os.rename(temporary, path)
+    finally:
+        os.close(folder)
+
+
+def _taken(path: Path) -> OutputExistsError:
+    return OutputExistsError(f"{path} was written by another process meanwhile; choose another output.")
 
 
 def write_bytes(path: Path, data: bytes, *, overwrite: bool = False, durable: bool = True) -> None:

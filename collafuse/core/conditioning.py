@@ -82,10 +82,11 @@ class ConditionSpace:
     def conditions(self, count: int, labels: Labels | None, text: Texts | None = None) -> Conditions:
         """Conditions [count, width] of labels [count, K] and text [count, T].
 
-        None of either leaves its numbers 0; None of both is "no condition" for every image.
+        None of either leaves its numbers 0. Where nothing is said it is "no condition" for every image: None of both,
+        or labels in a space without any, which say nothing of an image.
         """
         conditions = np.zeros((count, self.width), dtype=np.float32)
-        if labels is None and text is None:
+        if text is None and (labels is None or not self.label_names):
             conditions[:, -1] = 1.0
         if labels is not None:
             conditions[:, self.label_columns] = labels

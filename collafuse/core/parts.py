@@ -11,7 +11,8 @@ from functools import cached_property
 import numpy as np
 
 from .errors import MismatchError
-from .intermediate import KIND, VERSION, Described, Intermediate, IntermediateFile, fields_of
+from .intermediate import KIND, VERSION, Intermediate, IntermediateFile
+from .intermediateheader import Described
 from .tensorfile import begin_digest, digest_tensor_name
 from .texts import EncodedText
 
@@ -72,7 +73,7 @@ class Parts(Described):
     @cached_property
     def digest(self) -> str:
         """The SHA-256 that a single file of them would carry; it reads them through once."""
-        fields = fields_of(self.header, labelled=self.label_counts is not None)
+        fields = self.header.fields(labelled=self.label_counts is not None)
         digest = begin_digest({"kind": KIND, "version": VERSION, **fields})
         for name, layout in sorted(self._files[0].layouts.items()):
             digest_tensor_name(digest, name, layout.dtype, (len(self), *layout.shape[1:]))

@@ -16,7 +16,7 @@ from edge_client.providers import default_batch_size
 from export.writer import export_client
 
 from ..config import Config
-from ..config.settings import CutSettings
+from ..config.nodes import CutSettings
 from ..core.conditioning import ConditionSpace, one_label_each
 from ..core.intermediate import Intermediate
 from ..core.pairing import conditions_for

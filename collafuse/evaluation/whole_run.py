@@ -130,7 +130,8 @@ def conditions_of(images: ImageSet, space: ConditionSpace) -> Conditions:
         check_same_text(images.text.space, space.text, "the data")
         return space.conditions(len(images), labels, images.text.rows)
     conditions = space.conditions(len(images), labels)
-    unknown = images.labels.any(axis=1) & ~labels.any(axis=1) if len(known) else np.ones(len(images), dtype=bool)
+    named = bool(known and images.label_names)
+    unknown = images.labels.any(axis=1) & ~labels.any(axis=1) if named else np.ones(len(images), dtype=bool)
     conditions[unknown] = space.conditions(int(unknown.sum()), None)
     return conditions
 

@@ -139,8 +139,8 @@ class Trainer:
             self.observer.started(start, self.settings.steps)
         self.model.train()
         with self._feed:
-            self._train(start)
-        return self._held.averaged()
+            averaged = self._train(start)
+        return self._held.averaged() if averaged is None else averaged
 
     def _resume(self) -> int:
         """The step to go on from; the first rank reads the checkpoint, the others get what it holds."""
@@ -153,8 +153,8 @@ class Trainer:
             self._held.fill(self.optimizer, tensors)
         return start
 
-    def _train(self, start: int) -> None:
-        """Every step from ``start`` on."""
+    def _train(self, start: int) -> Denoiser | None:
+        """Every step from ``start`` on; returns the averages after the last one, None where no step is left."""
         window = LossWindow(self.device, self.model.dtype, self.ranks)
         # Dropout draws from torch's global generator; it is seeded per step and put back afterwards.
         devices = [self.device] if self.device.type == "cuda" else []
@@ -165,7 +165,9 @@ class Trainer:
             for step in range(start, self.settings.steps):
                 torch.manual_seed(keyed_seed(self.settings.seed, "dropout", step, *place))
                 window.add(*self.take_step(step))
-                self._after(step + 1, window)
+                if (averaged := self._after(step + 1, window)) is not None:
+                    return averaged
+        return None
 
     def _fastest(self) -> nn.Module:
         """The model, compiled where that is asked for and works, on all ranks or on none."""
@@ -249,8 +251,11 @@ class Trainer:
         halflife = min(self.settings.ema_halflife_images, EMA_RAMP * images)
         self._held.average(1 - 0.5 ** (self.settings.batch_size / halflife))
 
-    def _after(self, step: int, window: LossWindow) -> None:
-        """What is due once ``step`` steps are done; the first rank does it, with the losses of all."""
+    def _after(self, step: int, window: LossWindow) -> Denoiser | None:
+        """What is due once ``step`` steps are done; the first rank does it, with the losses of all.
+
+        Returns the averages after the last step, on every rank: gathered once, for the sheet and for :meth:`run`.
+        """
         settings, last = self.settings, step == self.settings.steps
         log_now, save_now = (step % every == 0 or last for every in (settings.log_every, settings.checkpoint_every))
         if log_now or save_now:
@@ -265,7 +270,7 @@ class Trainer:
         tensors = self._held.tensors(self.optimizer) if save_now else {}
         averaged = self._held.averaged() if last or step % settings.sample_every == 0 else None
         if not self.ranks.leads:
-            return
+            return averaged if last else None
         if log_now:
             self.observer.logged(
                 losses.record() | {"step": step, "learning_rate": learning_rate_at(step - 1, settings)}
@@ -274,6 +279,7 @@ class Trainer:
             checkpoint.save(self.folder / "checkpoints", step, tensors, self.identity)
         if averaged is not None:
             self.observer.sampled(step, averaged)
+        return averaged if last else None
 
 
 def _parts(count: int, accumulate: int) -> list[slice]:

@@ -184,6 +184,8 @@ class Client:
     ) -> weights.TrainedModel:
         """Train the low-noise denoiser and write its weights; ``init`` is a server's model to start from."""
         data, settings = self.training_data(), self.settings.training
+        if (warning := self._blank_warning()) is not None:
+            observer.note(f"warning: {warning}")
         space, shape = self.site.train.space, self.config.data.image_shape
         denoiser = fresh_denoiser(self.settings.network, shape, space, data, settings, self.name)
         if init is not None:
@@ -199,6 +201,21 @@ class Client:
         model = weights.TrainedModel(trained, "client", SIGMA_MIN, data.sigma_high, settings.steps)
         weights.save(folder.weights, model)
         return weights.load(folder.weights, "client")
+
+    def _blank_warning(self) -> str | None:
+        """What to say where devices are sent images without a condition and none is trained; None where all is well."""
+        images, settings = self.site.train, self.settings
+        kept = [
+            ("labels", settings.share_labels or not images.label_names),
+            ("text", settings.share_text or not images.text),
+        ]
+        named = " and ".join(name for name, shared in kept if not shared)
+        if not named or settings.training.label_dropout > 0:
+            return None
+        return (
+            f"{self.name} keeps its {named} from the server, so images are finished without unless a device chooses "
+            f"them, and clients.{self.name}.training.label_dropout=0 never trains that; set it above 0, such as 0.1."
+        )
 
     def _write_down(self, folder: NodeFolder) -> None:
         folder.write_config(self.config.for_client(self.name))

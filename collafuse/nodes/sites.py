@@ -28,9 +28,10 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Site:
-    """What the server knows of a client: the cut of its release, which labels it shared (None: it kept them),
-    whether a simulation made the release, and whether it released statistics, which stand at no level themselves
-    (sigma_cut is then the one that the configuration gives the client). text: whether it shared its images' text."""
+    """What the server knows of a client: the cut of its release, which labels it shared (None: it kept them or has
+    none; empty: its images show none of them), whether a simulation made the release, and whether it released
+    statistics, which stand at no level themselves (sigma_cut is then the one that the configuration gives the client).
+    text: whether it shared its images' text."""
 
     sigma_cut: float
     label_names: tuple[str, ...] | None
@@ -98,7 +99,7 @@ def sites_of(found: Mapping[str, Sequence[releases.Release]]) -> dict[str, Site]
     for name, of_client in found.items():
         shared = None
         labelled = [(r.label_names, r.labels) for r in of_client if r.labels is not None]
-        if len(labelled) == len(of_client):
+        if len(labelled) == len(of_client) and any(names for names, _ in labelled):
             # Only labels that really occur: a name without an image teaches nothing.
             used = [name for names, labels in labelled for i, name in enumerate(names) if labels[:, i].any()]
             shared = tuple(dict.fromkeys(used))
@@ -147,7 +148,8 @@ def check_names(config: Config, sites: Mapping[str, Site], observer: Observer) -
 
 
 def training_data(found: Mapping[str, Sequence[releases.Release]], space: ConditionSpace) -> TrainingData:
-    """All releases as one training set; an image whose labels and text were kept carries "no condition".
+    """All releases as one training set. An image whose labels and text were kept, or of a set without any, carries "no
+    condition", as it is asked for later; one that shows none of the labels that were shared carries just that.
 
     A release at SIGMA_MAX teaches nothing and is left out. Raises RefusedError when nothing else is there.
     """
@@ -161,7 +163,7 @@ def training_data(found: Mapping[str, Sequence[releases.Release]], space: Condit
     conditions = []
     for name, release in each:
         # A site that shares its labels, or its text, in one release and keeps them in another keeps them.
-        labels = release.labels if sites[name].label_names is not None else None
+        labels = release.labels if sites[name].label_names is not None and release.label_names else None
         if labels is not None:
             labels = translate_labels(labels, release.label_names, space.label_names)
         text = None

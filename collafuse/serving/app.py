@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import os
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, FastAPI, Header, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import collafuse
 
 from ..core import intermediate as intermediates
-from ..core.errors import BusyError, CollaFuseError, FileFormatError, RefusedError
+from ..core.errors import BusyError, CollaFuseError, RefusedError
 from .authentication import Authentication
 from .bodies import Application, Bodies
 from .engine import Engine
@@ -30,26 +26,19 @@ from .orders import Job, Order
 from .page import gallery, page
 from .registry import Token
 from .replies import (
-    ErrorReply,
     HealthReply,
     IntermediatesRequest,
     ModelReply,
-    ReleaseReply,
-    ReleasesReply,
     SiteReply,
     StateReply,
     error_reply,
     reply_for,
 )
+from .routes import SAFETENSORS, Authenticated, Responses, errors
 from .service import Readiness, Service
+from .uploads import add_releases
 
-SAFETENSORS = "application/octet-stream"
 BLOCK_BYTES = 1 << 20
-Responses = dict[int | str, dict[str, Any]]
-"""What a route may answer besides its model, by status, for the description of the API."""
-ReleaseId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-
-_bearer = HTTPBearer(auto_error=False, description="A token that `collafuse tokens add` made.")
 
 
 def make_app(service: Service) -> Application:
@@ -65,22 +54,9 @@ def make_app(service: Service) -> Application:
     _add_errors(app, service)
     _add_health(app, service)
     _add_model(app, service)
-    _add_releases(app, service)
+    add_releases(app, service)
     _add_page(app, service)
     return Authentication(Gate(Bodies(app, service.limits.release_bytes), service), service)
-
-
-def _errors(*statuses: int) -> Responses:
-    return {status: {"model": ErrorReply} for status in (400, 401, 403, 408, 411, 413, 415, 422, 429, *statuses)}
-
-
-async def _token(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Token:
-    """The token that the authentication has found; a dependency. Async, or FastAPI would ask a thread for it."""
-    token: Token = request.state.token
-    return token
-
-
-Authenticated = Annotated[Token, Depends(_token)]
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:
@@ -128,7 +104,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
             return JSONResponse({"status": reason}, 503)  # type: ignore[return-value]
         return HealthReply(status="ok")
 
-    @app.get("/metrics", responses=_errors() | {200: {"content": {"text/plain": {}}}}, response_class=Response)
+    @app.get("/metrics", responses=errors() | {200: {"content": {"text/plain": {}}}}, response_class=Response)
     async def metrics(token: Authenticated) -> Response:
         """Numbers for Prometheus. Scope: admin."""
         token.require("admin", token.client)
@@ -144,7 +120,7 @@ def _engine(service: Service) -> Engine:
 def _add_model(app: FastAPI, service: Service) -> None:
     binary: Responses = {200: {"content": {SAFETENSORS: {"schema": {"type": "string", "format": "binary"}}}}}
 
-    @app.post(PATH, responses=_errors(409, 503) | binary, response_class=Response)
+    @app.post(PATH, responses=errors(409, 503) | binary, response_class=Response)
     async def intermediates_(asked: IntermediatesRequest, request: Request, token: Authenticated) -> Response:
         """Half-denoised images at the client's cut, as a safetensors file. Scope: sample."""
         token.require("sample", asked.client)
@@ -176,13 +152,13 @@ def _add_model(app: FastAPI, service: Service) -> None:
         service.metrics.seconds.observe(time.monotonic() - began)
         return _whole(data)
 
-    @app.get("/v1/model", responses=_errors(503))
+    @app.get("/v1/model", responses=errors(503))
     async def model(token: Authenticated) -> ModelReply:
         """The model and what is delivered to whom. Scope: sample, for its own client; admin, for all."""
         token.require("sample", token.client)
         return _describe(_engine(service), service, token)
 
-    @app.get("/v1/model/weights", responses=_errors(503) | binary, response_class=Response)
+    @app.get("/v1/model/weights", responses=errors(503) | binary, response_class=Response)
     async def weights(token: Authenticated) -> Response:
         """The server's weights, for a warm start. Scope: admin."""
         token.require("admin", token.client)
@@ -268,56 +244,10 @@ def _describe(engine: Engine, service: Service, token: Token) -> ModelReply:
     )
 
 
-def _add_releases(app: FastAPI, service: Service) -> None:
-    file = {"required": True, "content": {SAFETENSORS: {"schema": {"type": "string", "format": "binary"}}}}
-
-    @app.put(
-        "/v1/releases/{release_id}",
-        responses=_errors(409, 503, 507) | {201: {"model": ReleaseReply}},
-        openapi_extra={"requestBody": file},  # read as a stream, so FastAPI does not see it
-    )
-    async def put(
-        release_id: ReleaseId,
-        request: Request,
-        response: Response,
-        token: Authenticated,
-        content_length: Annotated[int, Header(ge=1, include_in_schema=False)],
-        content_digest: Annotated[str | None, Header(description="RFC 9530: sha-256=:BASE64:")] = None,
-    ) -> ReleaseReply:
-        """Receive a release of the token's client. The same bytes again are no second release. Scope: release."""
-        token.require("release", token.client)
-        digest = None if content_digest is None else _sha256(content_digest)
-        with service.shares.request(token.id):
-            received, new = await service.receiver.receive(
-                token.client, release_id, request.stream(), content_length, digest
-            )
-        if new:
-            response.status_code = 201
-            service.metrics.release_bytes.inc(received.bytes)
-        return _release(received)
-
-    @app.get("/v1/releases", responses=_errors())
-    async def held(token: Authenticated) -> ReleasesReply:
-        """The releases of the token's client that lie here durably. Scope: release."""
-        token.require("release", token.client)
-        found = await asyncio.to_thread(service.registry.releases, token.client)
-        limit = service.limits.release_bytes
-        return ReleasesReply(releases=[_release(one) for one in found], release_bytes=limit)
-
-    @app.get("/v1/releases/{release_id}", responses=_errors(404))
-    async def get(release_id: ReleaseId, token: Authenticated) -> ReleaseReply:
-        """A release of the token's client that lies here durably; 404 when it does not. Scope: release."""
-        token.require("release", token.client)
-        held = await asyncio.to_thread(service.receiver.held, token.client, release_id)
-        if held is None:
-            raise HTTPException(404, f"no release {release_id!r} of {token.client!r} lies here")
-        return _release(held)
-
-
 def _add_page(app: FastAPI, service: Service) -> None:
     app.get("/", include_in_schema=False)(page)
 
-    @app.get("/v1/state", responses=_errors())
+    @app.get("/v1/state", responses=errors())
     async def state(token: Authenticated) -> StateReply:
         """What the server is doing now. Scope: admin."""
         token.require("admin", token.client)
@@ -340,7 +270,7 @@ def _add_page(app: FastAPI, service: Service) -> None:
 
     picture: Responses = {200: {"content": {"image/png": {}}}, 204: {"description": "Nothing has left yet."}}
 
-    @app.get("/v1/gallery", responses=_errors() | picture, response_class=Response)
+    @app.get("/v1/gallery", responses=errors() | picture, response_class=Response)
     async def recent(token: Authenticated) -> Response:
         """The images that left last, as they are at the cut, as a PNG file. Scope: admin."""
         token.require("admin", token.client)
@@ -348,20 +278,3 @@ def _add_page(app: FastAPI, service: Service) -> None:
         if not images:
             return Response(status_code=204)
         return Response(await asyncio.to_thread(gallery, images), media_type="image/png")
-
-
-def _release(received: Any) -> ReleaseReply:
-    fields = ReleaseReply.model_fields
-    return ReleaseReply(**{name: getattr(received, name) for name in fields})
-
-
-def _sha256(text: str) -> str:
-    """The hexadecimal SHA-256 of a Content-Digest. Raises FileFormatError."""
-    try:
-        name, _, value = text.partition("=")
-        digest = base64.b64decode(value.strip(":"), validate=True)
-        if name != "sha-256" or len(digest) != 32 or not value.startswith(":"):
-            raise ValueError
-    except (ValueError, binascii.Error):
-        raise FileFormatError(f"Content-Digest {text[:100]!r}; expected sha-256=:BASE64: of 32 bytes.") from None
-    return digest.hex()

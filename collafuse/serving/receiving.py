@@ -53,7 +53,7 @@ class Receiver:
     def __init__(self, folder: Path, registry: Registry, known: Known, *, accept_simulated: bool) -> None:
         self._folder, self._registry, self._known = folder, registry, known
         self._accept_simulated = accept_simulated
-        self._naming = asyncio.Lock()
+        self._one_at_a_time = asyncio.Lock()
         # Their own: an upload may wait for the disk, and whoever samples must not stand behind it.
         self._threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
         try:
@@ -88,7 +88,7 @@ class Receiver:
             found = await self._stream(file, body, partial, size)
             if digest is not None and digest != found:
                 raise FileFormatError(f"the release has SHA-256 {found}, its sender said {digest}; send it again.")
-            async with self._naming:  # of two at once the second finds the first
+            async with self._one_at_a_time:  # a release may be all that memory holds
                 return await self._aside(self._keep, partial, client, release_id, found, size)
         finally:
             with suppress(OSError):
@@ -125,32 +125,35 @@ class Receiver:
         return digest.hexdigest()
 
     def _keep(self, partial: Path, client: str, release_id: str, digest: str, size: int) -> tuple[Received, bool]:
-        """Check a complete upload, give it its name, and list it."""
-        held = self.held(client, release_id)
-        if held is not None:
-            return _same(held, digest), False
-        release = self._checked(partial, client, digest)
-        path = self._folder / f"{client}.{release_id}{SUFFIX}"
-        try:
-            # A power cut before it is listed leaves a file under this name; the client, which heard nothing, sends it
-            # again and finds it. Another process beside this may have given the name a moment ago.
-            give_name(partial, path, overwrite=False)
-            sync_folder(self._folder)
-        except OutputExistsError as error:
-            held = self.held(client, release_id)
-            if held is not None:
+        """Check a complete upload, give it its name, and list it. Of several at once, in whatever process, each finds
+        what was listed before: the registry lets them in one after the other."""
+        release = self._checked(partial)
+        with self._registry.listing() as add:
+            if (held := self.held(client, release_id)) is not None:
                 return _same(held, digest), False
-            if file_digest(path) != digest:
-                message = f"another release lies here as {release_id!r}; send this one under another id."
-                raise OutputExistsError(message) from error
-        except OSError as error:
-            raise storage_error(path, error) from error
-        now = datetime.now(timezone.utc).isoformat()
-        received = Received(client, release_id, digest, size, release.images, release.sigma_cut, now)
-        self._registry.add_release(received)
+            self._check_beside_others(release, client, digest)
+            self._name(partial, self._folder / f"{client}.{release_id}{SUFFIX}", digest)
+            now = datetime.now(timezone.utc).isoformat()
+            received = Received(client, release_id, digest, size, release.images, release.sigma_cut, now)
+            add(received)
         return received, True
 
-    def _checked(self, partial: Path, client: str, digest: str) -> releases.Received:
+    def _name(self, partial: Path, path: Path, digest: str) -> None:
+        """Give an upload its name, durably. A power cut before it is listed leaves a file under that name; the client,
+        which heard nothing, sends it again and finds it."""
+        try:
+            give_name(partial, path, overwrite=False)
+        except OutputExistsError as error:
+            if file_digest(path) != digest:
+                raise OutputExistsError(
+                    f"another release lies here as {path.name.split('.')[1]!r}; send this one under another id."
+                ) from error
+        except OSError as error:
+            raise storage_error(path, error) from error
+        sync_folder(self._folder)
+
+    def _checked(self, partial: Path) -> releases.Received:
+        """What a release says of itself, which may be taken here whoever sends it."""
         try:
             release = releases.read(partial)
         except FileFormatError as error:
@@ -160,9 +163,14 @@ class Receiver:
                 "this release is marked as simulated: it was made by a process that also held the images. Send one "
                 "that `collafuse release` made at the site."
             )
-        shape, held = self._known.image_shape, self._registry.releases(client)
+        shape = self._known.image_shape
         if shape is not None and release.image_shape != shape:
             raise MismatchError(f"the release holds images of shape {release.image_shape}, this server learns {shape}.")
+        return release
+
+    def _check_beside_others(self, release: releases.Received, client: str, digest: str) -> None:
+        """Refuse a release at another cut than the client's others, and one that lies here already."""
+        held = self._registry.releases(client)
         cuts = {one.sigma_cut for one in held} | {self._known.cuts.get(client, release.sigma_cut)}
         for cut in cuts:
             if abs(cut - release.sigma_cut) > SIGMA_SLACK * cut:
@@ -173,7 +181,6 @@ class Receiver:
         for one in held:
             if one.sha256 == digest:
                 raise OutputExistsError(f"this release lies here already, as {one.id!r}; it is kept once.")
-        return release
 
 
 def _sync(file: IO[bytes]) -> None:

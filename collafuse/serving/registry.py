@@ -17,8 +17,8 @@ import hmac
 import re
 import secrets
 import sqlite3
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -167,11 +167,21 @@ class Registry:
             )
         return token
 
-    def add_release(self, release: Received) -> None:
-        """List a release whose file lies durably on the disk; what is listed already stays."""
+    @contextmanager
+    def listing(self) -> Iterator[Callable[[Received], None]]:
+        """Gives what lists a release, whose file has to lie durably on the disk by then; listed already, it stays.
+
+        While the block runs nobody else lists one, in no process. It is listed when the block ends well.
+        """
         with self._open() as connection:
-            values = tuple(vars(release).values())
-            connection.execute("INSERT OR IGNORE INTO releases VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            connection.execute("BEGIN IMMEDIATE")
+
+            def add(release: Received) -> None:
+                values = tuple(vars(release).values())
+                connection.execute("INSERT OR IGNORE INTO releases VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+
+            yield add
+            connection.execute("COMMIT")
 
     def release(self, client: str, release_id: str) -> Received | None:
         """One release, or None when it was never received."""

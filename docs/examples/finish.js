@@ -95,7 +95,7 @@ function conditionsOf(tensors, metadata, bundle, count) {
   return rows;
 }
 
-/** Whether this machine computes what the bundle's maker computed; see known_answer_input in core/bundle.py. */
+/** Whether this machine computes what the bundle's maker computed; see known_answer_input in core/knownanswer.py. */
 async function checkKnownAnswer(session, bundle) {
   const { sigmas, values, tolerance } = bundle.known_answer;
   const [count, width] = [sigmas.length, widthOf(bundle)];

@@ -100,6 +100,41 @@ def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
     assert names(tmp_path) == ["a.bin"]
 
 
+WITHOUT_LINKS = """
+import os, sys, time
+from pathlib import Path
+from collafuse.core.atomic import write_bytes
+from collafuse.core.errors import OutputExistsError
+
+path, name, others = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+
+def link(*_):
+    (path.parent / f"here-{name}").touch()
+    while len(list(path.parent.glob("here-*"))) < others:  # all have looked before any gives the name
+        time.sleep(0.001)
+    raise PermissionError(1, "Operation not permitted")
+
+rename, os.link = os.rename, link
+os.rename = lambda *paths: (time.sleep(0.1), rename(*paths))  # long enough for the others to come between
+try:
+    write_bytes(path, name.encode())
+    print("kept")
+except OutputExistsError as error:
+    assert "was written by another process meanwhile" in str(error)
+    print("refused")
+"""
+
+
+def test_of_several_processes_without_hard_links_one_writes_the_file_and_the_others_say_so(tmp_path):
+    path, names_of = tmp_path / "a.bin", "one two three".split()
+    command = [sys.executable, "-c", WITHOUT_LINKS, str(path)]
+    running = {n: subprocess.Popen([*command, n, "3"], stdout=subprocess.PIPE, text=True) for n in names_of}
+    said = {name: process.communicate(timeout=60)[0].strip() for name, process in running.items()}
+    assert sorted(said.values()) == ["kept", "refused", "refused"]
+    assert said[path.read_text()] == "kept"
+    assert names(tmp_path) == ["a.bin", "here-one", "here-three", "here-two"]
+
+
 def test_overwriting_a_folder_is_a_storage_error(tmp_path):
     (tmp_path / "a.bin").mkdir()
     with pytest.raises(StorageError, match=r"cannot write .*a\.bin: .*Nothing was changed there"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 
-import numpy as np
 import onnx
 import pytest
 from hypothesis import given
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from collafuse.core import bundle as bundles
-from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.errors import FileFormatError
 from tests.bundles import LOSS, halving_bundle, halving_info, halving_model, read, resealed, sealed
 from tests.damage import bit_flips, truncations
@@ -65,32 +63,6 @@ def test_the_digest_covers_the_whole_file():
 def test_a_placeholder_that_occurs_twice_cannot_be_sealed():
     with pytest.raises(FileFormatError, match="holds the digest's placeholder twice"):
         sealed(halving_model(), halving_info(client=bundles.NO_DIGEST))
-
-
-# --- the known answer ---------------------------------------------------------------------------------------
-
-
-def test_known_answer_inputs_are_the_same_everywhere():
-    """The numbers are part of the format: a device must come to the very same input."""
-    x, sigma, labels = bundles.known_answer_input((1, 1, 2), ConditionSpace(("a", "b")), (0.5, 1.0, 2.0, 4.0))
-    expected = [
-        (0.5 * np.cos(0.37 * i) + 0.5 * np.sin(1.73 * i)) * (0.5 + level)
-        for i, level in enumerate(np.repeat([0.5, 1.0, 2.0, 4.0], 2))
-    ]
-    np.testing.assert_allclose(x.ravel(), expected, rtol=1e-6)
-    assert sigma.tolist() == [0.5, 1.0, 2.0, 4.0]
-    assert labels.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0], [1, 0, 0]]
-    assert {a.dtype for a in (x, sigma, labels)} == {np.dtype(np.float32)}
-
-
-def test_known_answer_inputs_of_a_model_without_labels():
-    assert bundles.known_answer_input((1, 1, 1), ConditionSpace(), (0.5, 1.0))[2].tolist() == [[1], [1]]
-
-
-def test_a_known_answer_keeps_both_ends_of_an_output():
-    values = bundles.known_answer_values(np.arange(1000, dtype=np.float32).reshape(10, 1, 10, 10), 5)
-    assert values.tolist() == [0, 249, 499, 749, 999]
-    assert bundles.known_answer_values(np.arange(3, dtype=np.float32)).tolist() == [0, 1, 2]
 
 
 # --- damage -------------------------------------------------------------------------------------------------

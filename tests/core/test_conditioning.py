@@ -33,6 +33,14 @@ def test_a_model_without_labels_has_the_flag_alone():
     assert ConditionSpace().conditions(2, None).tolist() == [[1], [1]]
 
 
+def test_labels_where_none_is_known_say_nothing_of_an_image():
+    """Or an unlabelled set would be learned as "none of the labels" and asked for as "no condition"."""
+    assert ConditionSpace().conditions(2, np.zeros((2, 0), dtype=np.uint8)).tolist() == [[1], [1]]
+    only_text = ConditionSpace(text=TextSpace("t5-3-00", 3))
+    assert only_text.conditions(1, np.zeros((1, 0), dtype=np.uint8)).tolist() == [[0, 0, 0, 1]]
+    assert only_text.conditions(1, np.zeros((1, 0), dtype=np.uint8), TEXT[:1]).tolist() == [[1, -1, 1, 0]]
+
+
 @pytest.mark.parametrize("library", [np.asarray, torch.from_numpy])
 def test_unconditional_sets_the_flag_and_leaves_its_argument(library):
     conditions = library(np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 
 from collafuse.core.errors import RuntimeMissingError
+from collafuse.core.intermediate import Intermediate
 from edge_client import Finisher, caches, choice, trial
 from edge_client.child import ChildError, run_child
 from edge_client.trial import Trial, try_here, try_isolated
-from tests.bundles import halving_bundle
+from tests.bundles import SHAPE, halving_bundle
 
 KEY = {"bundle": "b", "machine": "m"}
 ORDINARY = ["AzureExecutionProvider", "CPUExecutionProvider"]
@@ -121,13 +123,22 @@ def test_a_remembered_provider_that_broke_is_replaced(halving, monkeypatch):
 def test_a_trial_measures_or_says_why_not(halving):
     works = try_here(halving, "cpu", 1)
     assert works.failure == "" and 0 < works.milliseconds < 1000 and "takes" in str(works)
+    asked = Intermediate(np.zeros((1, *SHAPE), dtype=np.float32), 0.5, None, (), "m", "euler", 1, 1.0)
+    assert works.batch_size == Finisher.load(halving, threads=1).check(asked)  # what is compared is what is done
     fails = try_here(halving, "xnnpack", 1)
     assert fails.milliseconds is None and "built without it" in fails.failure
     assert try_here(halving.parent / "gone.onnx", "cpu", 1).failure.endswith("expected a client bundle (.onnx).")
 
 
+def test_a_verdict_says_how_many_images_were_at_once_on_each():
+    """Per image on either side, but a GPU's figure is of a batch, which a job of one image has not."""
+    assert str(Trial("cpu", 5.0, "")) == "cpu takes 5.00 ms, one at a time"
+    assert str(Trial("cuda", 0.5, "", 16)) == "cuda takes 0.50 ms, 16 at a time"
+
+
 def test_a_trial_in_a_process_of_its_own_comes_to_the_same(halving):
-    assert try_isolated(halving, "cpu", 1).milliseconds > 0
+    isolated, here = try_isolated(halving, "cpu", 1), try_here(halving, "cpu", 1)
+    assert isolated.milliseconds > 0 and isolated.batch_size == here.batch_size > 1
     assert try_isolated(halving, "xnnpack", 1) == try_here(halving, "xnnpack", 1)
 
 

@@ -18,8 +18,8 @@ from collafuse.core.texts import MAX_ASKED, EncodedText, Prompts
 from collafuse.learning.weights import TrainedModel
 from collafuse.serving.bodies import MAX_JSON_BYTES
 from edge_client import Finisher
-from edge_client.fetching import WantedText
 from edge_client.job import finish_to_folder
+from edge_client.wanted import WantedText
 from export.writer import export_client
 from tests.nodes.sites import config
 from tests.tiny import NETWORK, denoiser

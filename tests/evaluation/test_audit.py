@@ -11,6 +11,7 @@ import pytest
 
 from collafuse.core import release as releases
 from collafuse.core.atomic import write_bytes
+from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.errors import DataError, RefusedError, UsageError
 from collafuse.core.noise import system_noise
 from collafuse.data.dealing import SiteData, load_sites
@@ -21,7 +22,7 @@ from collafuse.evaluation.attacks.exposure import expose
 from collafuse.evaluation.audit_tables import verdict as verdict_of
 from collafuse.evaluation.whole_run import WholeRun, conditions_of
 from collafuse.nodes.runfolder import RunFolder
-from tests.tiny import CPU
+from tests.tiny import CPU, image_set
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,12 @@ def test_labels_that_are_sent_are_not_called_protected(honest):
         assert "sent as they are" not in verdict_of(silent)
         told = replace(site, exposure=replace(site.exposure, text_shared=True))
         assert "its captions, whose numbers can be read back" in verdict_of(told)
+
+
+def test_a_server_of_labels_was_told_nothing_of_images_without_any():
+    space = ConditionSpace(("a", "b"))
+    unlabelled, labelled = (conditions_of(image_set(2, names), space).tolist() for names in ((), ("a", "b")))
+    assert unlabelled == [[0, 0, 1]] * 2 and labelled == [[1, 0, 0], [0, 1, 0]]
 
 
 def test_the_server_is_asked_with_what_it_was_told(digits_run, monkeypatch):

@@ -11,8 +11,12 @@ import onnx
 import pytest
 
 import export.writer
+from collafuse.config import ClientSettings
 from collafuse.core import intermediate as intermediates
+from collafuse.core.bundle import PRECISIONS
 from collafuse.core.conditioning import ConditionSpace
+from collafuse.learning.weights import TrainedModel
+from export.graph import export_graph
 from export.writer import Exported, export_client
 
 THREE = ConditionSpace(("0", "1", "2"))
@@ -24,6 +28,27 @@ def graph_of(path: Path) -> onnx.ModelProto:
     model = onnx.load(path)
     del model.metadata_props[:]
     return model
+
+
+def in_every_precision(
+    model: TrainedModel, settings: ClientSettings, delivered: Path, folder: Path
+) -> dict[str, tuple[Path, Exported]]:
+    """North's bundle of a model in each precision, and what was said of it. torch, which takes most of the time of an
+    export, makes the graph once."""
+    made: list[bytes] = []
+
+    def made_once(*arguments) -> onnx.ModelProto:
+        if not made:
+            made.append(export_graph(*arguments).SerializeToString())
+        return onnx.load_from_string(made[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export.writer, "export_graph", made_once)
+        paths = {precision: folder / f"{precision}.onnx" for precision in PRECISIONS}
+        return {
+            p: (path, export_client(model, settings, "north", path, precision=p, intermediates=delivered))
+            for p, path in paths.items()
+        }
 
 
 @pytest.fixture(scope="session")

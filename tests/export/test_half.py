@@ -10,7 +10,7 @@ import onnxruntime
 from onnx import TensorProto, numpy_helper
 
 from collafuse.core import bundle as bundles
-from collafuse.core.bundle import known_answer_input
+from collafuse.core.knownanswer import known_answer_input, known_answer_values
 from edge_client import Finisher
 from export.half import halve_weights
 from export.runtime import OnnxStep
@@ -75,6 +75,6 @@ def test_the_known_answer_is_that_of_the_halved_weights(reduced):
     bundle = bundles.read(reduced["fp16"])
     answer = bundle.info.known_answer
     inputs = known_answer_input((1, 8, 8), THREE, answer.sigmas)
-    values = bundles.known_answer_values(OnnxStep(bundle.data)(*inputs))
+    values = known_answer_values(OnnxStep(bundle.data)(*inputs))
     np.testing.assert_allclose(values, answer.values, rtol=0, atol=1e-6)
     assert answer.tolerance == 1e-3

@@ -17,9 +17,9 @@ import pytest
 from onnx import helper
 
 from collafuse.core import intermediate as intermediates
-from collafuse.core.bundle import known_answer_input
 from collafuse.core.conditioning import ConditionSpace, TextSpace
 from collafuse.core.intermediate import Intermediate
+from collafuse.core.knownanswer import known_answer_input
 from collafuse.core.pairing import conditions_for
 from collafuse.core.texts import EncodedText
 

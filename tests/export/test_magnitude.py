@@ -18,6 +18,7 @@ from collafuse.learning.weights import TrainedModel
 from edge_client import Finisher
 from export.parity import TOLERANCE
 from export.writer import export_client
+from tests.export.conftest import in_every_precision
 from tests.tiny import denoiser
 
 NETWORK = NetworkSettings(channels=8, multipliers=(1, 2), blocks=1, norm="magnitude")
@@ -43,12 +44,10 @@ def model(north) -> TrainedModel:
 
 @pytest.fixture(scope="module")
 def exported(model, north, delivered, tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("magnitude")
-    paths = {precision: folder / f"{precision}.onnx" for precision in bundles.PRECISIONS}
-    for precision, path in paths.items():
-        done = export_client(model, north, "north", path, precision=precision, intermediates=delivered)
+    made = in_every_precision(model, north, delivered, tmp_path_factory.mktemp("magnitude"))
+    for precision, (_, done) in made.items():
         assert precision == "fp16" or 0 < done.parity.trajectory < TOLERANCE / 2
-    return paths
+    return {precision: path for precision, (path, _) in made.items()}
 
 
 @pytest.mark.slow

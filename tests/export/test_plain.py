@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import pytest
 import torch
@@ -12,7 +14,8 @@ from collafuse.core.noise import SIGMA_MIN
 from collafuse.learning.weights import TrainedModel
 from edge_client import Finisher
 from export.parity import TOLERANCE
-from export.writer import export_client
+from export.writer import Exported
+from tests.export.conftest import in_every_precision
 from tests.tiny import denoiser
 
 NETWORK = NetworkSettings(channels=8, multipliers=(1, 2), blocks=1, norm="none")
@@ -34,17 +37,21 @@ def model(north) -> TrainedModel:
     return TrainedModel(made.eval(), "client", SIGMA_MIN, north.handover_sigma, steps=0, id="tiny")
 
 
+@pytest.fixture(scope="module")
+def exported(model, north, delivered, tmp_path_factory) -> dict[str, tuple[Path, Exported]]:
+    return in_every_precision(model, north, delivered, tmp_path_factory.mktemp("plain"))
+
+
 @pytest.mark.parametrize("precision", list(bundles.PRECISIONS))
-def test_every_precision_agrees_with_torch_and_runs(model, north, delivered, tmp_path, precision):
-    path = tmp_path / "a.onnx"
-    done = export_client(model, north, "north", path, precision=precision, intermediates=delivered)
+def test_every_precision_agrees_with_torch_and_runs(exported, precision):
+    path, done = exported[precision]
     assert precision == "fp16" or 0 < done.parity.trajectory < TOLERANCE / 2
     assert Finisher.load(path).bundle.info.precision == precision
 
 
-def test_between_the_first_and_the_last_convolution_all_folds_into_convolutions(model, north, tmp_path):
-    export_client(model, north, "north", tmp_path / "a.onnx")
-    nodes = list(onnx.load(tmp_path / "a.onnx").graph.node)
+def test_between_the_first_and_the_last_convolution_all_folds_into_convolutions(exported):
+    path, _ = exported["fp32"]
+    nodes = list(onnx.load(path).graph.node)
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     between = behind(convolutions[0], nodes) & before(convolutions[-1], nodes)
     found = {node.op_type for i, node in enumerate(nodes) if i in between}

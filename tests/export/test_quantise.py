@@ -13,6 +13,7 @@ from onnx import TensorProto, numpy_helper
 
 from collafuse.core import bundle as bundles
 from collafuse.core.errors import ExportError
+from collafuse.core.knownanswer import known_answer_input, known_answer_values
 from edge_client import Finisher
 from edge_client.session import known_answer_error, open_session
 from export import calibration
@@ -81,7 +82,7 @@ def test_the_kernels_in_8_bits_compute_what_the_graph_says(reduced, tiny_interme
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     literal = onnxruntime.InferenceSession(bundle.data, options, providers=["CPUExecutionProvider"])
-    x, sigma, labels = bundles.known_answer_input((1, 8, 8), THREE, bundle.info.known_answer.sigmas)
+    x, sigma, labels = known_answer_input((1, 8, 8), THREE, bundle.info.known_answer.sigmas)
     (expected,) = literal.run(None, {"x": x, "sigma": sigma, "labels": labels})
     assert np.abs(OnnxStep(bundle.data)(x, sigma, labels) - expected).max() <= bundle.info.known_answer.tolerance
 
@@ -103,11 +104,11 @@ def test_the_known_answer_is_onnxruntimes_own(reduced):
 def test_its_tolerance_spans_what_rounding_moves_and_no_more(reduced):
     bundle = bundles.read(reduced["int8"])
     answer, model = bundle.info.known_answer, OnnxStep(bundle.data)
-    x, sigma, labels = bundles.known_answer_input((1, 8, 8), THREE, answer.sigmas)
+    x, sigma, labels = known_answer_input((1, 8, 8), THREE, answer.sigmas)
     noise = np.random.default_rng(99)
     for size in (1e-6, 1e-5):  # as two machines' sums in fp32 differ
         nudged = x * (1 + size * noise.standard_normal(x.shape))
-        values = bundles.known_answer_values(model(nudged, sigma, labels))
+        values = known_answer_values(model(nudged, sigma, labels))
         assert np.abs(values - answer.values).max() <= answer.tolerance
     assert 1e-3 <= answer.tolerance < 0.1
 
@@ -121,8 +122,8 @@ def test_a_graph_that_computes_otherwise_does_not_meet_it(reduced, model, fault)
     faulty = np.roll(values, 1) if "moved" in fault else values.clip(-20, 20)
     kernel.CopyFrom(numpy_helper.from_array(faulty, kernel.name))
     broken = dataclasses.replace(bundle, data=wrong.SerializeToString())
-    x, sigma, labels = bundles.known_answer_input((1, 8, 8), THREE, bundle.info.known_answer.sigmas)
-    values = bundles.known_answer_values(OnnxStep(broken.data)(x, sigma, labels))
+    x, sigma, labels = known_answer_input((1, 8, 8), THREE, bundle.info.known_answer.sigmas)
+    values = known_answer_values(OnnxStep(broken.data)(x, sigma, labels))
     assert np.abs(values - bundle.info.known_answer.values).max() > bundle.info.known_answer.tolerance
 
 

@@ -13,8 +13,8 @@ import pytest
 import export.writer
 from collafuse.core import bundle as bundles
 from collafuse.core import intermediate as intermediates
-from collafuse.core.bundle import known_answer_input
 from collafuse.core.errors import ExportError, MismatchError, UsageError
+from collafuse.core.knownanswer import known_answer_input, known_answer_values
 from collafuse.core.pairing import conditions_for
 from collafuse.core.pictures import to_uint8
 from edge_client import Finisher
@@ -176,7 +176,7 @@ def test_the_known_answer_is_in_grey_levels_and_all_images_stand_at_the_cut(whol
     answer, info = bundle.info.known_answer, bundle.info
     assert set(answer.sigmas) == {info.sigma_max} and 1.0 <= answer.tolerance <= 8.0
     x, _, conditions = known_answer_input(info.image_shape, info.space, answer.sigmas)
-    values = bundles.known_answer_values(OnnxWhole(bundle.data)(x, conditions))
+    values = known_answer_values(OnnxWhole(bundle.data)(x, conditions))
     np.testing.assert_allclose(values, answer.values, rtol=0, atol=answer.tolerance)
     assert np.std(answer.values) > 0
 

@@ -18,8 +18,9 @@ import export.writer
 from collafuse.config import NetworkSettings
 from collafuse.core import bundle as bundles
 from collafuse.core import intermediate as intermediates
-from collafuse.core.bundle import INPUTS, known_answer_input
+from collafuse.core.bundle import INPUTS
 from collafuse.core.errors import ExportError, MismatchError, OutputExistsError, UsageError
+from collafuse.core.knownanswer import known_answer_input
 from collafuse.core.noise import SIGMA_MIN
 from collafuse.learning.weights import TrainedModel
 from export.graph import OPSETS, export_graph

@@ -22,6 +22,7 @@ from collafuse.config import NetworkSettings
 from collafuse.core.errors import CollaFuseError, ConfigError, FileFormatError, MismatchError
 from collafuse.core.rows import FileRows
 from collafuse.learning.examples import TrainingData, batch_rows, estimate_sigma_data, to_float
+from collafuse.learning.holding import Replicated
 from collafuse.learning.losses import BUCKET_NAMES
 from collafuse.learning.training import FINAL_LEARNING_RATE, Trainer, learning_rate_at
 from collafuse.nodes.metrics import MetricsLog
@@ -283,6 +284,19 @@ def test_sample_sheets_come_when_due_and_at_the_end(tmp_path):
     observer = Recorder()
     trainer(tmp_path, observer, sample_every=4).run()
     assert observer.sheets == [4, 6]
+
+
+@pytest.mark.parametrize(("sample_every", "gathered"), [(4, 2), (6, 1), (100, 1)])
+def test_averages_are_gathered_once_for_each_sheet_and_not_again_at_the_end(
+    tmp_path, monkeypatch, sample_every, gathered
+):
+    """Each time the ranks exchange a whole network."""
+    calls, averaged = [], Replicated.averaged
+    monkeypatch.setattr(Replicated, "averaged", lambda self: calls.append(self) or averaged(self))
+    training = trainer(tmp_path, sample_every=sample_every)
+    assert training.run() is training.ema and len(calls) == gathered
+    again = trainer(tmp_path, sample_every=sample_every)
+    assert again.run(resume=True) is again.ema and len(calls) == gathered + 1  # where no step is left
 
 
 @pytest.mark.parametrize("log_every", [1, 5])

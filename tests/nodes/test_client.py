@@ -21,7 +21,7 @@ from collafuse.learning import weights
 from collafuse.nodes.ledger import Ledger
 from collafuse.nodes.runfolder import NodeFolder
 from tests.damage import safetensors_parts
-from tests.nodes.sites import client, config
+from tests.nodes.sites import TRAINING, client, config
 from tests.tiny import CPU, Recorder, image_set
 
 
@@ -211,6 +211,27 @@ def test_a_client_trains_on_clean_images_up_to_where_it_takes_over():
     assert data.sigma_high == 0.75 and not data.sigma_floor.any()
     assert np.array_equal(data.images.numpy(), images.pixels)
     assert np.array_equal(data.conditions.numpy(), np.column_stack([images.labels, np.zeros(6)]))
+
+
+def test_images_without_labels_are_trained_as_no_condition():
+    assert client(image_set(3, ())).training_data().conditions.tolist() == [[1]] * 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "share_labels", "dropout"), [((), False, 0), (("a", "b"), True, 0), (("a",), False, 0.1)]
+)
+def test_nothing_is_said_where_what_is_asked_for_is_trained(labels, share_labels, dropout):
+    settings = config(share_labels=share_labels, training={"label_dropout": dropout})
+    assert client(image_set(4, labels), settings)._blank_warning() is None
+
+
+def test_a_site_that_keeps_its_labels_and_never_trains_without_is_warned(tmp_path):
+    observer = Recorder()
+    site = client(image_set(8), config(share_labels=False, training=TRAINING | {"label_dropout": 0, "steps": 1}))
+    site.train(NodeFolder(tmp_path), CPU, observer)
+    assert any(
+        "warning: a keeps its labels" in note and "label_dropout=0 never trains" in note for note in observer.notes
+    )
 
 
 def test_a_trained_client_leaves_its_model_settings_and_sheets(tmp_path):

@@ -216,6 +216,27 @@ def test_labels_kept_by_a_site_become_no_label():
     assert data.sigma_floor.tolist() == [0.5] * 4 + [1.0] * 2
 
 
+def conditions_trained(found, names=("x", "y")):
+    return training_data(found, ConditionSpace(names)).conditions[:1].tolist()
+
+
+@pytest.mark.parametrize("others", [{}, {"b": [release_of(0.5)]}], ids=["alone", "beside labelled ones"])
+def test_images_without_labels_are_trained_as_they_are_asked_for(others):
+    """Also where dropout never trains "no condition"."""
+    found = {"a": [release_of(0.5, ())], **others}
+    server = untrained(config({name: {} for name in found}), sites_of(found))
+    assert sites_of(found)["a"].label_names is None
+    asked = server.plan("a", 1).conditions(1, server.model.space).tolist()
+    assert conditions_trained(found) == asked == [[0, 0, 1]]
+    assert conditions_trained({"a": [release_of(0.5, None)], **others}) == asked  # as of a site that keeps them
+
+
+def test_an_image_that_shows_none_of_the_labels_of_its_site_is_trained_as_just_that():
+    release = release_of(0.5)
+    release.labels[0] = 0
+    assert conditions_trained({"a": [release]}) == [[0, 0, 0]]
+
+
 def test_where_all_releases_are_pure_noise_no_server_can_learn():
     with pytest.raises(RefusedError, match="pure noise"):
         training_data({"a": [made(sigma=SIGMA_MAX)]}, ConditionSpace(("0", "1", "2")))

@@ -21,8 +21,9 @@ from collafuse.core.errors import (
 )
 from collafuse.nodes.server import Server
 from collafuse.serving.listening import Address
-from edge_client.fetching import FOLDER, Wanted, fetched, is_interrupted, send_release
+from edge_client.fetching import FOLDER, fetched, is_interrupted, send_release
 from edge_client.remote import Remote, Trust
+from edge_client.wanted import Wanted
 from tests.edge_client.scripted import answer, scripted
 from tests.nodes.sites import release_of
 from tests.tiny import CPU

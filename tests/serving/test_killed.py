@@ -19,8 +19,9 @@ from collafuse.core.errors import CollaFuseError, UnreachableError
 from collafuse.nodes.runfolder import REGISTRY
 from collafuse.nodes.sites import read_releases
 from collafuse.serving.registry import Registry
-from edge_client.fetching import Wanted, fetched, send_release
+from edge_client.fetching import fetched, send_release
 from edge_client.remote import Remote, Trust
+from edge_client.wanted import Wanted
 from tests.nodes.sites import release_of
 from tests.serving.parts import SECONDS
 from tests.serving.processes import Process

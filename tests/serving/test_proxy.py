@@ -17,8 +17,9 @@ import pytest
 
 from collafuse.core import release as releases
 from collafuse.nodes.server import Server
-from edge_client.fetching import Wanted, fetched, send_release
+from edge_client.fetching import fetched, send_release
 from edge_client.remote import Remote, Trust
+from edge_client.wanted import Wanted
 from tests.nodes.sites import release_of
 from tests.serving.parts import SECONDS, Gated
 from tests.serving.test_slow_clients import trickle

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +22,7 @@ from collafuse.nodes.ledger import Ledger
 from collafuse.nodes.sites import read_releases
 from collafuse.nodes.statistics import read_statistics
 from collafuse.serving.receiving import Known, Receiver
+from collafuse.serving.registry import Registry
 from tests.nodes.sites import client, config, release_of
 from tests.tiny import image_set
 
@@ -197,6 +201,81 @@ def test_of_two_processes_that_receive_under_one_id_at_once_only_one_keeps_its_r
         ((received, is_new),) = [answer for answer in answers if answer is not None]
         lies = (running.folder.releases / f"north.r{round_}.safetensors").read_bytes()
         assert (is_new, hashlib.sha256(lies).hexdigest()) == (True, received.sha256)
+
+
+RECEIVE = """
+import asyncio, json, os, sys, time
+from pathlib import Path
+
+from collafuse.core.errors import CollaFuseError
+from collafuse.serving.receiving import Known, Receiver
+from collafuse.serving.registry import Registry
+
+at, me, links, orders = Path(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+
+
+def link(*_):
+    raise PermissionError(1, "Operation not permitted")
+
+
+if links == "without":
+    os.link = link
+
+
+class Together(Receiver):
+    def _checked(self, *arguments):
+        release = super()._checked(*arguments)
+        (at / f"{client}.{me}").touch()
+        while len(list(at.glob(f"{client}.*"))) < 2:  # neither has given the name yet
+            time.sleep(0.001)
+        return release
+
+
+async def body(data):
+    yield data
+
+
+receiver, said = Together(at / "releases", Registry(at / "registry"), Known(None, {}), accept_simulated=False), {}
+for client, release_id in orders.items():
+    data = (at / f"{me}-{client}").read_bytes()
+    try:
+        said[client] = asyncio.run(receiver.receive(client, release_id, body(data), len(data), None))[1]
+    except CollaFuseError as error:
+        said[client] = str(error)
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.parametrize("links", ["with", "without"])
+def test_processes_that_receive_at_once_keep_what_one_of_them_would(tmp_path, links):
+    """Several servers of one run folder, also where the file system has no hard links: what one has acknowledged no
+    other replaces, and what one would refuse beside it another does."""
+    same, ids = bytes_of(), {"a": "first", "b": "second"}
+    cases = {  # what either is sent, whether under one id, and what the second of them says
+        "one-id": ([bytes_of(), bytes_of()], True, "a release is never replaced"),
+        "again": ([same, same], True, False),
+        "two-ids": ([same, same], False, "this release lies here already"),
+        "two-cuts": ([bytes_of(0.5), bytes_of(0.7)], False, "a server keeps one cut for each client"),
+    }
+    running = []
+    for place, me in enumerate(ids):
+        for site, (sent, _, _) in cases.items():
+            (tmp_path / f"{me}-{site}").write_bytes(sent[place])
+        orders = {site: "only" if one_id else ids[me] for site, (_, one_id, _) in cases.items()}
+        command = [sys.executable, "-c", RECEIVE, str(tmp_path), me, links, json.dumps(orders)]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    said = [json.loads(process.communicate(timeout=120)[0]) for process in running]
+    listed = Registry(tmp_path / "registry").releases()
+    lie = {path.name.split(".")[0]: path.read_bytes() for path in (tmp_path / "releases").iterdir()}
+    assert len(listed) == len(lie) == len(list((tmp_path / "releases").iterdir())) == len(cases)
+    for site, (sent, _, second) in cases.items():
+        (first,) = [place for place in (0, 1) if said[place][site] is True]
+        other = said[1 - first][site]
+        assert other is second or second in other, site
+        assert lie[site] == sent[first]
+    assert {one.client: one.sha256 for one in listed} == {
+        n: hashlib.sha256(data).hexdigest() for n, data in lie.items()
+    }
 
 
 def test_a_disk_without_room_is_named(serve, monkeypatch):

@@ -100,8 +100,13 @@ def test_a_token_that_makes_no_sense_is_not_made(registry, client, scopes, days,
 
 def test_releases_are_listed_once(registry):
     one = Received("north", "id1", "aa", 10, 2, 0.5, "2026")
-    registry.add_release(one)
-    registry.add_release(replace(one, received="2027"))  # by another process on the same folder
+    with registry.listing() as add:
+        add(one)
+    with registry.listing() as add:
+        add(replace(one, received="2027"))
+    with pytest.raises(KeyboardInterrupt), registry.listing() as add:
+        add(replace(one, id="id2"))
+        raise KeyboardInterrupt
     assert registry.releases("north") == registry.releases() == [one]
     assert registry.releases("east") == []
     assert registry.release("north", "id1") == one

@@ -21,8 +21,9 @@ from collafuse.nodes.sites import Site
 from collafuse.serving.admission import Limits
 from collafuse.serving.engine import Engine
 from collafuse.serving.orders import Order
-from edge_client.fetching import Wanted, WantedText, fetched
+from edge_client.fetching import fetched
 from edge_client.remote import Remote, Trust
+from edge_client.wanted import Wanted, WantedText
 from tests.bundles import steered_bundle
 from tests.cli.conftest import InProcess
 from tests.nodes.sites import config

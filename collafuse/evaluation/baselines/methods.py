@@ -96,7 +96,7 @@ def sites_of(config: Config, sites: Mapping[str, SiteData]) -> dict[str, Site]:
     for name, site in sites.items():
         client = config.client(name)
         text = site.train.text is not None and client.share_text
-        labels = used_names(site) if client.share_labels else None
+        labels = used_names(site) if client.share_labels and site.train.label_names else None
         found[name] = Site(client.cut.resolve().sigma, labels, simulated=True, text=text)
     return found
 

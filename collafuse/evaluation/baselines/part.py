@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from ...config import Config, NetworkSettings, TrainingSettings
-from ...core.conditioning import ConditionSpace, translate_labels
+from ...core.conditioning import Conditions, ConditionSpace, translate_labels
 from ...core.noise import SIGMA_MAX, SIGMA_MIN, karras_sigmas
 from ...core.pictures import Pixels, contact_sheet, to_uint8
 from ...core.samplers import euler
 from ...data.dealing import SiteData
+from ...data.imageset import ImageSet
 from ...learning import weights
 from ...learning.checkpoint import digest_of_settings
 from ...learning.denoiser import Denoiser
@@ -119,15 +120,20 @@ def clean_data(sites: Mapping[str, SiteData], config: Config, sigma_high: float 
     The data of what no site would allow: a baseline that pools images, or simulates what sites would send.
     """
     space, images = clean_space(sites), [site.train for site in sites.values()]
-    labels = np.concatenate([translate_labels(one.labels, one.label_names, space.label_names) for one in images])
-    texts = [one.text.rows for one in images if one.text is not None]
+    conditions = np.concatenate([_conditions(one, space) for one in images])
     return TrainingData(
         images=torch.from_numpy(np.concatenate([one.in_memory() for one in images])),
-        conditions=torch.from_numpy(space.conditions(len(labels), labels, np.concatenate(texts) if texts else None)),
-        sigma_floor=torch.zeros(len(labels)),
+        conditions=torch.from_numpy(conditions),
+        sigma_floor=torch.zeros(len(conditions)),
         sigma_high=sigma_high,
         horizontal_flip=config.data.horizontal_flip,
     )
+
+
+def _conditions(images: ImageSet, space: ConditionSpace) -> Conditions:
+    """What a site's images show, in the space of all; where it has no labels, nothing is said of any."""
+    labels = translate_labels(images.labels, images.label_names, space.label_names) if images.label_names else None
+    return space.conditions(len(images), labels, None if images.text is None else images.text.rows)
 
 
 def clean_space(sites: Mapping[str, SiteData]) -> ConditionSpace:

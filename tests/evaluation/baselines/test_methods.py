@@ -14,10 +14,11 @@ from collafuse.core.errors import ConfigError, MismatchError, RefusedError, Usag
 from collafuse.core.texts import EncodedText
 from collafuse.data.dealing import SiteData, load_sites
 from collafuse.evaluation.baselines import METHODS, generate, methods, train
+from collafuse.evaluation.baselines.part import clean_data
 from collafuse.learning import weights
 from collafuse.nodes.experiment import run_experiment
 from collafuse.nodes.runfolder import RunFolder
-from tests.tiny import CPU, Recorder
+from tests.tiny import CPU, Recorder, image_set
 
 MODELS = {
     "centralised": {"whole"},
@@ -69,6 +70,14 @@ def test_a_baseline_resumes_to_the_same_models(trained, tiny_config):
         train(as_method(tiny_config, "local" if method != "local" else "fedavg"), run, CPU, observer, resume=True)
     train(as_method(tiny_config, method), run, CPU, observer, resume=True)
     assert {path: path.read_bytes() for path in run.models.rglob("*.safetensors")} == before
+
+
+def test_images_without_labels_are_pooled_as_no_condition(tiny_config):
+    """As they are asked for: they are not images that show none of the others' labels."""
+    empty = image_set(0, ())
+    sites = {name: SiteData(image_set(2, labels), empty) for name, labels in (("north", ("a",)), ("east", ()))}
+    assert clean_data(sites, tiny_config).conditions.tolist() == [[1, 0], [1, 0], [0, 1], [0, 1]]
+    assert [site.label_names for site in methods.sites_of(tiny_config, sites).values()] == [("a",), None]
 
 
 def test_a_baselines_run_is_no_run_of_the_method(trained):
