@@ -65,8 +65,9 @@ def ways(make: Callable[..., Trainer]) -> dict[str, Callable[[], Any]]:
     add("accumulate: 2", accumulate=2)
     add("recompute: true", recompute=True)
     add("mixed_precision: cpu", mixed_precision="cpu")
-    compiled = add("compile: true", compile=True)
-    compiled._denoise = compiled._fastest()
+    for name, how in (("compile: true", True), ("compile: graphs", "graphs")):
+        compiled = add(name, compile=how)
+        compiled._denoise = compiled._fastest()
     return made
 
 

@@ -82,8 +82,9 @@ class TrainingSettings(Section):
     """Parts in which a step's images pass through the network, one after the other: memory for one part is enough."""
     recompute: bool = False
     """Keep only what goes into each residual block and compute it again on the way back: less memory, more work."""
-    compile: bool = False
-    """Train through torch.compile, and without where it does not work; minutes at the start, see docs/training.md."""
+    compile: bool | Literal["graphs"] = False
+    """Train through torch.compile, and without where it does not work; minutes at the start, see docs/training.md.
+    graphs: on CUDA the network is also replayed as a CUDA graph, which small networks gain by."""
     shard: bool = False
     """Of several processes each holds a part of the weights, averages and moments (torch's FSDP2): for a network that
     outgrows a GPU. A process alone holds all."""
@@ -92,6 +93,11 @@ class TrainingSettings(Section):
     def _valid(self) -> TrainingSettings:
         if self.shard and self.compile:
             raise ConfigError("training.shard and training.compile do not go together; leave one of them out.")
+        if self.compile == "graphs" and self.accumulate > 1:
+            raise ConfigError(
+                f"training.compile=graphs replays one batch and training.accumulate={self.accumulate} makes several of "
+                "it; use compile=true, or accumulate=1."
+            )
         return self
 
 

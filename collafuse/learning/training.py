@@ -101,6 +101,10 @@ class Trainer:
         self.device = device
         self.observer = observer
         self.ranks = ranks
+        if settings.compile == "graphs" and ranks.size > 1:
+            raise ConfigError(
+                f"training.compile=graphs is for one process, here are {ranks.size}; use compile=true with several."
+            )
         self._share = ranks.share(settings.batch_size)
         self._parts = _parts(self._share.stop - self._share.start, settings.accumulate)
         denoiser.mixed_precision = settings.mixed_precision
@@ -173,11 +177,14 @@ class Trainer:
         """The model, compiled where that is asked for and works, on all ranks or on none."""
         if not self.settings.compile:
             return self.model
-        compiled: Any = torch.compile(self.model, dynamic=False)
+        graphs = self.settings.compile == "graphs"
+        compiled: Any = torch.compile(self.model, dynamic=False, mode="reduce-overhead" if graphs else None)
         batch = self._batch(0)
         failure = None
-        try:  # torch compiles at the first call, forwards and backwards
-            self._part_losses(compiled, batch.take(self._parts[0])).mean().backward()
+        try:  # torch compiles at the first call, forwards and backwards, and records graphs at the next two
+            for _ in range(3 if graphs else 1):
+                self.optimizer.zero_grad(set_to_none=True)
+                self._part_losses(compiled, batch.take(self._parts[0])).mean().backward()
         except COMPILING_FAILS_WITH as error:
             failure = first_line(error)
         self.optimizer.zero_grad(set_to_none=True)
@@ -185,7 +192,8 @@ class Trainer:
             return compiled
         if self.ranks.leads:
             where = failure or "another process said so"
-            self.observer.note(f"training.compile=true does not work here and is left out: {where}")
+            asked = str(self.settings.compile).lower()
+            self.observer.note(f"training.compile={asked} does not work here and is left out: {where}")
         return self.model
 
     def take_step(self, step: int) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ import torch._inductor.config
 from collafuse.config import NetworkSettings
 from collafuse.core.errors import CollaFuseError, ConfigError, FileFormatError, MismatchError
 from collafuse.core.rows import FileRows
+from collafuse.learning.distributed import Ranks
 from collafuse.learning.examples import TrainingData, batch_rows, estimate_sigma_data, to_float
 from collafuse.learning.holding import Replicated
 from collafuse.learning.losses import BUCKET_NAMES
@@ -376,14 +377,35 @@ def test_where_compiling_fails_training_goes_on_and_says_so(tmp_path, uninterrup
 
 @pytest.mark.torture
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize("norm", ["group", "magnitude"])
-def test_a_compiled_training_learns_what_a_plain_one_does(tmp_path, norm):
+@pytest.mark.parametrize(("norm", "how"), [("group", True), ("magnitude", True), ("group", "graphs")])
+def test_a_compiled_training_learns_what_a_plain_one_does(tmp_path, norm, how):
     observers = Recorder(), Recorder()
     network = NETWORK.model_copy(update={"norm": norm})
-    for observer, compiled in zip(observers, (False, True), strict=True):
+    for observer, compiled in zip(observers, (False, how), strict=True):
         trainer(tmp_path / str(compiled), observer, network=network, compile=compiled).run()
     assert not observers[1].notes
     losses = [[record["loss"] for record in observer.records] for observer in observers]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_recorded_training_is_for_one_batch_in_one_process(tmp_path):
+    with pytest.raises(ValueError, match=r"compile=graphs replays one batch and training.accumulate=2"):
+        training_settings(compile="graphs", accumulate=2)
+    with pytest.raises(ConfigError, match=r"compile=graphs is for one process, here are 2"):
+        settings = training_settings(compile="graphs")
+        Trainer(denoiser(), released_data(), settings, tmp_path, CPU, Recorder(), ranks=Ranks(0, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [True, "graphs"])
+def test_a_compiled_training_on_cuda_learns_what_a_plain_one_does(tmp_path, compiled):
+    losses = []
+    for how in (False, compiled):
+        observer, settings = Recorder(), training_settings(compile=how, mixed_precision=False)
+        Trainer(denoiser(), released_data(), settings, tmp_path / str(how), torch.device("cuda"), observer).run()
+        assert not observer.notes
+        losses.append([record["loss"] for record in observer.records])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
