@@ -38,7 +38,7 @@ from collafuse.nodes.runfolder import NodeFolder, RunFolder
 from edge_client import Finisher
 from export.writer import export_client
 
-from .judge import noised
+from .judge import halves, noised
 
 MIDDLE: dict[str, Any] = {"channels": 32, "multipliers": [1, 2], "blocks": 1}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "levels-3": MIDDLE | {"multipliers": [1, 2, 2]},
     "attention": MIDDLE | {"attention": [8]},
     "no-norm": MIDDLE | {"norm": "none"},
+    "no-norm-40": MIDDLE | {"channels": 40, "norm": "none"},
     "magnitude": MIDDLE | {"norm": "magnitude"},
 }
 """Around the middle one (width-32, with group norm), one thing changed at a time."""
@@ -96,8 +97,8 @@ class Ablation:
     def of(cls, data: Path, side: int, images: int, out: Path) -> Ablation:
         config = _config(data, side, "any", MIDDLE, BATCH, LEARNING_RATES[0])
         site = load_site(config, "any")
-        half = len(site.held_out) // 2
-        parts = (site.held_out.take(np.arange(start, start + min(half, SAMPLES))) for start in (0, half))
+        rng = np.random.default_rng(0)
+        parts = (half.take(rng.permutation(len(half))[:SAMPLES]) for half in halves(site.held_out))
         return cls(data, side, images, out, site, *parts)
 
     def trained(self, variant: str, rate: float) -> tuple[TrainedModel, Client]:
@@ -133,7 +134,8 @@ class Ablation:
     def _bundle(self, model: TrainedModel, client: Client, precision: str) -> Finisher:
         folder = self.folder(client).path
         bundle, calibration = folder / f"{precision}.onnx", folder / "calibration.safetensors"
-        shaping = self.site.train.take(np.arange(CALIBRATION))
+        train = self.site.train
+        shaping = train.take(np.random.default_rng(0).choice(len(train), CALIBRATION, replace=False))
         data = intermediate.to_bytes(noised(shaping, client.settings.handover_sigma, np.random.default_rng(1)))
         calibration.write_bytes(data)
         export_client(

@@ -19,7 +19,7 @@ from collafuse.evaluation.quality import frechet_distance
 from edge_client import Finisher
 
 from .edge_run import EdgeRun
-from .judge import noised
+from .judge import halves, noised
 
 IMAGES = 400
 """Enough for a ratio on two cores: with 40 steps an image takes an eighth of a second."""
@@ -40,14 +40,14 @@ def quality_rows(edge: EdgeRun, ways: Ways) -> None:
     """Print the table: Fréchet distances to held-out images, medians and range over the seeds."""
     classifier = train_classifier(edge.site.train, steps=CLASSIFIER_STEPS)
     held_out = edge.site.held_out
-    half = len(held_out) // 2
-    given, reference = held_out.take(np.arange(half)), held_out.take(np.arange(half, len(held_out)))
-    count = min(IMAGES, half)
+    given, reference = halves(held_out)
+    count = min(IMAGES, len(given))
+    chosen = np.random.default_rng(0).choice(len(given), count, replace=False)
     features = classifier.features(reference.pixels)
     print(
         f"Features of a classifier that reads {classifier.accuracy(held_out):.1%} of held-out images; {count} images "
         f"against {len(reference)} held-out ones; real to real "
-        f"{frechet_distance(classifier.features(given.pixels[:count]), features):.2f}.\n"
+        f"{frechet_distance(classifier.features(given.pixels[chosen]), features):.2f}.\n"
     )
     default, many = ways.default.bundle.info.precision, ways.many_steps.settings.steps
     print(
