@@ -150,8 +150,10 @@ def unconditional(conditions: Any) -> Any:
 
 def dealt_labels(count: int, columns: Sequence[int], num_labels: int) -> Labels:
     """Multi-hot labels [count, num_labels]: each image shows one of the columns, in blocks, as evenly as it goes:
-    0 0 0 1 1 1 2 2."""
+    0 0 0 1 1 1 2 2. Without any column it shows none."""
     labels = np.zeros((count, num_labels), dtype=np.uint8)
+    if not len(columns):
+        return labels
     images = np.arange(count)
     labels[images, np.asarray(columns)[dealt_row(images, count, len(columns))]] = 1
     return labels

@@ -184,12 +184,14 @@ def chosen_rows(images: ImageSet, wanted: tuple[str, ...] | str | None, client: 
 def _own_labels(
     images: ImageSet, wanted: tuple[str, ...] | str | None, attributes: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    """The labels that describe a site's images: those it lists, else those of the set that really occur."""
+    """The labels that describe a site's images: those it lists, else those of the set that really occur; where none
+    does, all of them, since images that show none of a set's labels are not images of a set without any."""
     if isinstance(wanted, tuple):
         return wanted
     names = attributes or images.label_names
     columns = _columns(names, images.label_names, "data.attributes")
-    return tuple(name for name, column in zip(names, columns, strict=True) if images.labels[:, column].any())
+    found = tuple(name for name, column in zip(names, columns, strict=True) if images.labels[:, column].any())
+    return found or tuple(names)
 
 
 def _columns(names: Sequence[str], known: Sequence[str], who: str) -> list[int]:

@@ -128,7 +128,7 @@ class SplitRun:
         sigma, shape = self.settings[client].handover_sigma, self.models[client].denoiser.image_shape
         noise = start_noise(range(count), shape, keyed_seed(seed, "true noise"))
         space, labels, text = self.models[client].space, None, None
-        if self.server.site(client).label_names:
+        if self.server.site(client).label_names is not None:
             labels = translate_labels(images.labels, images.label_names, space.label_names)
         if self.server.delivers_text(client):
             text = images.text

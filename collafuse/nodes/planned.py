@@ -60,7 +60,7 @@ def check_asked(text: TextSpace, known: TextSpace | None) -> None:
 
 def planned_like(
     count: int,
-    shared: Sequence[str],
+    shared: Sequence[str] | None,
     names: Sequence[str],
     images: ImageSet | None,
     *,
@@ -70,30 +70,34 @@ def planned_like(
 ) -> Planned:
     """What ``count`` images show that are to stand beside ``images``.
 
-    shared: the labels that may be asked for, none for no labels; names: the model's. Where each of the images has one
+    shared: the labels that may be asked for, None for no labels, and none for images that show none of them; names: the
+    model's. Where each of the images has one
     label, or there are no images, labels are dealt out evenly. Where they have several at once, or none, each shows
     what one of them does, in turn: nobody has a single attribute and nothing else. text: each also has the text of one
     of them that shows its labels. several: whether the model can be asked for several labels at once. in_turn: images
     with one label each are taken in turn too, so that labels come in their mix.
     """
+    shared = shared if names else None
     one_each = images is None or one_label_each(images.labels)
     by_image = in_turn if one_each else several and bool(shared or in_turn)
     if by_image and images is not None and (found := _in_turn(count, shared, names, images, text)) is not None:
         return found
-    dealt = dealt_labels(count, indices_of(shared, names), len(names)) if shared else None
+    dealt = None if shared is None else dealt_labels(count, indices_of(shared, names), len(names))
     return Planned(dealt, text_like(count, dealt, names, images) if text and images is not None else None)
 
 
-def _in_turn(count: int, shared: Sequence[str], names: Sequence[str], images: ImageSet, text: bool) -> Planned | None:
+def _in_turn(
+    count: int, shared: Sequence[str] | None, names: Sequence[str], images: ImageSet, text: bool
+) -> Planned | None:
     """What these images show, one after the other; None where each shows something that may not be asked for."""
     able = np.arange(len(images))
-    if shared:
+    if shared is not None:
         beyond = [column for column, name in enumerate(images.label_names) if name not in shared]
         able = np.flatnonzero(~images.labels[:, beyond].any(axis=1))
     if not len(able):
         return None
     rows = able[np.arange(count) % len(able)]
-    labels = translate_labels(images.labels[rows], images.label_names, names) if shared else None
+    labels = None if shared is None else translate_labels(images.labels[rows], images.label_names, names)
     return Planned(labels, images.text.take(rows) if text and images.text is not None else None)
 
 

@@ -233,7 +233,7 @@ class Server:
         text = images.text is not None and self.delivers_text(client)
         if images.text is not None and text:
             check_same_text(images.text.space, self.model.space.text, "the data")
-        shared, several = self.site(client).label_names or (), self.model.mixes_labels
+        shared, several = self.site(client).label_names, self.model.mixes_labels
         known = self.model.label_names
         return planned_like(count, shared, known, images, text=text, several=several, in_turn=in_turn)
 
@@ -243,14 +243,15 @@ class Server:
         return any(s.text and s.taught_from <= cut * (1 + SIGMA_SLACK) for s in self.sites.values())
 
     def plan_labels(self, client: str, count: int, labels: Sequence[str] | None) -> Labels | None:
-        """Multi-hot labels [count, K] in the model's order, or None for images without labels.
+        """Multi-hot labels [count, K] in the model's order, or None for images without labels. All absent for a client
+        whose images show none of the labels that it shared.
 
         A label is delivered to a client only where it was released at or below that client's cut: above a cut the
         server has learned only the sites whose cuts lie below. Raises RefusedError otherwise, and for several labels
         at once where statistics of them were not released.
         """
         site = self.site(client)
-        if labels is None and not site.label_names:
+        if labels is None and (site.label_names is None or not self.model.label_names):
             return None
         if labels is None:
             columns = indices_of(site.label_names or (), self.model.label_names)

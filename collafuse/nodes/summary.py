@@ -26,7 +26,7 @@ def summarise(
 ) -> Statistics:
     """The statistics of a site's images; noise is the operating system's. For what is refused see
     :meth:`collafuse.nodes.client.Client.release_statistics`. ``advance`` hears of each block of images."""
-    names = images.label_names if share_labels and images.label_names else None
+    names = images.label_names if share_labels and images.labels.any() else None
     labels = _one_label_each(images) if names is not None else np.zeros(len(images), dtype=np.int64)
 
     def blocks() -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:

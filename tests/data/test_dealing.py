@@ -237,6 +237,13 @@ def test_a_site_with_an_expression_holds_what_fits_and_describes_it_by_everythin
     assert sites["b"].train.label_names == ("Eyeglasses", "Smiling", "Male")
 
 
+def test_a_site_where_no_label_occurs_says_so_and_is_not_taken_for_one_without_labels(tmp_path):
+    """As one with healthy images alone, where others have tumours."""
+    site = load_site(faces(tmp_path, {"a": {"labels": "not Eyeglasses and not Smiling and not Male"}}), "a").train
+    assert site.label_names == ("Eyeglasses", "Smiling", "Male") and not site.labels.any()
+    assert not site.conditions().any()
+
+
 def test_a_site_with_a_list_holds_images_with_at_least_one_and_describes_them_by_it(tmp_path):
     site = load_site(faces(tmp_path, {"a": {"labels": ["Male", "Eyeglasses"]}}, held_out=0), "a").train
     assert site.label_names == ("Male", "Eyeglasses") and site.labels.any(axis=1).all()

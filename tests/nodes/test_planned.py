@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from collafuse.core.conditioning import TextSpace
 from collafuse.core.texts import EncodedText
@@ -51,9 +52,16 @@ def test_a_model_that_takes_one_label_is_asked_for_one():
 
 
 def test_what_is_kept_is_not_asked_for():
-    assert not planned_like(3, (), NAMES, ATTRIBUTES).conditioned
-    text_alone = planned_like(4, (), NAMES, ATTRIBUTES, text=True, in_turn=True)
+    assert not planned_like(3, None, NAMES, ATTRIBUTES).conditioned
+    text_alone = planned_like(4, None, NAMES, ATTRIBUTES, text=True, in_turn=True)
     assert text_alone.labels is None and np.array_equal(text_alone.text.rows, ATTRIBUTES.text.rows[[0, 1, 2, 0]])
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_of_a_site_whose_images_show_no_label_just_that_is_asked_for(in_turn):
+    found = planned_like(2, (), NAMES, showing((0, 0, 0), (0, 0, 0)), in_turn=in_turn)
+    assert found.conditioned and found.labels.tolist() == [[0, 0, 0]] * 2
+    assert not planned_like(2, (), (), None, in_turn=in_turn).conditioned  # where no label is known it says nothing
 
 
 def test_no_images_are_no_obstacle():

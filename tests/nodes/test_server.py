@@ -237,6 +237,20 @@ def test_an_image_that_shows_none_of_the_labels_of_its_site_is_trained_as_just_t
     assert conditions_trained({"a": [release]}) == [[0, 0, 0]]
 
 
+def test_a_site_whose_images_show_no_label_gets_images_that_show_none():
+    """Not what the others' labels make likely: as it is trained, so it is asked for."""
+    healthy = release_of(0.5)
+    healthy.labels[:] = 0
+    found = {"a": [healthy], "b": [release_of(0.5)]}
+    server = untrained(config({name: {} for name in found}), sites_of(found))
+    planned = server.plan("a", 2)
+    assert planned.labels.tolist() == [[0, 0]] * 2 and server.deliver("a", 2).labelled
+    assert planned.conditions(2, server.model.space)[:1].tolist() == conditions_trained(found) == [[0, 0, 0]]
+    unlabelled = TrainedModel(denoiser(label_names=()), "server", SIGMA_MIN, SIGMA_MAX, 0, "id")
+    alone = Server(config(), unlabelled, sites_of({"a": [healthy]}), CPU)
+    assert alone.plan("a", 1).labels is None  # nobody knows a label: it says nothing
+
+
 def test_where_all_releases_are_pure_noise_no_server_can_learn():
     with pytest.raises(RefusedError, match="pure noise"):
         training_data({"a": [made(sigma=SIGMA_MAX)]}, ConditionSpace(("0", "1", "2")))

@@ -35,4 +35,4 @@ class Asked:
         """What each image shows, of what the client shares, for a model of this space."""
         site = self.sites[self.client]
         text = site.text and space.text is not None
-        return planned_like(self.count, site.label_names or (), space.label_names, self.like, text=text)
+        return planned_like(self.count, site.label_names, space.label_names, self.like, text=text)
