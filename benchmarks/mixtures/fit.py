@@ -8,7 +8,8 @@ the same total variance:
     C = S + shrinkage * (W tr S / tr W - S)
 
 The label's own mean and covariance stay what they are, and with one group nothing changes. How far: as far as makes
-images likeliest that were not fitted to.
+images likeliest that were not fitted to. ``across_labels``: W is the mean over the groups of all labels instead, which
+changes one group's covariance too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.mixture import GaussianMixture
+from torch import Tensor
 
 from collafuse.core.moments import Array, Basis, moments_of, pool, statistics_of, unpacked
 from collafuse.core.statistics import Statement, Statistics
@@ -48,25 +50,33 @@ class Groups:
     labels: Rows
 
 
-def mixture(images: ImageSet, coefficients: int, components: int, shrinkage: float) -> MixtureDenoiser:
+def mixture(
+    images: ImageSet, coefficients: int, components: int, shrinkage: float, *, across_labels: bool = False
+) -> MixtureDenoiser:
     """At most so many Gaussians per label, and one of all images."""
-    found = drawn_together(grouped(images, coefficients, components), shrinkage)
+    found = drawn_together(grouped(images, coefficients, components), shrinkage, across_labels=across_labels)
     rows = [(found.file, row) for row in range(len(found.labels))]
     of_labels = [[pool([rows[row]]) for row in np.flatnonzero(found.labels == label)] for label in _each(images)]
     return MixtureDenoiser(Basis(images.image_shape, coefficients), [*of_labels, [pool(rows)]])
 
 
-def best_shrinkage(images: ImageSet, coefficients: int, components: int, levels: Sequence[float] = LEVELS) -> float:
+def best_shrinkage(
+    images: ImageSet,
+    coefficients: int,
+    components: int,
+    *,
+    levels: Sequence[float] = LEVELS,
+    across_labels: bool = False,
+) -> float:
     """The one of SHRINKAGES that makes a fifth of the images likeliest, over these levels, of what four fifths give."""
-    if components == 1:
+    if components == 1 and not across_labels:
         return 0.0
     order = np.random.default_rng(SEED).permutation(len(images))
     unseen, fitted = images.take(order[: len(order) // 5]), images.take(order[len(order) // 5 :])
     found = grouped(fitted, coefficients, components)
-    found_for = {shrinkage: drawn_together(found, shrinkage) for shrinkage in SHRINKAGES}
+    found_for = {s: drawn_together(found, s, across_labels=across_labels) for s in SHRINKAGES}
     y, labels = Basis(images.image_shape, coefficients).coefficients(unseen.x0()), _label_of(unseen)
-    noise = np.random.default_rng(SEED).standard_normal(y.shape)
-    return max(SHRINKAGES, key=lambda s: sum(_score(found_for[s], y + at * noise, labels, at) for at in levels))
+    return max(SHRINKAGES, key=lambda s: _score(found_for[s], y, labels, levels))
 
 
 def grouped(images: ImageSet, coefficients: int, components: int) -> Groups:
@@ -117,13 +127,14 @@ def _log_joint(found: GaussianMixture, y: Array, k: int) -> Array:
     return likely
 
 
-def drawn_together(found: Groups, shrinkage: float) -> Groups:
+def drawn_together(found: Groups, shrinkage: float, *, across_labels: bool = False) -> Groups:
     """The same groups with C in place of S."""
     covariances = found.file.covariances.astype(np.float64)
     size = found.file.about.dimension
     diagonal = np.concatenate([[0], np.arange(size, 1, -1)]).cumsum()  # of triangles, row by row
-    for label in np.unique(found.labels):
-        rows = np.flatnonzero(found.labels == label)
+    sharing = np.zeros_like(found.labels) if across_labels else found.labels
+    for label in np.unique(sharing):
+        rows = np.flatnonzero(sharing == label)
         shares = found.file.counts[rows] / found.file.counts[rows].sum()
         own = covariances[rows]
         shared = shares @ own
@@ -132,23 +143,29 @@ def drawn_together(found: Groups, shrinkage: float) -> Groups:
     return replace(found, file=replace(found.file, covariances=covariances.astype(np.float32)))
 
 
-def _score(found: Groups, y: Array, label_of: Rows, sigma: float) -> float:
-    """Mean log-likelihood of noisy coefficients y [n, D], but for a constant: by Cholesky, which is quicker than the
-    eigenvectors that a denoiser needs."""
-    noise = sigma**2 * np.eye(y.shape[1])
+def _score(found: Groups, y: Array, label_of: Rows, levels: Sequence[float]) -> float:
+    """The log-likelihood of coefficients y [n, D] noised to each of these levels, in all and but for a constant: by
+    Cholesky, which is quicker than the eigenvectors that a denoiser needs."""
+    noise = np.random.default_rng(SEED).standard_normal(y.shape)
     total = 0.0
     for label in np.unique(label_of):
-        rows, mine = np.flatnonzero(found.labels == label), y[label_of == label]
-        parts = []
-        for row in rows:
-            covariance = unpacked(found.file.covariances[row : row + 1], y.shape[1])[0] + noise
-            root = torch.linalg.cholesky(torch.from_numpy(covariance))
-            away = torch.from_numpy((mine - found.file.means[row]).T)
-            along = torch.linalg.solve_triangular(root, away, upper=False)
-            share = np.log(found.file.counts[row] / found.file.counts[rows].sum())
-            parts.append(share - 0.5 * along.square().sum(dim=0) - root.diagonal().log().sum())
-        total += float(torch.stack(parts).logsumexp(dim=0).sum())
-    return total / len(y)
+        rows, mine = np.flatnonzero(found.labels == label), label_of == label
+        shares = found.file.counts[rows] / found.file.counts[rows].sum()
+        parts = [_log_likelihoods(found.file, row, y[mine], noise[mine], levels) for row in rows]
+        total += float((torch.stack(parts) + torch.from_numpy(shares).log()[:, None, None]).logsumexp(dim=0).sum())
+    return total
+
+
+def _log_likelihoods(file: Statistics, row: int, y: Array, noise: Array, levels: Sequence[float]) -> Tensor:
+    """[levels, n] of one row's Gaussian."""
+    covariance = torch.from_numpy(unpacked(file.covariances[row : row + 1], y.shape[1])[0])
+    found = []
+    for sigma in levels:
+        root = torch.linalg.cholesky(covariance + sigma**2 * torch.eye(len(covariance), dtype=torch.float64))
+        away = torch.from_numpy((y + sigma * noise - file.means[row]).T)
+        along = torch.linalg.solve_triangular(root, away, upper=False)
+        found.append(-0.5 * along.square().sum(dim=0) - root.diagonal().log().sum())
+    return torch.stack(found)
 
 
 def _label_of(images: ImageSet) -> Rows:

@@ -9,13 +9,17 @@ import pytest
 import torch
 
 from benchmarks.mixtures import fit
-from benchmarks.mixtures.fit import LEAST, best_shrinkage, drawn_together, grouped, groups_of, mixture
+from benchmarks.mixtures.__main__ import Look, errors, likelihoods, look
+from benchmarks.mixtures.fit import LEAST, LEVELS, best_shrinkage, drawn_together, grouped, groups_of, mixture
 from benchmarks.mixtures.model import MixtureDenoiser, uniforms
+from benchmarks.statistics_server import Bench, gaussians, mixtures
 from collafuse.core.moments import Basis, Gaussian, pool, unpacked
 from collafuse.core.statistics import Statement
 from collafuse.data.imageset import ImageSet
+from collafuse.evaluation.classifier import Classifier, Network
 from collafuse.learning.gaussian import GaussianDenoiser
 from collafuse.nodes.summary import summarise
+from tests.tiny import denoiser as tiny_denoiser
 from tests.tiny import image_set
 
 SHAPE = (1, 2, 3)
@@ -138,6 +142,10 @@ def two_kinds(count: int, seed: int = 0) -> ImageSet:
     return replace(plain, pixels=pixels.clip(0, 255).astype(np.uint8))
 
 
+def classifier(images: ImageSet) -> Classifier:
+    return Classifier(Network(images.image_shape, len(images.label_names)))
+
+
 def sites_gaussians(images: ImageSet) -> GaussianDenoiser:
     """What a statistics server has of one site, before its file."""
     file = summarise(images, Statement(images.image_shape, 16), share_labels=True, simulated=True)
@@ -153,6 +161,8 @@ def test_one_gaussian_a_label_is_what_a_statistics_server_draws_from_bit_for_bit
         drawn = mixture(images, 16, 1, shrinkage).draw(start, 0.5, asked)
         assert np.array_equal(drawn, sites_gaussians(images).draw(start, 0.5, asked))
     assert best_shrinkage(images, 16, 1) == 0.0
+    bench = Bench(images, images, classifier(images), tiny_denoiser(), np.zeros(0, dtype=np.int64))
+    assert np.array_equal(gaussians(bench, 16, None, 1.0).draw(start, 0.5, asked), drawn)
 
 
 def test_groups_are_the_kinds_that_a_label_has_and_too_small_ones_are_dissolved():
@@ -183,10 +193,12 @@ def test_shrinking_leaves_each_labels_mean_and_covariance(shrinkage):
         np.testing.assert_allclose(total, (whole.eigenvectors * whole.eigenvalues) @ whole.eigenvectors.T, atol=1e-4)
 
 
-def test_at_full_shrinkage_groups_of_a_label_differ_in_total_variance_alone():
+def test_at_full_shrinkage_what_is_drawn_together_differs_in_total_variance_alone():
     found = drawn_together(grouped(two_kinds(400), 16, 2), 1.0)
     own = unpacked(found.file.covariances[found.labels == 0], 16)
     np.testing.assert_allclose(own[0] / np.trace(own[0]), own[1] / np.trace(own[1]), atol=1e-6)
+    across = drawn_together(grouped(two_kinds(400), 16, 1), 1.0, across_labels=True).file.covariances
+    np.testing.assert_allclose(across[0] / across[0, 0], across[1] / across[1, 0], rtol=1e-4)
     before = unpacked(grouped(two_kinds(400), 16, 2).file.covariances, 16)
     np.testing.assert_allclose(np.trace(own[0]), np.trace(before[0]), rtol=1e-5)
 
@@ -213,3 +225,28 @@ def test_a_mixture_is_likelier_than_a_gaussian_where_there_are_kinds():
     asked = torch.from_numpy(unseen.conditions()).float()
     one, two = (mixture(train, 16, k, 0.9).log_parts(x, 0.2, asked).logsumexp(dim=1).mean() for k in (1, 2))
     assert two > one + 0.4
+
+
+def test_a_mixture_for_which_a_label_has_too_few_images_is_left_out(capsys):
+    images = two_kinds(200)
+    bench = Bench(images, images, classifier(images), tiny_denoiser(), np.zeros(0, dtype=np.int64))
+    assert list(mixtures(bench, [2, 6])) == [2]
+    assert "No mixture of 6" in capsys.readouterr().out
+
+
+def test_what_is_looked_at_is_the_error_and_the_likelihood_of_noisy_images():
+    """A Gaussian's mean squared error and entropy are known; a network says no likelihood."""
+    sigma, count = 0.5, 4000
+    model = MixtureDenoiser(Basis((1, 4, 4), 16), [[Gaussian(50, np.zeros(16), np.full(16, 0.09), np.eye(16))]] * 3)
+    values = 0.3 * np.random.default_rng(1).standard_normal((count, 1, 4, 4))
+    images = replace(image_set(count), pixels=(127.5 * (values + 1)).round().clip(0, 255).astype(np.uint8))
+    found = look(model, images, sigma)
+    assert found.error == pytest.approx(0.09 * sigma**2 / (0.09 + sigma**2), rel=0.03)
+    assert found.nats == pytest.approx(-8 * np.log(2 * np.pi * np.e * (0.09 + sigma**2)), abs=0.2)
+    assert np.isnan(look(tiny_denoiser(), images.take(np.arange(4)), sigma).nats)
+
+
+def test_tables_say_what_the_first_has_and_how_the_others_differ():
+    columns = {"one": [Look(0.5, -32.0)] * len(LEVELS), "two": [Look(0.25, -30.5)] * len(LEVELS)}
+    assert "| 0.34 | -2.0000 | +1.50 |" in likelihoods(columns, 16)
+    assert "| 4 | 0.50000 | 0.5000 |" in errors(columns)
