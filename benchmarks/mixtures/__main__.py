@@ -1,7 +1,8 @@
 """``python -m benchmarks.mixtures IMAGES``: how far down in noise a mixture of Gaussians per label holds.
 
 Nothing is trained. The study's 15,000 images to train on are CIFAR-10 at 16x16: 10,000, its one site's, are fitted to,
-and 5,000 are noised and looked at. With ``--work``, a work folder of the study, its centralised model stands beside.
+and 5,000 are noised and looked at. With ``--work``, a work folder of the study, its centralised model stands beside,
+and with ``--finish`` it makes pictures of what each begins.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from collafuse.config import Config
 from collafuse.core.moments import default_coefficients
 from collafuse.core.statistics import MIN_IMAGES
 from collafuse.data.imageset import ImageSet
@@ -24,7 +26,9 @@ from collafuse.learning.denoiser import Denoiser
 
 from ..study import methods
 from ..study.cells import Cell, Study
+from ..study.measure import Judge
 from ..study.sites import Images
+from .finishing import Finishing
 from .fit import LEVELS, SEED, best_shrinkage, mixture
 from .model import MixtureDenoiser
 
@@ -113,29 +117,38 @@ def _table(what: str, names: list[str], rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    """Print what was fitted and both tables."""
+    """Print what was fitted and the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mixtures", description=__doc__)
     parser.add_argument("images", type=Path, help="CIFAR-10 as a folder of images, one sub-folder per class")
     parser.add_argument("--components", type=int, nargs="+", default=[4, 16], help="Gaussians per label beside one")
     parser.add_argument("--work", type=Path, help="a work folder of the study")
+    parser.add_argument("--finish", type=int, default=0, metavar="N", help="with --work: finish so many pictures each")
     arguments = parser.parse_args()
-    study = Study.read()
-    config = study.config_of(CENTRALISED, arguments.images, (arguments.work or Path()) / "cache")
-    images = Images.of(config).sites(config, FITTED + UNSEEN)
-    (site,) = images.values()
+    config = Study.read().config_of(CENTRALISED, arguments.images, (arguments.work or Path()) / "cache")
+    images = Images.of(config)
+    (site,) = images.sites(config, FITTED + UNSEEN).values()
     train, unseen = (site.train.take(rows) for rows in np.split(np.arange(FITTED + UNSEEN), [FITTED]))
     kinds = [(1, False), (1, True), *((most, False) for most in arguments.components)]
-    columns = {}
-    for kind in kinds:
-        made = fitted(train, *kind)
-        columns[title(*kind)] = [look(made, unseen, sigma) for sigma in LEVELS]
+    made = {title(*kind): fitted(train, *kind) for kind in kinds}
+    columns = {name: [look(one, unseen, sigma) for sigma in LEVELS] for name, one in made.items()}
     print(f"\n{likelihoods(columns, math.prod(unseen.image_shape))}\n")
-    if arguments.work is not None:
-        (part,) = methods.parts_of(CENTRALISED, config, Images.of(config).sites(config, FITTED), arguments.work)
-        path = arguments.work / "parts" / f"{part.node}-{part.digest[:16]}" / "weights.safetensors"
-        network = weights.load(path, part.role).denoiser
-        columns["network"] = [look(network, unseen, sigma) for sigma in LEVELS]
+    if arguments.work is None:
+        print(errors(columns))
+        return
+    network = centralised(config, images, arguments.work)
+    columns["network"] = [look(network, unseen, sigma) for sigma in LEVELS]
     print(errors(columns))
+    if arguments.finish:
+        judge = Judge(images.judge, images.reference, arguments.work)
+        finishing = Finishing(network, config, judge, site.held_out, unseen.take(np.arange(arguments.finish)))
+        print(f"\n{finishing.table(made)}")
+
+
+def centralised(config: Config, images: Images, work: Path) -> Denoiser:
+    """The study's centralised model; raises FileFormatError where it is not trained yet."""
+    (part,) = methods.parts_of(CENTRALISED, config, images.sites(config, FITTED), work)
+    path = work / "parts" / f"{part.node}-{part.digest[:16]}" / "weights.safetensors"
+    return weights.load(path, part.role).denoiser
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,16 @@ import torch
 
 from benchmarks.mixtures import fit
 from benchmarks.mixtures.__main__ import Look, errors, likelihoods, look
+from benchmarks.mixtures.finishing import CUTS, Finishing
 from benchmarks.mixtures.fit import LEAST, LEVELS, best_shrinkage, drawn_together, grouped, groups_of, mixture
 from benchmarks.mixtures.model import MixtureDenoiser, uniforms
 from benchmarks.statistics_server import Bench, gaussians, mixtures
+from benchmarks.study.cells import Cell, Study
 from collafuse.core.moments import Basis, Gaussian, pool, unpacked
 from collafuse.core.statistics import Statement
 from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.classifier import Classifier, Network
+from collafuse.evaluation.generated import Generated
 from collafuse.learning.gaussian import GaussianDenoiser
 from collafuse.nodes.summary import summarise
 from tests.tiny import denoiser as tiny_denoiser
@@ -250,3 +254,27 @@ def test_tables_say_what_the_first_has_and_how_the_others_differ():
     columns = {"one": [Look(0.5, -32.0)] * len(LEVELS), "two": [Look(0.25, -30.5)] * len(LEVELS)}
     assert "| 0.34 | -2.0000 | +1.50 |" in likelihoods(columns, 16)
     assert "| 4 | 0.50000 | 0.5000 |" in errors(columns)
+
+
+class Naming:
+    """A judge that says which pictures it was shown: their mean grey level."""
+
+    def figures(self, made: Generated, real: ImageSet) -> dict[str, list[float]]:
+        return {"frechet": [float(made.pixels.mean()), 0.0], "read_as_asked": [float(len(made) == len(real))]}
+
+
+def test_every_server_begins_at_every_cut_and_one_client_finishes():
+    """With a client that knows the distribution, a walk from pure noise ends where a draw is."""
+    images = two_kinds(40)
+    exact = mixture(two_kinds(1000), 16, 1, 0.0)
+    config = Study.read().config_of(Cell("one-site", "centralised"), Path("images"), Path("cache"))
+    finishing = Finishing(exact, config, Naming(), images, images)  # type: ignore[arg-type]
+    noise = np.random.default_rng(0).standard_normal((40, 1, 4, 4)).astype(np.float32)
+    for cut in CUTS:
+        drawn = exact.draw(noise, cut, images.conditions())
+        np.testing.assert_allclose(finishing.from_noise(noise, cut), drawn, atol=0.05)
+    header, _, *rows = finishing.table({"one": exact}).splitlines()
+    assert header == "| cut | one | network | real images, noised |" and len(rows) == len(CUTS)
+    for row in rows:
+        grey = [float(cell.split()[0]) for cell in row.split("|")[2:-1]]
+        assert grey == pytest.approx([float(images.pixels.mean())] * 3, abs=8) and "(100%)" in row
