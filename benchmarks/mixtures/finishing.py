@@ -26,7 +26,7 @@ from ..study.measure import Judge
 from .fit import SEED
 from .model import MixtureDenoiser
 
-CUTS = (4.0, 1.0, 0.34)
+CUTS = (1.0, 0.34)
 BATCH = 250
 CPU = torch.device("cpu")
 
