@@ -3,7 +3,8 @@
 ``python -m benchmarks.statistics_server [--images FOLDER --size 16]``; scikit-learn's digits without a folder. One
 denoiser is trained on all levels of all images and serves as a network that a server could have at best (it saw clean
 images) and, below the cut, as the client. What begins above the cut is that network, one Gaussian per label, or real
-images truly noised. Fréchet distances are in the features of a classifier trained on the same images, to held-out ones.
+images truly noised; and, as a trial, a small mixture of Gaussians per label (``benchmarks.mixtures``). Fréchet
+distances are in the features of a classifier trained on the same images, to held-out ones.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ from collafuse.learning.examples import TrainingData
 from collafuse.learning.gaussian import GaussianDenoiser
 from collafuse.learning.training import Trainer, fresh_denoiser
 
-CUTS = (0.5, 1.0, 2.0, 4.0)
+from .mixtures.fit import LEAST, best_shrinkage, blocks, mixture
+from .mixtures.model import MixtureDenoiser
+
+CUTS = (0.25, 0.5, 1.0, 2.0, 4.0)
+BUDGET_CUTS = (1.0, 2.0, 4.0)
 EPSILONS = (100.0, 32.0, 8.0, 1.0)
 DELTA = 1e-5
 SERVER_STEPS, CLIENT_STEPS, SIGMA_LOW = 12, 8, 0.03
@@ -121,8 +126,7 @@ def gaussians(bench: Bench, coefficients: int, epsilon: float | None, clip: floa
     budget = None if epsilon is None else Budget(epsilon, DELTA)
     about = Statement(shape, coefficients, budget, None if budget is None else clip)
     labels = bench.train.labels.argmax(axis=1)
-    blocks = ((bench.train.take(rows).x0(), labels[rows]) for rows in np.array_split(np.arange(len(labels)), 20))
-    moments = moments_of(blocks, about, len(bench.train.label_names))
+    moments = moments_of(blocks(bench.train, labels), about, len(bench.train.label_names))
     if budget is not None:
         moments = noised(moments, about, np.random.default_rng(seed).standard_normal)
         moments.counts[:] = np.maximum(moments.counts, 50)  # a label that would be left out stays, for the table
@@ -131,35 +135,55 @@ def gaussians(bench: Bench, coefficients: int, epsilon: float | None, clip: floa
     return GaussianDenoiser(Basis(shape, coefficients), [pool(part) for part in [*([one] for one in every), every]])
 
 
-def over_cuts(bench: Bench, pictures: list[NDArray[np.uint8]]) -> None:
+def mixtures(bench: Bench, components: list[int]) -> dict[int, MixtureDenoiser]:
+    """A mixture of at most so many Gaussians per label, for each number that every label has the images for."""
+    coefficients = default_coefficients(bench.train.image_shape)
+    made = {}
+    for most in components:
+        if bench.train.labels.sum(axis=0).min() < most * LEAST:
+            print(f"No mixture of {most}: a label has too few images for {LEAST} in each part.\n")
+            continue
+        shrinkage = best_shrinkage(bench.train, coefficients, most)
+        made[most] = mixture(bench.train, coefficients, most, shrinkage)
+        sizes = [round(one.count) for one in made[most].gaussians[:-1]]
+        print(
+            f"Mixture of at most {most}: {len(sizes)} parts of {min(sizes)} to {max(sizes)} images, shrinkage "
+            f"{shrinkage:g}.\n"
+        )
+    return made
+
+
+def over_cuts(bench: Bench, components: list[int], pictures: list[NDArray[np.uint8]]) -> None:
     """The first table: who begins, over cuts."""
-    known = gaussians(bench, default_coefficients(bench.train.pixels.shape[1:]), None, 1.0)
-    print("| cut | network | Gaussian per label | one Gaussian of all | real images, noised |")
-    print("|---|---|---|---|---|")
+    known = gaussians(bench, default_coefficients(bench.train.image_shape), None, 1.0)
+    mixed = mixtures(bench, components)
+    names = ["network", "Gaussian per label", *(f"{most} per label" for most in mixed)]
+    print(f"| cut | {' | '.join(names)} | one Gaussian of all | real images, noised |")
+    print(f"|---|{'---|' * (len(names) + 2)}")
     blank = bench.train.space.conditions(len(bench.asked), None)
     real = bench.train.take(_one_of_each(bench))
     for cut in CUTS:
         noise = bench.noise()
         begun = [
             bench.walk(noise * SIGMA_MAX, server_sigmas(cut, SERVER_STEPS)),
-            known.draw(noise, cut, bench.conditions),
+            *(one.draw(noise, cut, bench.conditions) for one in (known, *mixed.values())),
             known.draw(noise, cut, blank),
             (real.x0() + cut * noise).astype(np.float32),
         ]
         finished = [bench.finish(x, cut) for x in begun]
-        pictures += [one[_shown(bench)] for one in finished[:2]]
+        pictures += [one[_shown(bench)] for one in finished[: len(names)]]
         print(f"| {cut:g} | {' | '.join(map(bench.figures, finished))} |", flush=True)
 
 
 def over_budgets(bench: Bench, choices: list[int], clip: float, pictures: list[NDArray[np.uint8]]) -> None:
     """The second table: the noise of a budget, over cuts and coefficients."""
-    print(f"| coefficients per channel, epsilon | {' | '.join(f'cut {cut:g}' for cut in CUTS[1:])} |")
-    print(f"|---|{'---|' * len(CUTS[1:])}")
+    print(f"| coefficients per channel, epsilon | {' | '.join(f'cut {cut:g}' for cut in BUDGET_CUTS)} |")
+    print(f"|---|{'---|' * len(BUDGET_CUTS)}")
     for coefficients in choices:
         for epsilon in (None, *EPSILONS):
             known = gaussians(bench, coefficients, epsilon, clip)
             cells = []
-            for cut in CUTS[1:]:
+            for cut in BUDGET_CUTS:
                 pixels = bench.finish(known.draw(bench.noise(), cut, bench.conditions), cut)
                 cells.append(bench.figures(pixels))
                 if cut == 4.0:
@@ -186,6 +210,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000, help="images that are used, at most")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--channels", type=int, default=24)
+    parser.add_argument("--components", type=int, nargs="*", default=[4, 16], help="Gaussians per label of mixtures")
     parser.add_argument("--coefficients", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--clip", type=float, default=0.9)
     parser.add_argument("-o", "--out", type=Path, required=True, help="a folder for the pictures")
@@ -204,7 +229,7 @@ def main() -> None:
         f"{time.monotonic() - began:.0f} s.\n"
     )
     pictures: list[NDArray[np.uint8]] = []
-    over_cuts(bench, pictures)
+    over_cuts(bench, arguments.components, pictures)
     print()
     over_budgets(bench, arguments.coefficients, arguments.clip, pictures)
     sheet = contact_sheet(np.concatenate(pictures).transpose(0, 2, 3, 1), columns=SHOWN)

@@ -55,6 +55,9 @@ def run_cell(
         parts = [] if cell.method == REAL else methods.parts_of(cell, config, sites, work)
         if cell.variant == "statistics":
             everyone[halves.SERVER] = methods.statistics_server(cell, config, sites, work)
+    if cell.variant in methods.MIXTURES:
+        (site,) = sites.values()
+        everyone[halves.SERVER] = methods.mixture_server(site, methods.MIXTURES[cell.variant])
     models = methods.train(parts, work, reporter)
     everyone |= models
     trained, trained_cpu = time.monotonic() - started, time.process_time() - cpu
@@ -81,8 +84,9 @@ def generate(
     cell: Cell, config: Config, sites: Mapping[str, SiteData], models: Mapping[str, Any]
 ) -> dict[str, Generated]:
     """Every site's images, SAMPLES in all, from the same starting noise in every cell."""
+    statistics = cell.variant in methods.UNTRAINED
     known = {
-        name: Site(config.client(name).cut.resolve().sigma, site.train.label_names, True, cell.variant == "statistics")
+        name: Site(config.client(name).cut.resolve().sigma, site.train.label_names, True, statistics)
         for name, site in sites.items()
     }
     sample = METHODS[cell.method].sample if cell.method in METHODS else halves.sample

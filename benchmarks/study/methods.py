@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cli.console import Reporter
 from collafuse.config import Config
+from collafuse.core.moments import default_coefficients
 from collafuse.data.dealing import SiteData
 from collafuse.evaluation.baselines import METHODS, halves, reference
 from collafuse.evaluation.baselines.noising import FreshReleases
@@ -23,6 +24,7 @@ from collafuse.evaluation.baselines.part import Part, clean_data
 from collafuse.learning import weights
 from collafuse.learning.denoiser import loss_weight
 from collafuse.learning.examples import estimate_sigma_data
+from collafuse.learning.gaussian import TrainedGaussians
 from collafuse.learning.observer import UNWATCHED
 from collafuse.learning.training import Trainer
 from collafuse.nodes.client import Client
@@ -32,8 +34,14 @@ from collafuse.nodes.server import ServerModel
 from collafuse.nodes.sites import SUFFIX, read_releases
 from collafuse.nodes.statistics import add_up, read_statistics
 
+from ..mixtures.fit import best_shrinkage, mixture
 from .cells import Cell
 from .turns import alone
+
+MIXTURES = {"mixture-4": 4, "mixture-16": 16}
+"""Variants whose server has so many Gaussians for a label at most."""
+UNTRAINED = {"statistics", *MIXTURES}
+"""Variants whose server trains nothing."""
 
 
 class Weighted(Trainer):
@@ -59,7 +67,7 @@ def parts_of(cell: Cell, config: Config, sites: Mapping[str, SiteData], work: Pa
     if cell.method != "collafuse":
         return METHODS[cell.method].parts(config, sites, releases.with_name(f"{releases.name}-{cell.method}"))
     clients = [halves.client_part(config, name, site) for name, site in sites.items()]
-    if cell.variant == "statistics":
+    if cell.variant in UNTRAINED:
         return clients
     server = fresh_server(config, sites) if cell.variant == "fresh" else released_server(config, sites, releases)
     if cell.variant == "weight":
@@ -77,6 +85,14 @@ def statistics_server(cell: Cell, config: Config, sites: Mapping[str, SiteData],
             Client(config, name, site).release_statistics(path, ledger, simulated=True)
     found = read_statistics(folder, accept_simulated=True)
     return add_up(config, found, NodeFolder(folder / "server"), torch.device("cpu"), UNWATCHED).model
+
+
+def mixture_server(site: SiteData, components: int) -> TrainedGaussians:
+    """What the server would have of a site that sent statistics of groups of its labels; nothing is released."""
+    coefficients = default_coefficients(site.train.image_shape)
+    shrinkage = best_shrinkage(site.train, coefficients, components)
+    denoiser = mixture(site.train, coefficients, components, shrinkage)
+    return TrainedGaussians(denoiser.eval(), site.train.label_names)
 
 
 def released_server(config: Config, sites: Mapping[str, SiteData], folder: Path) -> Part:

@@ -54,10 +54,22 @@ def test_cells_share_a_training_where_it_is_the_same_and_nowhere_else(tmp_path):
         other = parts(tmp_path, replace(MAIN, variant=same_client))
         assert main["all"] == other["all"] and main["server"] != other["server"], same_client
     assert parts(tmp_path, Cell("one-site", "reference", 1.0))["all"] == main["all"]
-    assert parts(tmp_path, replace(MAIN, variant="statistics")) == {"all": main["all"]}
+    for nothing_trained in methods.UNTRAINED:
+        assert parts(tmp_path, replace(MAIN, variant=nothing_trained)) == {"all": main["all"]}
     assert not set(parts(tmp_path, replace(MAIN, seed=1)).values()) & set(main.values())
     assert not set(parts(tmp_path, replace(MAIN, cut=4.0)).values()) & set(main.values())
     assert len(list((tmp_path / "releases" / "one-site-1").glob("*.safetensors"))) == 1  # for all of these
+
+
+def test_a_mixture_of_one_delivers_what_the_statistics_server_does_but_for_its_files_rounding(tmp_path):
+    images = image_set(120, side=16)
+    site = SiteData(replace(images, pixels=np.repeat(images.pixels, 3, axis=1)), images.take(np.arange(0)))
+    cell, start = replace(MAIN, variant="statistics"), np.random.default_rng(0).standard_normal((4, 3, 16, 16))
+    config = STUDY.config_of(cell, Path("images"), Path("cache"))
+    asked = site.train.conditions()[:4]
+    servers = methods.statistics_server(cell, config, {"all": site}, tmp_path), methods.mixture_server(site, 1)
+    one, other = (server.begin(start.astype(np.float32), 1.0, asked) for server in servers)
+    np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_of_several_studies_each_takes_what_no_other_has(tmp_path):
