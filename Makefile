@@ -68,7 +68,7 @@ bench-edge: $(STAMP) ## measure the device side against diffusers and the refere
 	$(BIN)/python -m benchmarks.edge $(if $(RUN),--run "$(RUN)") $(if $(DATA),--data "$(DATA)") $(BENCH_ARGS)
 
 # One thread for a step: the clients of the measurement need the other core.
-bench-serve: $(STAMP) ## measure the service under load, overload and slow clients (RUN=a run); eight minutes
+bench-serve: $(STAMP) ## measure the service under load, overload and slow clients (RUN=a run); a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.serving $(if $(RUN),--run "$(RUN)") $(BENCH_ARGS)
 
 bench-train: $(STAMP) ## measure training and sampling against diffusers and denoising-diffusion-pytorch
