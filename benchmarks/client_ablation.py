@@ -28,6 +28,7 @@ from collafuse.core import intermediate
 from collafuse.data.dealing import SiteData, load_site
 from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.classifier import Classifier, train_classifier
+from collafuse.evaluation.measured import halves
 from collafuse.evaluation.quality import frechet_distance
 from collafuse.learning.examples import to_float
 from collafuse.learning.networks import num_parameters
@@ -38,7 +39,7 @@ from collafuse.nodes.runfolder import NodeFolder, RunFolder
 from edge_client import Finisher
 from export.writer import export_client
 
-from .judge import halves, noised
+from .judge import noised
 
 MIDDLE: dict[str, Any] = {"channels": 32, "multipliers": [1, 2], "blocks": 1}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from collafuse.core.intermediate import Intermediate
 from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.classifier import Classifier, train_classifier
+from collafuse.evaluation.measured import halves
 from collafuse.evaluation.quality import frechet_distance
 from edge_client import Finisher
 
 from .edge_run import EdgeRun
-from .judge import halves, noised
+from .judge import noised
 
 IMAGES = 400
 """Enough for a ratio on two cores: with 40 steps an image takes an eighth of a second."""

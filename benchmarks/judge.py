@@ -16,8 +16,6 @@ from collafuse.core.intermediate import Intermediate
 from collafuse.data.dealing import SiteData, load_sites
 from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.classifier import Classifier, train_classifier
-from collafuse.evaluation.comparison import half_of
-from collafuse.evaluation.mixing import strata_of
 from collafuse.evaluation.pooling import pooled
 from collafuse.evaluation.quality import frechet_distance
 from collafuse.nodes.runfolder import RunFolder
@@ -60,13 +58,6 @@ class Judge:
 def names_of(labels: NDArray[np.uint8], label_names: tuple[str, ...]) -> NDArray[np.str_]:
     """The name of each image's one label [N]."""
     return np.asarray(label_names)[labels.argmax(axis=1)]
-
-
-def halves(images: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """Images in two halves with as many of each label, to compare with each other: folders are read label by label, so
-    that the first half of the rows would show other things than the second."""
-    one = np.sort(half_of(strata_of(images.labels, len(images)), np.random.default_rng(0)))
-    return images.take(one), images.take(np.setdiff1d(np.arange(len(images)), one))
 
 
 def noised(images: ImageSet, sigma: float, rng: np.random.Generator) -> Intermediate:

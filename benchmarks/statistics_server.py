@@ -35,8 +35,9 @@ from collafuse.learning.denoiser import Denoiser
 from collafuse.learning.examples import TrainingData
 from collafuse.learning.gaussian import GaussianDenoiser
 from collafuse.learning.training import Trainer, fresh_denoiser
+from collafuse.nodes.summary import blocks
 
-from .mixtures.fit import LEAST, best_shrinkage, blocks, mixture
+from .mixtures.fit import LEAST, best_shrinkage, mixture
 from .mixtures.model import MixtureDenoiser
 
 CUTS = (0.25, 0.5, 1.0, 2.0, 4.0)

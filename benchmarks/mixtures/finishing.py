@@ -47,7 +47,7 @@ class Finishing:
         lines = [f"| cut | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
         shape = (len(self.like), *self.like.image_shape)
         noise = np.random.default_rng(SEED).standard_normal(shape).astype(np.float32)
-        conditions = self.like.conditions().astype(np.float32)
+        conditions = self.like.conditions()
         for cut in CUTS:
             begun = [server.draw(noise, cut, conditions) for server in servers.values()]
             begun += [self.from_noise(noise, cut), self.like.x0() + cut * noise]
@@ -68,7 +68,7 @@ class Finishing:
     def figures(self, x: NDArray[np.float32], cut: float) -> str:
         """Of what the client makes of images [N, C, H, W] at the cut."""
         (settings,) = self.config.clients.values()
-        pixels = finish_all(self.client, x, cut, self.like.conditions().astype(np.float32), settings, CPU)
+        pixels = finish_all(self.client, x, cut, self.like.conditions(), settings, CPU)
         made = self.judge.figures(Generated(pixels, self.like.labels, self.like.label_names), self.reference)
         distance, spread = made["frechet"]
         return f"{distance:.1f} ± {spread:.1f} ({made['read_as_asked'][0]:.0%})"

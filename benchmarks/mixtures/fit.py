@@ -14,7 +14,7 @@ changes one group's covariance too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +26,7 @@ from torch import Tensor
 from collafuse.core.moments import Array, Basis, moments_of, pool, statistics_of, unpacked
 from collafuse.core.statistics import Statement, Statistics
 from collafuse.data.imageset import ImageSet
-from collafuse.nodes.summary import BLOCK_IMAGES
+from collafuse.nodes.summary import blocks
 
 from .model import MixtureDenoiser
 
@@ -93,13 +93,6 @@ def grouped(images: ImageSet, coefficients: int, components: int) -> Groups:
     moments = moments_of(blocks(images, row_of), about, len(labels))
     names = tuple(f"{images.label_names[label]}, row {row}" for row, label in enumerate(labels))
     return Groups(statistics_of(moments, about, names, simulated=True), np.array(labels))
-
-
-def blocks(images: ImageSet, row_of: Rows) -> Iterator[tuple[NDArray[np.float32], Rows]]:
-    """Images and their rows in the blocks in which a site counts them, so that sums are the same to the last bit."""
-    for start in range(0, len(images), BLOCK_IMAGES):
-        rows = np.arange(start, min(start + BLOCK_IMAGES, len(images)))
-        yield images.take(rows).x0(), row_of[rows]
 
 
 def groups_of(y: Array, components: int) -> Rows:

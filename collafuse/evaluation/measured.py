@@ -51,9 +51,11 @@ def some(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def halves(images: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """A site's images in two: those that a classifier may learn from, and those of which the floor is made.
+    """Images in two that show the same: as those of a site that a classifier may learn from, and those of which the
+    floor is made.
 
-    Every second image of each combination of labels, since sets whose labels take turns are not rare.
+    Every second image of each combination of labels, since sets whose labels take turns are not rare, and folders are
+    read label by label.
     """
     order = np.lexsort(images.labels.T) if images.labels.shape[1] else np.arange(len(images))
     one, other = (images.take(np.sort(order[start::2])) for start in (0, 1))

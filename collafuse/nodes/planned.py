@@ -71,11 +71,10 @@ def planned_like(
     """What ``count`` images show that are to stand beside ``images``.
 
     shared: the labels that may be asked for, None for no labels, and none for images that show none of them; names: the
-    model's. Where each of the images has one
-    label, or there are no images, labels are dealt out evenly. Where they have several at once, or none, each shows
-    what one of them does, in turn: nobody has a single attribute and nothing else. text: each also has the text of one
-    of them that shows its labels. several: whether the model can be asked for several labels at once. in_turn: images
-    with one label each are taken in turn too, so that labels come in their mix.
+    model's. Where each of the images has one label, or there are no images, labels are dealt out evenly. Where they
+    have several at once, or none, each shows what one of them does, in turn: nobody has a single attribute and nothing
+    else. text: each also has the text of one of them that shows its labels. several: whether the model can be asked for
+    several labels at once. in_turn: images with one label each are taken in turn too, so that labels come in their mix.
     """
     shared = shared if names else None
     one_each = images is None or one_label_each(images.labels)

@@ -28,15 +28,8 @@ def summarise(
     :meth:`collafuse.nodes.client.Client.release_statistics`. ``advance`` hears of each block of images."""
     names = images.label_names if share_labels and images.labels.any() else None
     labels = _one_label_each(images) if names is not None else np.zeros(len(images), dtype=np.int64)
-
-    def blocks() -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        for start in range(0, len(images), BLOCK_IMAGES):
-            rows = np.arange(start, min(start + BLOCK_IMAGES, len(images)))
-            yield images.take(rows).x0(), labels[rows]
-            advance(len(rows))
-
     rows_named = names or ("all images",)
-    moments = moments_of(blocks(), about, len(rows_named))
+    moments = moments_of(blocks(images, labels, advance), about, len(rows_named))
     if about.budget is None:
         _refuse_few(moments, rows_named)
     else:
@@ -50,6 +43,17 @@ def summarise(
     kept = Moments(moments.counts[enough], moments.sums[enough], moments.products[enough])
     labels_kept = None if names is None else tuple(names[row] for row in enough)
     return statistics_of(kept, about, labels_kept, simulated=simulated)
+
+
+def blocks(
+    images: ImageSet, row_of: NDArray[np.int64], advance: Callable[[int], None] = lambda count: None
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Images as float32 in [-1, 1] and the row of statistics in which each counts, some at a time; ``advance`` hears of
+    each block."""
+    for start in range(0, len(images), BLOCK_IMAGES):
+        rows = np.arange(start, min(start + BLOCK_IMAGES, len(images)))
+        yield images.take(rows).x0(), row_of[rows]
+        advance(len(rows))
 
 
 def _one_label_each(images: ImageSet) -> NDArray[np.int64]:

@@ -132,22 +132,22 @@ class Receiver:
             if (held := self.held(client, release_id)) is not None:
                 return _same(held, digest), False
             self._check_beside_others(release, client, digest)
-            self._name(partial, self._folder / f"{client}.{release_id}{SUFFIX}", digest)
+            self._name(partial, client, release_id, digest)
             now = datetime.now(timezone.utc).isoformat()
             received = Received(client, release_id, digest, size, release.images, release.sigma_cut, now)
             add(received)
         return received, True
 
-    def _name(self, partial: Path, path: Path, digest: str) -> None:
+    def _name(self, partial: Path, client: str, release_id: str, digest: str) -> None:
         """Give an upload its name, durably. A power cut before it is listed leaves a file under that name; the client,
         which heard nothing, sends it again and finds it."""
+        path = self._folder / f"{client}.{release_id}{SUFFIX}"
         try:
             give_name(partial, path, overwrite=False)
         except OutputExistsError as error:
             if file_digest(path) != digest:
-                raise OutputExistsError(
-                    f"another release lies here as {path.name.split('.')[1]!r}; send this one under another id."
-                ) from error
+                message = f"another release lies here as {release_id!r}; send this one under another id."
+                raise OutputExistsError(message) from error
         except OSError as error:
             raise storage_error(path, error) from error
         sync_folder(self._folder)

@@ -58,6 +58,15 @@ def test_halves_have_half_of_each_label_even_where_labels_take_turns():
     assert [len(half) for half in halves(image_set(5, ()))] == [3, 2]
 
 
+def test_halves_show_the_same_though_images_lie_label_by_label():
+    images = image_set(40, ("a", "b"))
+    by_label = images.take(np.argsort(images.labels.argmax(axis=1), kind="stable"))
+    one, other = halves(by_label)
+    assert one.labels.sum(axis=0).tolist() == other.labels.sum(axis=0).tolist() == [10, 10]
+    assert not {p.tobytes() for p in one.pixels} & {p.tobytes() for p in other.pixels}
+    assert len(one) + len(other) == 40
+
+
 def test_a_page_of_them_shows_the_same_pictures(digits_run, in_files, monkeypatch):
     page = write_page(digits_run, device=CPU)
     monkeypatch.undo()
