@@ -133,22 +133,37 @@ def test_a_value_that_cannot_work_is_refused_by_name(changes, message):
         from_mapping(values(**changes))
 
 
-def test_heun_at_the_server_needs_a_handover_above_the_cut():
-    server = {"sampler": {"name": "heun"}}
-    with pytest.raises(ConfigError, match="heun evaluates at its last level.*clients.a.handover at least 1.05"):
-        from_mapping(values(server=server))
-    from_mapping(values(server=server, clients={"a": {"handover": 1.05}}))
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ({"name": "heun"}, r"\(heun, .*sample with dpmpp_2m or euler, or give clients.a.handover at least 1.05"),
+        ({"steps": 500}, r"\(dpmpp_2m, 500 steps\).*use fewer steps, or give clients.a.handover at least 1.05"),
+    ],
+)
+def test_a_server_that_would_evaluate_where_releases_teach_nothing_is_refused(sampler, message):
+    server = {"sampler": sampler}
+    for method in ("collafuse", "pfdm"):
+        with pytest.raises(ConfigError, match=message):
+            from_mapping(values(method=method, server=server))
+        from_mapping(values(method=method, server=server, clients={"a": {"handover": 1.05}}))
+
+
+@pytest.mark.parametrize("method", ["centralised", "local", "fedavg"])
+def test_a_whole_model_may_be_evaluated_anywhere(method):
+    from_mapping(values(method=method, server={"sampler": {"name": "heun", "steps": 500}}))
 
 
 @pytest.mark.parametrize("method", ["reference", "reference-repaired"])
-def test_heun_at_the_server_is_refused_where_no_handover_helps(method):
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [({"name": "heun"}, "sample with dpmpp_2m or euler.$"), ({"steps": 500}, "500 steps.* use fewer steps.$")],
+)
+def test_a_method_without_a_handover_is_not_told_to_raise_it(method, sampler, message):
     """The reference stops at the cut; it was trained, and then refused at its first picture."""
-    server, above = {"sampler": {"name": "heun"}}, {"a": {"handover": 1.2}}
-    for clients in (above, {"a": {}}):
-        with pytest.raises(ConfigError, match=f"heun evaluates.* method={method} has no handover.* dpmpp_2m or euler"):
-            from_mapping(values(method=method, server=server, clients=clients))
-    from_mapping(values(method="pfdm", server=server, clients=above))
-    from_mapping(values(method=method, server={"sampler": {"name": "euler"}}, clients=above))
+    for clients in ({"a": {"handover": 1.2}}, {"a": {}}):
+        with pytest.raises(ConfigError, match=message):
+            from_mapping(values(method=method, server={"sampler": sampler}, clients=clients))
+    from_mapping(values(method=method, server={"sampler": {"name": "euler"}}, clients={"a": {"handover": 1.2}}))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "a.b", "-a", "a\n", "é", "x" * 65])

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ..core.errors import ConfigError, RuntimeMissingError
-from ..core.noise import SIGMA_MIN
-from ..core.samplers import EVALUATES_AT_END
+from ..core.noise import SIGMA_MIN, server_sigmas
+from ..core.samplers import check_taught
 from ..core.statistics import most_coefficients
 from .data import DataSettings, TextSettings
 from .nodes import ClientSettings, ServerSettings
@@ -22,6 +22,8 @@ MethodName = Literal["collafuse", "centralised", "local", "fedavg", "reference",
 
 WITHOUT_HANDOVER = frozenset({"reference", "reference-repaired"})
 """Methods whose server stops at the cut, whatever ``handover`` says."""
+SPLIT = frozenset({"collafuse", "pfdm"}) | WITHOUT_HANDOVER
+"""Methods whose server learns from images that were noised up to a cut, and knows no lower level."""
 
 
 class Config(Section):
@@ -45,21 +47,9 @@ class Config(Section):
                 network.check_side(self.data.image_shape[1])
             except ConfigError as error:
                 raise ConfigError(f"{where}.network: {error}") from error
-        if self.method in WITHOUT_HANDOVER and self.server.sampler.name in EVALUATES_AT_END:
-            raise ValueError(
-                f"server.sampler.name={self.server.sampler.name} evaluates at its last level, the cut, and "
-                f"method={self.method} has no handover above it to end at; use dpmpp_2m or euler"
-            )
         for name, client in self.clients.items():
-            if (
-                not statistics
-                and self.server.sampler.name in EVALUATES_AT_END
-                and client.handover_sigma < client.cut.resolve().lowest_trained
-            ):
-                raise ValueError(
-                    f"server.sampler.name={self.server.sampler.name} evaluates at its last level, where a release "
-                    f"teaches nothing; give clients.{name}.handover at least 1.05, or use dpmpp_2m or euler"
-                )
+            if not statistics and self.method in SPLIT:
+                self._check_levels(name, client)
             if client.sampler.steps > 1 and client.sampler.sigma_low > max(client.handover_sigma / 2, SIGMA_MIN):
                 raise ValueError(
                     f"clients.{name}.sampler.sigma_low={client.sampler.sigma_low} is above half the level "
@@ -82,6 +72,12 @@ class Config(Section):
                 f"{self.server.sampler.name} does not. Leave it out, or sample with dpmpp_2m"
             )
         return self
+
+    def _check_levels(self, name: str, client: ClientSettings) -> None:
+        cut, handover = client.cut.resolve(), self.method not in WITHOUT_HANDOVER
+        sampler = self.server.sampler
+        sigmas = server_sigmas(client.handover_sigma if handover else cut.sigma, sampler.steps)
+        check_taught(sampler.name, sigmas, cut, name, handover=handover)
 
     def _check_text(self, text: TextSettings) -> None:
         if self.method != "collafuse":

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import UsageError
+from .errors import ConfigError, UsageError
+from .noise import LOWEST_TRAINED_ABOVE_CUT, SIGMA_SLACK, Cut
 
 Array = Any
 """A torch tensor or a NumPy array."""
@@ -178,6 +179,22 @@ STEPS: dict[str, Step] = {"euler": euler_step, "heun": heun_step, "dpmpp_2m": dp
 
 EVALUATES_AT_END = frozenset({"heun"})
 """Samplers whose step evaluates the denoiser at sigma_next; a server cannot end them at its release level."""
+
+
+def check_taught(sampler: str, sigmas: Sequence[float], cut: Cut, client: str, *, handover: bool = True) -> None:
+    """Raise ConfigError where a server would evaluate below the lowest level that a release at a client's cut teaches.
+
+    sigmas: the server's levels for that client. handover: whether a handover above the cut is a way out.
+    """
+    evaluated = sigmas if sampler in EVALUATES_AT_END else sigmas[:-1]
+    if len(sigmas) == 1 or min(evaluated) >= cut.lowest_trained * (1 - SIGMA_SLACK):
+        return
+    out = "sample with dpmpp_2m or euler" if sampler in EVALUATES_AT_END else "use fewer steps"
+    above = f", or give clients.{client}.handover at least {LOWEST_TRAINED_ABOVE_CUT:g}" if handover else ""
+    raise ConfigError(
+        f"server.sampler ({sampler}, {len(sigmas) - 1} steps) would evaluate at sigma {min(evaluated):.4g}, below "
+        f"{cut.lowest_trained:.4g} where a release of clients.{client} teaches nothing; {out}{above}."
+    )
 
 
 def evaluations(sampler: str, sigmas: Sequence[float], *, guided: bool) -> int:

@@ -22,10 +22,10 @@ from ..core.conditioning import (
     indices_of,
     same_labels,
 )
-from ..core.errors import CollaFuseError, ConfigError, MismatchError, RefusedError, UsageError, first_line
+from ..core.errors import CollaFuseError, MismatchError, RefusedError, UsageError, first_line
 from ..core.intermediate import Intermediate
 from ..core.noise import SIGMA_SLACK, Cut
-from ..core.samplers import EVALUATES_AT_END, STEPS, History, evaluations, run
+from ..core.samplers import STEPS, History, check_taught, evaluations, run
 from ..core.texts import EncodedText
 from ..data.imageset import ImageSet
 from ..learning import gaussian, weights
@@ -298,17 +298,7 @@ class Server:
         about levels where nothing was learned.
         """
         sigmas = self.model.levels(self.handover_sigma(client), self.config.server.sampler.steps)
-        if len(sigmas) == 1:  # nothing is evaluated
-            return sigmas
-        name = sampler or self.config.server.sampler.name
-        evaluated = sigmas if name in EVALUATES_AT_END else sigmas[:-1]
-        lowest = Cut(self.site(client).sigma_cut).lowest_trained
-        if min(evaluated) < lowest * (1 - SIGMA_SLACK):
-            raise ConfigError(
-                f"server.sampler ({name}, {self.config.server.sampler.steps} steps) would evaluate at sigma "
-                f"{min(evaluated):.4g}, below {lowest:.4g} where the release of {client!r} teaches nothing; "
-                f"use fewer steps, or give clients.{client}.handover at least 1.05."
-            )
+        check_taught(sampler or self.config.server.sampler.name, sigmas, Cut(self.site(client).sigma_cut), client)
         return sigmas
 
     def begin(self, indices: range, planned: Planned, sigma: float, seed: int) -> NDArray[np.float32]:

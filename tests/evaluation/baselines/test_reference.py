@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from collafuse.config import ClientSettings, from_mapping
+from collafuse.config import ClientSettings
 from collafuse.core.errors import ConfigError
 from collafuse.core.noise import SIGMA_MAX, sigma_from_t, t_from_sigma
 from collafuse.core.samplers import euler
@@ -21,7 +21,7 @@ from tests.tiny import CPU, Recorder, denoiser, image_set, training_settings
 
 
 def client(**cut: float | str) -> ClientSettings:
-    return from_mapping({"data": {"dataset": "digits"}, "clients": {"a": {"cut": cut}}}).client("a")
+    return ClientSettings.model_validate({"cut": cut})
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.34, 1.0, 4.0])
