@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 
-from cli.bench import FINISH
 from collafuse.config import load
 from collafuse.core.intermediate import Intermediate
 from collafuse.core.noise import client_sigmas
@@ -80,10 +79,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bundles = _export(edge, Path(scratch), threads)
         default = _speeds(edge, bundles, threads)
+        # Started from an install as a device has it: compiled modules, and no finder of an editable package.
+        base = Path(scratch) / "venv"
+        megabytes = _install_mb(base)
         print(f"\n## Processes\n\n{HEADER}")
         for precision in PRECISIONS:
-            print(bench(Path(scratch) / f"{precision}.onnx", FINISH, provider="cpu").row(), flush=True)
-        print(f"\nBase install, without pip: {_install_mb(Path(scratch) / 'venv'):.0f} MB unpacked.")
+            command = (str(base / "bin/collafuse"), "finish")
+            print(bench(Path(scratch) / f"{precision}.onnx", command, provider="cpu").row(), flush=True)
+        print(f"\nBase install, without pip: {megabytes:.0f} MB unpacked.")
         print("\n## Quality\n", flush=True)
         quality_rows(edge, Ways(bundles.by_precision[default], bundles.many_steps, bundles.twin))
 

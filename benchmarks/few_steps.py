@@ -87,12 +87,12 @@ def main(folder: Path) -> None:
     best = _pooled(parts, Way("", "dpmpp_2m"), MANY)
     count = min(len(best), len(judge.held_out))
     chosen = np.random.default_rng(SEED).choice(len(best), count, replace=False)
-    real = np.random.default_rng(SEED).choice(len(judge.train), count, replace=False)
+    real = np.random.default_rng(SEED).choice(len(judge.real), count, replace=False)
 
     def frechet(images: NDArray[np.uint8]) -> float:
         return judge.frechet(images[chosen], judge.held_out.pixels)
 
-    floor = judge.frechet(judge.train.pixels[real], judge.held_out.pixels)
+    floor = judge.frechet(judge.real.pixels[real], judge.held_out.pixels)
     print(
         f"{judge.introduce()} Real to real {floor:.2f}; {MANY} steps of dpmpp_2m {frechet(best):.2f}. "
         f"Each cell: Frechet distance (grey levels, root mean square, to {MANY} steps)."

@@ -1,7 +1,8 @@
-"""Who judges pictures in these measurements: a classifier trained on a run's own training images.
+"""Who judges pictures in these measurements: a classifier trained on half of a run's own training images.
 
 Its features give the Fréchet distance, its reading the share of pictures that show what was asked for. Every table
-says so, and real images against real ones, with as many on each side, stand beside.
+says so, and real images against real ones, with as many on each side, stand beside. Those are of the other half: to a
+classifier the images that it learned from look unlike any others, and generated ones would seem nearer than they.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collafuse.core.intermediate import Intermediate
 from collafuse.data.dealing import SiteData, load_sites
 from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.classifier import Classifier, train_classifier
+from collafuse.evaluation.measured import halves
 from collafuse.evaluation.pooling import pooled
 from collafuse.evaluation.quality import frechet_distance
 from collafuse.nodes.runfolder import RunFolder
@@ -23,10 +25,13 @@ from collafuse.nodes.runfolder import RunFolder
 
 @dataclass(frozen=True)
 class Judge:
-    """train, held_out: all sites' images of a part, with the labels of all in alphabetical order."""
+    """All sites' images, with the labels of all in alphabetical order. train: those the sites trained on; learned: the
+    half of them that the classifier learned from; real: the other half; held_out: those that nobody trained on."""
 
     sites: dict[str, SiteData]
     train: ImageSet
+    learned: ImageSet
+    real: ImageSet
     held_out: ImageSet
     classifier: Classifier
 
@@ -35,13 +40,14 @@ class Judge:
         """The judge of a run of ``train`` or ``demo``; ``steps`` is how long its classifier trains."""
         sites = load_sites(RunFolder(run).read_config())
         train, held_out = (pooled({n: getattr(s, part) for n, s in sites.items()}) for part in ("train", "held_out"))
-        return cls(sites, train, held_out, train_classifier(train, steps=steps))
+        learned, real = halves(train)
+        return cls(sites, train, learned, real, held_out, train_classifier(learned, steps=steps))
 
     def introduce(self) -> str:
         """What every table says first."""
         right = self.classifier.accuracy(self.held_out)
         return (
-            f"A classifier trained on {len(self.train)} real images reads {right:.1%} of {len(self.held_out)} held-out "
+            f"A classifier trained on {len(self.learned)} real images reads {right:.1%} of {len(self.held_out)} held-out "
             "ones; Frechet distances are in its features."
         )
 
