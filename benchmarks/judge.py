@@ -47,8 +47,8 @@ class Judge:
         """What every table says first."""
         right = self.classifier.accuracy(self.held_out)
         return (
-            f"A classifier trained on {len(self.learned)} real images reads {right:.1%} of {len(self.held_out)} held-out "
-            "ones; Frechet distances are in its features."
+            f"A classifier trained on {len(self.learned)} real images reads {right:.1%} of {len(self.held_out)} "
+            "held-out ones; Frechet distances are in its features."
         )
 
     def frechet(self, pixels: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
