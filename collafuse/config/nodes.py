@@ -55,7 +55,8 @@ class StatisticsSettings(Section):
     """Lowest frequencies of each channel that describe an image; all of them up to 768 values when not given, else as
     many as make 768. All sites need the same. With a budget, fewer carry less noise."""
     epsilon: Positive | None = None
-    """Budget of the release; noise for it is added at the site. None: exact, and a label needs 50 images."""
+    """Budget of the release; noise for it is added at the site, and shared labels are those that ``labels`` lists.
+    None: exact, and a label needs 50 images."""
     delta: Positive = 1e-5
     """Of the budget; well below one over the number of images."""
     clip: Annotated[float, Field(gt=0, le=1)] = 1.0
