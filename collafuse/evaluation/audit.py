@@ -30,7 +30,7 @@ from . import audit_tables as shown
 from .attacks.attributes import Inference, infer, questions
 from .attacks.exposure import Exposure, broken_promises, expose
 from .attacks.finding import Finding, Share
-from .attacks.membership import Denoise, Membership, levels_between, scores, told_apart
+from .attacks.membership import Denoise, Membership, levels_between, scores, together, told_apart
 from .attacks.memorisation import Nearest, Repeated, nearest_images, repeated_noise
 from .attacks.reconstruction import Features, Reconstruction, compare, wiener
 from .attacks.reidentification import COPIES, GALLERY, reidentified, reidentified_at
@@ -203,7 +203,7 @@ def _memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[
             lowest = Cut(run.releases[name][0].sigma_cut).lowest_trained
             levels = levels_between(lowest, max(HIGHEST_ASKED, 2 * lowest))
             parts.append(_scored(run, name, asked(server, run.device), partial(run.told, name), levels, seed))
-        found["server"] = told_apart(*(np.concatenate(scored) for scored in zip(*parts, strict=True)))
+        found["server"] = together([told_apart(*scored) for scored in parts])
     for name in (name for name in asked_about if name in run.models):
         model = run.models[name]
         levels = levels_between(LOWEST_ASKED, model.sigma_high)

@@ -249,6 +249,8 @@ def _membership(audit: Audit) -> Table:
     notes = [f"By the denoising error over several levels, under the same noise for all. {INTERVALS}"]
     if any(m.others < 100 for m in audit.membership.values()):
         notes.append("With fewer than 100 held-out images, found at 1 % means: above all held-out ones.")
+    if "server" in audit.membership:
+        notes.append("The server is asked about each site apart, and the figures put together.")
     return Table("Membership inference: was this image trained on?", columns, rows, (*notes, *audit.notes))
 
 

@@ -85,3 +85,21 @@ def told_apart(members: Floats, others: Floats) -> Membership:
     threshold = ordered[n - 1 - math.floor(FALSE_ALARMS * n)]
     error = math.sqrt((m + n + 1) / (12 * m * n))  # of the rank sum of Mann and Whitney (1947) under the null
     return Membership(m, n, auc, error, float((members > threshold).mean()))
+
+
+def together(sites: Sequence[Membership]) -> Membership:
+    """One model's attack on several sites: members are compared with others of their own site alone.
+
+    Scores of all sites in one heap would tell sites apart, too, wherever one holds out a smaller share than another.
+    A site counts by its pairs of a member and another image in ``auc``, by its members in ``true_positives``.
+    """
+    members, others = sum(one.members for one in sites), sum(one.others for one in sites)
+    pairs = [one.members * one.others for one in sites]
+    weights = [count / sum(pairs) for count in pairs]
+    return Membership(
+        members,
+        others,
+        sum(weight * one.auc for weight, one in zip(weights, sites, strict=True)),
+        math.hypot(*(weight * one.error for weight, one in zip(weights, sites, strict=True))),
+        sum(one.members * one.true_positives for one in sites) / members,
+    )
