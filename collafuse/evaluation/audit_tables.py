@@ -128,7 +128,7 @@ def _promises(audit: Audit) -> Table:
         "releases looked at",
         "sigma stated",
         "sigma measured",
-        "one copy each, as noisy as stated",
+        "one copy each, as noisy as stated, noise of its own",
     )
     notes = []
     if parts := [site.exposure.name for site in audit.sites if site.exposure.whole is not None]:

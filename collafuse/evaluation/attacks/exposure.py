@@ -1,7 +1,7 @@
 """What a server received of one site, beside the images it was made of: an auditor's view, which no server has.
 
-Also whether the release keeps its promises: as much noise as it says, of its own for each image, once per image. None
-of these tests relies on the order of a release; only what is then attacked with the stored release does.
+Also whether the release keeps its promises: as much noise as it says, of its own for each image, once per image. Only
+the test of noise of its own relies on the order of a release, and so does what is then attacked with the stored one.
 """
 
 from __future__ import annotations
@@ -112,8 +112,10 @@ def expose(name: str, train: ImageSet, held_out: ImageSet, found: Sequence[Relea
 
 
 def broken_promises(exposure: Exposure, rng: np.random.Generator) -> list[Finding]:
-    """Findings about the release itself: too little noise overall, too little on one image, an image sent again."""
-    return [too_little_noise(exposure), a_quiet_image(exposure), sent_again(exposure, rng)]
+    """Findings about the release itself: too little noise overall, too little on one image, an image sent again, the
+    noise of one image used for another."""
+    tests = [too_little_noise(exposure), a_quiet_image(exposure), sent_again(exposure, rng)]
+    return [*tests, shared_noise(exposure, rng)]
 
 
 def measured_sigma(exposure: Exposure) -> tuple[float, float]:
@@ -201,6 +203,28 @@ def sent_again(exposure: Exposure, rng: np.random.Generator) -> Finding:
             "were sent again with fresh noise."
         )
     return Finding("copies", exposure.name, alarm, says)
+
+
+def shared_noise(exposure: Exposure, rng: np.random.Generator) -> Finding:
+    """Whether images share their noise, as where a seed starts again: the difference of two such releases has none.
+
+    Of two images' own noise the correlation times sqrt(d) is standard normal, or lighter in its tails.
+    """
+    if not exposure.aligned:
+        says = "whether images share their noise was not asked: it is not known which release is of which image."
+        return Finding(NOT_ASKED, exposure.name, False, says)
+    chosen = np.sort(rng.choice(len(exposure.z), min(len(exposure.z), MOST_LINKED), replace=False))
+    noise = (exposure.z[chosen] - exposure.images.take(chosen).x0()).reshape(len(chosen), -1)
+    noise /= np.maximum(np.linalg.norm(noise, axis=1, keepdims=True), 1e-30)
+    deviates = np.triu(noise @ noise.T, k=1) * math.sqrt(exposure.dimensions)
+    pairs = len(chosen) * (len(chosen) - 1) // 2
+    count = int(sum(normal_tail(v) * pairs < ALARM_P for v in deviates[deviates > ALARM_Z]))
+    says = (
+        f"{count} of {pairs} pairs of releases share their noise: it cancels in their difference."
+        if count
+        else f"no noise is used twice among {len(chosen)} releases."
+    )
+    return Finding("shared noise", exposure.name, count > 0, says)
 
 
 def _pairs_of_one_image(z: Floats, gallery: Floats, sigma: float) -> float:

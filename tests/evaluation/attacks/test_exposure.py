@@ -67,6 +67,17 @@ def test_fresh_copies_of_some_images_in_place_of_others_are_found():
     assert sent_again(again, RNG(0)).alarm
 
 
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 10.0])
+@pytest.mark.parametrize("again_after", [1, 64, 299])
+def test_noise_that_is_used_again_is_found(sigma, again_after):
+    """As much noise as stated, on each image, and one copy of each: but x - y of two such releases is x0 - y0."""
+    honest = exposure(sigma)
+    noise = np.random.default_rng(3).standard_normal(honest.z.shape)[np.arange(300) % again_after]
+    repeated = replace(honest, z=(honest.images.x0() + sigma * noise).astype(np.float16).astype(np.float32))
+    found = [f for f in broken_promises(repeated, RNG(0)) if f.alarm and f.attack == "shared noise"]
+    assert len(found) == 1 and "pairs of releases share their noise" in found[0].says
+
+
 # --- a site of which a part is attacked ---------------------------------------------------------------------
 
 
@@ -108,8 +119,8 @@ def test_parts_that_do_not_belong_together_raise_no_alarm_and_say_what_was_not_a
     assert part.apart
     findings = broken_promises(part, RNG(seed))
     assert [f.says for f in findings if f.alarm] == []
-    assert [f.says for f in findings if f.attack == exposures.NOT_ASKED] == [findings[2].says]
-    assert "both are too many" in findings[2].says
+    assert [f.says for f in findings if f.attack == exposures.NOT_ASKED] == [f.says for f in findings[2:]]
+    assert "both are too many" in findings[2].says and "which release is of which image" in findings[3].says
 
 
 def test_of_large_images_fewer_are_attacked(large, monkeypatch):
