@@ -171,8 +171,8 @@ def _reconstruct(
     told = run.told(exposure.name, images)
     estimates["server's denoiser"] = asked(server, run.device)(noisy, level, told)
     if model is not None:
-        labels = conditions_of(images, model.space)
-        estimates["client's denoiser"] = asked(model, run.device)(noisy, sigma, labels)
+        told = run.told(exposure.name, images, model.space)
+        estimates["client's denoiser"] = asked(model, run.device)(noisy, sigma, told)
     pictures = {"original": images.x0(), "release": noisy, **estimates}
     step = np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)
     return compare(images.x0(), estimates, mean, features), {k: v[step] for k, v in pictures.items()}

@@ -193,7 +193,8 @@ def _reconstruction(audit: Audit) -> Table:
     )
     notes = (
         "The Wiener filter knows mean and covariance of other images of the site, per label where labels are shared.",
-        "A server has its own denoiser; the client's is what a bundle in the wrong hands adds.",
+        "A server has its own denoiser; the client's is what a bundle in the wrong hands adds. Both are told what the "
+        "site shares, labels and text.",
         "Feature similarity: cosine, by a classifier trained on half of the sites' images. See reconstruction.png too.",
     )
     return Table("Reconstruction: what does the image look like?", columns, rows, notes)

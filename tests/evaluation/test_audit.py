@@ -98,6 +98,26 @@ def test_the_server_is_asked_with_what_it_was_told(digits_run, monkeypatch):
     assert np.array_equal(run.told("north", images), space.conditions(len(images), None))
 
 
+def test_no_estimate_is_told_the_labels_that_a_site_keeps(digits_run, monkeypatch):
+    run = WholeRun.open(digits_run, CPU)
+    monkeypatch.setitem(run.server.sites, "north", replace(run.server.sites["north"], label_names=None))
+    site, told = run.sites["north"], []
+
+    def asked(model, device):
+        def denoise(x, sigma, conditions):
+            told.append(conditions)
+            return x
+
+        return denoise
+
+    monkeypatch.setattr(audits, "asked", asked)
+    exposure = replace(expose("north", site.train, site.held_out, run.releases["north"]), labels_shared=False)
+    audits._reconstruct(run, exposure, exposure.z, None, np.random.default_rng(0))
+    assert len(told) == 2  # the server's denoiser and the client's
+    for conditions, model in zip(told, (run.server_model, run.models["north"]), strict=True):
+        assert np.array_equal(conditions, model.space.conditions(len(conditions), None))
+
+
 def test_a_sites_own_order_of_labels_changes_no_reconstruction(digits_run):
     run = WholeRun.open(digits_run, CPU)
     site = run.sites["north"]
