@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .finding import ALARM_P, ALARM_Z, normal_tail
+from .finding import ALARM_P, ALARM_Z, division_error, normal_tail
 
 Floats = NDArray[np.floating]
 COPY_RATIO = 1 / 3
@@ -40,18 +40,22 @@ class Nearest:
         return self.deviate > ALARM_Z or self.copies_deviate > ALARM_Z
 
 
-def nearest_images(generated: Floats, train: Floats, held_out: Floats) -> Nearest:
-    """Compare generated images [G, ...] with training [M, ...] and held-out images [N, ...] in pixels."""
+def nearest_images(
+    generated: Floats, train: Floats, held_out: Floats, groups: NDArray[np.generic] | None = None
+) -> Nearest:
+    """Compare generated images [G, ...] with training [M, ...] and held-out images [N, ...] in pixels.
+
+    groups: what each of them belongs to [M + N], such as a patient, where whole groups were held out.
+    """
     both = np.concatenate([train, held_out])
     rows, _ = _nearest_two(generated, both)
     of_training = rows < len(train)
     # Under the null the two parts are a random division of all images, so the share is a sum without replacement.
     weights = np.bincount(rows, minlength=len(both)) / len(generated)
-    m, n = len(train), len(held_out)
-    expected, total = m / (m + n), m + n
-    variance = expected * (1 - expected) * (total * float((weights**2).sum()) - 1) / (total - 1)
-    share = float(of_training.mean())
-    deviate = (share - expected) / math.sqrt(variance) if variance > 0 else 0.0
+    places = np.arange(len(both))
+    expected, share = len(train) / len(both), float(of_training.mean())
+    error = division_error(weights - 1 / len(both), places if groups is None else groups, places < len(train))
+    deviate = (share - expected) / error if error > 0 else 0.0
     of_one, of_held_out = (_copies(generated, part) for part in (train, held_out))
     # Under the null either is as likely. Copies of one image fall together, so each image counts by its copies squared.
     apart = of_one.sum() - of_held_out.sum()

@@ -65,3 +65,23 @@ def test_one_site_together_is_itself():
     noise = np.random.default_rng(0).standard_normal(270)
     one = told_apart(noise[:150], noise[150:])
     assert together([one]) == one
+
+
+def test_without_groups_the_error_is_that_of_mann_and_whitney():
+    scores = np.random.default_rng(0).standard_normal(90)
+    assert told_apart(scores[:70], scores[70:]).error == pytest.approx(np.sqrt(91 / (12 * 70 * 20)))
+
+
+def test_patients_whose_images_are_alike_are_as_many_draws_as_patients():
+    """25 patients of 20 images each, 5 of them held out: what their images have in common is no memory of a model."""
+    groups, deviates = np.repeat(np.arange(25), 20), []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        scores = np.repeat(rng.standard_normal(25), 20) + 0.7 * rng.standard_normal(500)
+        found = told_apart(scores[:400], scores[400:], groups)
+        deviates.append((found.auc - 0.5) / found.error)
+        assert not found.alarm
+    assert np.std(deviates) == pytest.approx(1, abs=0.25)
+    # A model that remembers is still found, of as few as 40 patients.
+    remembered = told_apart(scores[:400] + 8, scores[400:], np.arange(500) * 40 // 500)
+    assert remembered.alarm and remembered.auc > 0.99

@@ -23,6 +23,16 @@ def test_new_images_of_the_same_kind_raise_no_alarm(seed):
     assert not found.alarm and found.share == pytest.approx(200 / 350, abs=0.15)
 
 
+def test_patients_whose_images_are_alike_are_as_many_draws_as_patients():
+    groups, deviates = np.repeat(np.arange(60), 10), []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        several = [np.repeat(rng.standard_normal((n, 1, 8, 2)), k, axis=0) for n, k in ((60, 10), (40, 6))]
+        images, generated = (one + 0.3 * rng.standard_normal(one.shape) for one in several)
+        deviates.append(nearest_images(generated, images[:450], images[450:], groups).deviate)
+    assert np.std(deviates) == pytest.approx(1, abs=0.25)
+
+
 def _discs(count, seed):
     """Images [count, 1, 8, 8] of one disc each: two dimensions, so that some lie three times nearer than the next."""
     rng = np.random.default_rng(seed)
