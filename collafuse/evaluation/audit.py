@@ -188,8 +188,7 @@ def _memorised(run: WholeRun, exposure: Exposure, stored: bool, seed: int) -> tu
         generated = x0_of(finished.transpose(0, 3, 1, 2))
         groups = _groups_of(exposure.images, exposure.held_out)
         nearest = nearest_images(generated, exposure.images.x0(), exposure.held_out.x0(), groups)
-    at_release = stored and run.server.handover_sigma(exposure.name) <= exposure.sigma * 1.0001
-    return nearest, repeated_noise(delivered, exposure.z, exposure.images.x0()) if at_release else None
+    return nearest, repeated_noise(delivered, exposure.z, exposure.images.x0()) if stored else None
 
 
 def _memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[str, Membership]:

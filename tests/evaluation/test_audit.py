@@ -98,6 +98,17 @@ def test_the_server_is_asked_with_what_it_was_told(digits_run, monkeypatch):
     assert np.array_equal(run.told("north", images), space.conditions(len(images), None))
 
 
+def test_repeated_noise_is_looked_for_where_the_server_stops_above_the_cut_too(digits_run):
+    run = WholeRun.open(digits_run, CPU)
+    site = run.sites["north"]
+    exposure = expose("north", site.train, site.held_out, run.releases["north"])
+    above = run.config.client("north").model_copy(update={"handover": 2.0})
+    run.server.config = run.config.model_copy(update={"clients": {**run.config.clients, "north": above}})
+    assert run.server.handover_sigma("north") == 2 * exposure.sigma
+    repeated = audits._memorised(run, exposure, True, 0)[1]
+    assert repeated is not None and not repeated.alarm
+
+
 def test_groups_that_were_held_out_whole_are_counted_as_groups(digits_run):
     run = WholeRun.open(digits_run, CPU)
     north = run.sites["north"]

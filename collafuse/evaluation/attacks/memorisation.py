@@ -100,7 +100,8 @@ def repeated_noise(delivered: Floats, z: Floats, x0: Floats) -> Repeated:
     """Look for the noise of each release z [N, ...] of x0 in each delivered intermediate [M, ...].
 
     A release's noise is like no other. (x - x0_j) . n_j / |x - x0_j| is standard normal for an intermediate x that was
-    made without knowing n_j, and |n_j|, about sqrt(d), for one that is the release; divided by that, a correlation.
+    made without knowing n_j, at whatever level, and |n_j|, about sqrt(d), for one that is the release; divided by that,
+    a correlation.
     """
     x, clean = delivered.reshape(len(delivered), -1).astype(np.float64), x0.reshape(len(x0), -1).astype(np.float64)
     noise = z.reshape(len(z), -1) - clean

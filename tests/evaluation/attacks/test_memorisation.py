@@ -75,6 +75,15 @@ def test_a_server_that_repeats_one_stored_release_is_found(sigma):
     assert found.alarm and found.correlation > 0.75
 
 
+@pytest.mark.parametrize("times", [1.05, 1.1])
+def test_a_repeated_release_is_found_at_a_handover_above_it(times):
+    z, more = noised(TRAIN, 0.5), 0.5 * np.sqrt(times**2 - 1)
+    delivered = noised(blobs(100, seed=4), 0.5 * times, seed=8)
+    assert not repeated_noise(delivered, z, TRAIN.x0()).alarm
+    delivered[3] = z[77] + more * np.random.default_rng(6).standard_normal(z[77].shape)
+    assert repeated_noise(delivered, z, TRAIN.x0()).alarm
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_same_images_under_other_noise_are_no_repetition(seed):
     z = noised(TRAIN, 0.5)
