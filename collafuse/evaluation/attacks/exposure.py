@@ -1,7 +1,7 @@
 """What a server received of one site, beside the images it was made of: an auditor's view, which no server has.
 
-Also whether the release keeps its promises: as much noise as it says, of its own for each image, once per image. Only
-the test of noise of its own relies on the order of a release, and so does what is then attacked with the stored one.
+Also whether the release keeps its promises: as much noise as it says, of its own for each image, once per image. Where
+the order of a release is known, the tests of its noise use it, and so does what is then attacked with the stored one.
 """
 
 from __future__ import annotations
@@ -121,10 +121,14 @@ def broken_promises(exposure: Exposure, rng: np.random.Generator) -> list[Findin
 def measured_sigma(exposure: Exposure) -> tuple[float, float]:
     """The noise level that a release really has, and its standard error.
 
-    E|z|^2 = |x0|^2 + d sigma^2, whatever the order, as long as each image was sent as often as any other.
+    From z - x0 where it is known which release is of which image. Otherwise E|z|^2 = |x0|^2 + d sigma^2, whatever the
+    order, as long as each image was sent as often as any other; that is coarse for noise much weaker than the images.
     """
     x0 = exposure.images.x0().astype(np.float64)
     z = exposure.z.astype(np.float64)
+    if exposure.aligned:
+        found = float(np.sqrt(np.square(z - x0).mean()))
+        return found, max(found, exposure.sigma) / math.sqrt(2 * z.size)
     signal, variance = float((x0**2).mean()), float((z**2).mean())
     sigma = math.sqrt(max(variance - signal, 0.0))
     level = max(sigma, exposure.sigma)

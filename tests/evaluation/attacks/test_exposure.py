@@ -45,6 +45,19 @@ def test_too_little_noise_is_found_and_measured(sigma):
     assert measured_sigma(careless)[0] == pytest.approx(0.9 * sigma, rel=0.03)
 
 
+@pytest.mark.parametrize("sigma", [0.01, 0.05, 0.2, 10.0])
+def test_a_little_too_little_noise_is_found_at_low_cuts_too(sigma):
+    careless = exposure(sigma, z=noised(exposure().images, 0.95 * sigma))
+    assert too_little_noise(careless).alarm
+    assert measured_sigma(careless)[0] == pytest.approx(0.95 * sigma, rel=0.02)
+    assert not too_little_noise(exposure(sigma)).alarm
+
+
+def test_without_an_order_much_too_little_noise_is_still_found():
+    careless = exposure(0.5, z=noised(exposure().images, 0.4)[::-1].copy())
+    assert not careless.aligned and too_little_noise(careless).alarm
+
+
 def test_one_image_with_too_little_noise_among_many_is_found():
     careless = exposure(1.0)
     z = careless.z.copy()
