@@ -72,6 +72,13 @@ class StatisticsSettings(Section):
     def _valid(self) -> StatisticsSettings:
         if self.epsilon is not None:
             Budget(self.epsilon, self.delta)
+        for name in ("delta", "clip"):
+            value = getattr(self, name)
+            if self.epsilon is None and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"statistics.{name}={value:g} is of a budget, and without an epsilon no noise is added: the "
+                    f"numbers would be exact. Set statistics.epsilon too, or leave {name} out"
+                )
         return self
 
 

@@ -286,9 +286,21 @@ def test_settings_that_a_draw_cannot_follow_are_refused(server, message):
         config(server=KIND | server)
 
 
+def test_a_budget_where_images_are_sent_is_refused():
+    """Whoever forgets ``server.kind`` would send images, and think that a budget is kept."""
+    with pytest.raises(ConfigError, match=r"clients\.a\.statistics\.epsilon=8 .* server\.kind=images"):
+        config(statistics={"epsilon": 8})
+
+
 @pytest.mark.parametrize(
     ("statistics", "message"),
-    [({"coefficients": 17}, "at most 16"), ({"epsilon": 500}, "epsilon"), ({"epsilon": 1, "delta": 0.5}, "delta")],
+    [
+        ({"coefficients": 17}, "at most 16"),
+        ({"epsilon": 500}, "epsilon"),
+        ({"epsilon": 1, "delta": 0.5}, "delta"),
+        ({"clip": 0.5}, "clip=0.5 .* without an epsilon no noise is added"),
+        ({"delta": 1e-6}, "delta=1e-06 .* without an epsilon no noise is added"),
+    ],
 )
 def test_a_budget_or_basis_that_cannot_be_is_refused(statistics, message):
     with pytest.raises(ConfigError, match=message):
