@@ -91,6 +91,23 @@ def test_noise_that_is_used_again_is_found(sigma, again_after):
     assert len(found) == 1 and "pairs of releases share their noise" in found[0].says
 
 
+@pytest.mark.parametrize("sigma", [0.01, 0.03])
+def test_a_single_image_that_was_sent_again_in_place_of_another_is_found(sigma):
+    """Three hundred releases of three hundred images, and yet one noisy copy too many."""
+    honest = exposure(sigma)
+    z = honest.z.copy()
+    z[5] = noised(honest.images, sigma, seed=2)[7]
+    finding = sent_again(replace(honest, z=z), RNG(0))
+    assert finding.alarm and "1 of 300 releases" in finding.says
+
+
+def test_a_release_of_an_image_that_the_site_no_longer_has_is_no_second_one():
+    honest = exposure(0.05)
+    z = honest.z.copy()
+    z[:50] = noised(blobs(50, seed=31), 0.05, seed=2)
+    assert not sent_again(replace(honest, z=z), RNG(0)).alarm
+
+
 # --- a site of which a part is attacked ---------------------------------------------------------------------
 
 
