@@ -55,7 +55,8 @@ class StatisticsSettings(Section):
     """Lowest frequencies of each channel that describe an image; all of them up to 768 values when not given, else as
     many as make 768. All sites need the same. With a budget, fewer carry less noise."""
     epsilon: Positive | None = None
-    """Budget of the release; noise for it is added at the site. None: exact, and a label needs 50 images."""
+    """Budget of the release; noise for it is added at the site, and shared labels are those that ``labels`` lists.
+    None: exact, and a label needs 50 images."""
     delta: Positive = 1e-5
     """Of the budget; well below one over the number of images."""
     clip: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -71,6 +72,13 @@ class StatisticsSettings(Section):
     def _valid(self) -> StatisticsSettings:
         if self.epsilon is not None:
             Budget(self.epsilon, self.delta)
+        for name in ("delta", "clip"):
+            value = getattr(self, name)
+            if self.epsilon is None and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"statistics.{name}={value:g} is of a budget, and without an epsilon no noise is added: the "
+                    f"numbers would be exact. Set statistics.epsilon too, or leave {name} out"
+                )
         return self
 
 

@@ -64,6 +64,8 @@ class Config(Section):
                 )
         if statistics:
             self._check_statistics()
+        elif self.method == "collafuse":
+            self._check_no_budget()
         if self.data.text is not None:
             self._check_text(self.data.text)
         if self.server.send_previous and self.server.sampler.name != "dpmpp_2m":
@@ -106,6 +108,15 @@ class Config(Section):
                 raise ValueError(
                     f"clients.{name}.statistics.coefficients={client.statistics.coefficients}; images of shape "
                     f"{list(self.data.image_shape)} are described by at most {most} of each channel"
+                )
+
+    def _check_no_budget(self) -> None:
+        for name, client in self.clients.items():
+            if client.statistics.epsilon is not None:
+                raise ValueError(
+                    f"clients.{name}.statistics.epsilon={client.statistics.epsilon:g} is a budget of statistics, and "
+                    "server.kind=images has sites send noised images, which keep none; set server.kind=statistics, or "
+                    "leave the budget out"
                 )
 
     def client(self, name: str) -> ClientSettings:

@@ -7,7 +7,8 @@ Privacy. An image's coefficients y, scaled down to a norm of at most R = clip * 
 image adds the vector (a, sqrt(2 a) u, u u^T), of norm at most 1 + a, to the sums of its one label. Two such vectors of
 one label have the inner product (a + u . u')^2, of two labels 0: never negative. So putting another image, with
 whatever label, in the place of one changes all sums together by at most sqrt(2) (1 + a) in Euclidean norm, and one
-Gaussian mechanism covers them all.
+Gaussian mechanism covers them all. Which labels there are must not depend on the images: noise hides a label's count,
+not that the label has one.
 """
 
 from __future__ import annotations

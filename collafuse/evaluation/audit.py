@@ -30,7 +30,7 @@ from . import audit_tables as shown
 from .attacks.attributes import Inference, infer, questions
 from .attacks.exposure import Exposure, broken_promises, expose
 from .attacks.finding import Finding, Share
-from .attacks.membership import Denoise, Membership, levels_between, scores, told_apart
+from .attacks.membership import Denoise, Membership, levels_between, scores, together, told_apart
 from .attacks.memorisation import Nearest, Repeated, nearest_images, repeated_noise
 from .attacks.reconstruction import Features, Reconstruction, compare, wiener
 from .attacks.reidentification import COPIES, GALLERY, reidentified, reidentified_at
@@ -171,8 +171,8 @@ def _reconstruct(
     told = run.told(exposure.name, images)
     estimates["server's denoiser"] = asked(server, run.device)(noisy, level, told)
     if model is not None:
-        labels = conditions_of(images, model.space)
-        estimates["client's denoiser"] = asked(model, run.device)(noisy, sigma, labels)
+        told = run.told(exposure.name, images, model.space)
+        estimates["client's denoiser"] = asked(model, run.device)(noisy, sigma, told)
     pictures = {"original": images.x0(), "release": noisy, **estimates}
     step = np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)
     return compare(images.x0(), estimates, mean, features), {k: v[step] for k, v in pictures.items()}
@@ -186,9 +186,9 @@ def _memorised(run: WholeRun, exposure: Exposure, stored: bool, seed: int) -> tu
     nearest = None
     if len(exposure.held_out) >= FEWEST_OTHERS and len(exposure.images) > 1:
         generated = x0_of(finished.transpose(0, 3, 1, 2))
-        nearest = nearest_images(generated, exposure.images.x0(), exposure.held_out.x0())
-    at_release = stored and run.server.handover_sigma(exposure.name) <= exposure.sigma * 1.0001
-    return nearest, repeated_noise(delivered, exposure.z, exposure.images.x0()) if at_release else None
+        groups = _groups_of(exposure.images, exposure.held_out)
+        nearest = nearest_images(generated, exposure.images.x0(), exposure.held_out.x0(), groups)
+    return nearest, repeated_noise(delivered, exposure.z, exposure.images.x0()) if stored else None
 
 
 def _memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[str, Membership]:
@@ -202,13 +202,13 @@ def _memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[
         for name in asked_about:
             lowest = Cut(run.releases[name][0].sigma_cut).lowest_trained
             levels = levels_between(lowest, max(HIGHEST_ASKED, 2 * lowest))
-            parts.append(_scored(run, name, asked(server, run.device), partial(run.told, name), levels, seed))
-        found["server"] = told_apart(*(np.concatenate(scored) for scored in zip(*parts, strict=True)))
+            parts.append(_attacked(run, name, asked(server, run.device), partial(run.told, name), levels, seed))
+        found["server"] = together(parts)
     for name in (name for name in asked_about if name in run.models):
         model = run.models[name]
         levels = levels_between(LOWEST_ASKED, model.sigma_high)
-        scored = _scored(run, name, asked(model, run.device), partial(conditions_of, space=model.space), levels, seed)
-        found[f"client {name}"] = told_apart(*scored)
+        knows = partial(conditions_of, space=model.space)
+        found[f"client {name}"] = _attacked(run, name, asked(model, run.device), knows, levels, seed)
     for path in sorted(run.folder.path.glob("*.onnx")):
         try:
             finisher = Finisher.load(path)
@@ -219,20 +219,19 @@ def _memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[
         if info.client in asked_about:
             levels = levels_between(max(LOWEST_ASKED, info.sigma_min), info.sigma_max)
             knows = partial(conditions_of, space=info.space)
-            scored = _scored(run, info.client, finisher.model, knows, levels, seed)
-            found[f"bundle {path.name}"] = told_apart(*scored)
+            found[f"bundle {path.name}"] = _attacked(run, info.client, finisher.model, knows, levels, seed)
     return found
 
 
-def _scored(
+def _attacked(
     run: WholeRun,
     name: str,
     denoise: Denoise,
     knows: Callable[[ImageSet], Conditions],
     levels: list[float],
     seed: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scores of a site's training images and of its held-out ones, under the same noise whichever model is asked.
+) -> Membership:
+    """How a site's training images are told from its held-out ones, under the same noise whichever model is asked.
 
     knows: what the model is told of images.
     """
@@ -241,7 +240,14 @@ def _scored(
     both = np.concatenate([members.x0(), others.x0()])
     conditions = np.concatenate([knows(part) for part in (members, others)])
     found = scores(denoise, both, conditions, levels, rng)
-    return found[: len(members)], found[len(members) :]
+    return told_apart(found[: len(members)], found[len(members) :], _groups_of(members, others))
+
+
+def _groups_of(members: ImageSet, others: ImageSet) -> NDArray[np.str_] | None:
+    """What each image belongs to, the others after the members; None where images belong to nothing."""
+    if members.groups is None or others.groups is None:
+        return None
+    return np.concatenate([members.groups, others.groups])
 
 
 def _features(run: WholeRun) -> Features | None:

@@ -128,7 +128,7 @@ def _promises(audit: Audit) -> Table:
         "releases looked at",
         "sigma stated",
         "sigma measured",
-        "one copy each, as noisy as stated",
+        "one copy each, as noisy as stated, noise of its own",
     )
     notes = []
     if parts := [site.exposure.name for site in audit.sites if site.exposure.whole is not None]:
@@ -193,7 +193,8 @@ def _reconstruction(audit: Audit) -> Table:
     )
     notes = (
         "The Wiener filter knows mean and covariance of other images of the site, per label where labels are shared.",
-        "A server has its own denoiser; the client's is what a bundle in the wrong hands adds.",
+        "A server has its own denoiser; the client's is what a bundle in the wrong hands adds. Both are told what the "
+        "site shares, labels and text.",
         "Feature similarity: cosine, by a classifier trained on half of the sites' images. See reconstruction.png too.",
     )
     return Table("Reconstruction: what does the image look like?", columns, rows, notes)
@@ -249,6 +250,8 @@ def _membership(audit: Audit) -> Table:
     notes = [f"By the denoising error over several levels, under the same noise for all. {INTERVALS}"]
     if any(m.others < 100 for m in audit.membership.values()):
         notes.append("With fewer than 100 held-out images, found at 1 % means: above all held-out ones.")
+    if "server" in audit.membership:
+        notes.append("The server is asked about each site apart, and the figures put together.")
     return Table("Membership inference: was this image trained on?", columns, rows, (*notes, *audit.notes))
 
 

@@ -108,12 +108,18 @@ def evaluate(
 
     samples: the most images of an arm and client; where a site has fewer real ones to make the floor of, all arms make
     as many as these. energy: also measure energy, where the machine can. Raises DataError for a site that holds out too
-    few images, MismatchError for a run over other images, and what loading a run raises.
+    few images, MismatchError for a run over other images, UsageError for the energy of a baseline, and what loading a
+    run raises.
     """
     if samples < FEWEST_HELD_OUT:
         raise UsageError(f"samples={samples}; distances need at least {FEWEST_HELD_OUT} images of an arm.")
-    if energy:
-        check_counters(device)  # before minutes of work, not after
+    if energy:  # before minutes of work, not after
+        if (method := method_of(run)) != DEFAULT_METHOD:
+            raise UsageError(
+                f"--energy is measured on either side of a run of server and clients, and {run.path} is the baseline "
+                f"{method}; leave it out, or set the baseline beside such a run with --against."
+            )
+        check_counters(device)
     config, beside = run.read_config(), _names(against)
     sites = load_measured(config, listener)
     _check_enough(sites, run.path)

@@ -19,6 +19,7 @@ from ..config import Config
 from ..config.nodes import CutSettings
 from ..core.conditioning import ConditionSpace, one_label_each
 from ..core.intermediate import Intermediate
+from ..core.moments import Basis, default_coefficients
 from ..core.pairing import conditions_for
 from ..core.pictures import Pixels
 from ..data.imageset import ImageSet
@@ -193,8 +194,11 @@ class OneCut:
         return finish_all(model.denoiser, x, self.settings.handover_sigma, conditions, self.settings, self.run.device)
 
     def _drawn(self, images: ImageSet, conditions: NDArray[np.float32], space: ConditionSpace) -> NDArray[np.float32]:
-        """Intermediates without a server: draws from N(mu_y, C_y + sigma^2 I), one Gaussian per label of the site."""
-        x0, sigma = images.x0(), self.settings.handover_sigma
+        """Intermediates without a server: draws from N(mu_y, C_y + sigma^2 I), one Gaussian per label of the site, of
+        the frequencies that a release of statistics would hold."""
+        shape, sigma = images.image_shape, self.settings.handover_sigma
+        basis = Basis(shape, self.settings.statistics.coefficients or default_coefficients(shape))
+        x0 = basis.images(basis.coefficients(images.x0()))
         whole = GaussianPrior.fit(x0)
         drawn = np.empty((len(conditions), *x0.shape[1:]), np.float32)
         shown = conditions[:, space.label_columns]

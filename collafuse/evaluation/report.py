@@ -1,7 +1,7 @@
 """A run on one page: pictures, curves, tables, configuration and versions, in one HTML file that needs no network.
 
-What `evaluate`, `audit` and `plan` found is shown as their files in ``RUN/evaluation/`` hold it: the tables of
-``NAME.json`` and the pictures of ``NAME/*.png``.
+What `evaluate`, `audit` and `plan` found is shown as their files in ``RUN/evaluation/`` hold it: what ``NAME.json``
+says in words, its tables, and the pictures of ``NAME/*.png``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 import collafuse
 
 from ..config import Config
+from ..core.errors import FileFormatError
 from ..core.noise import Cut
 from ..core.pictures import Pixels, side_by_side, to_uint8
 from ..data.dealing import SiteData, load_sites
@@ -33,6 +34,8 @@ from .tables import FOLDER, read_results
 RESULTS = {"evaluation": "Quality and work", "audit": "What the server can learn", "plan": "Which cut fits"}
 """Files of results by name, and the heading of each."""
 COMMANDS = {"evaluation": "evaluate"}
+SAID = {"alarms": "ALARM: ", "verdict": "", "conclusions": ""}
+"""Entries of a file of results that are sentences, and how each begins."""
 SHOWN = 24
 """Images of a client in the figure."""
 NEIGHBOURS = 8
@@ -155,13 +158,22 @@ def _results(folder: Path) -> list[str]:
         if not path.exists():
             parts.append(paragraph(f"Not measured yet: `collafuse {COMMANDS.get(name, name)} RUN` does.", "note"))
             continue
-        tables, _ = read_results(path)
+        tables, values = read_results(path)
+        for entry, opening in SAID.items():
+            said = _sentences(values.get(entry, []), path, entry)
+            parts += [paragraph(f"{opening}{one}", "warning" if opening else "") for one in said]
         parts += [results_table(table) for table in tables]
         parts += [
             f"<figure>{png_image(one.read_bytes(), one.stem)}<figcaption>{escape(one.stem)}</figcaption></figure>"
             for one in sorted((folder / name).glob("*.png"))
         ]
     return parts
+
+
+def _sentences(values: object, path: Path, entry: str) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
+        raise FileFormatError(f"{path}: {entry} is no list of sentences; write the results again.")
+    return values
 
 
 def _curves(run: RunFolder) -> list[str]:

@@ -4,7 +4,7 @@ A results file, ``RUN/evaluation/NAME.json``, is one JSON object whose entry ``t
 
     {"tables": [{"title": ..., "columns": [...], "rows": [[...], ...], "notes": [...]}, ...], ...}
 
-What else it holds is its command's own; a report needs the tables alone.
+What else it holds is its command's own; of that a report shows sentences alone (``report.SAID``).
 """
 
 from __future__ import annotations

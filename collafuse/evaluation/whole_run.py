@@ -79,9 +79,10 @@ class WholeRun:
         """Half of the training images of each site, all together: what the measurements' classifier learns from."""
         return pooled({n: halves(site.train)[0] for n, site in self.measured.items()})
 
-    def told(self, client: str, images: ImageSet) -> Conditions:
-        """What the server was told that a site's images show: what the site keeps is no condition to it."""
-        site, space = self.server.site(client), self.server.model.space
+    def told(self, client: str, images: ImageSet, space: ConditionSpace | None = None) -> Conditions:
+        """What the server was told that a site's images show, as a model of this space takes it, its own unless named:
+        what the site keeps is no condition."""
+        site, space = self.server.site(client), space or self.server.model.space
         text = images.text if site.text and space.text is not None else None
         if site.label_names is None:
             return space.conditions(len(images), None, None if text is None else text.rows)

@@ -120,8 +120,9 @@ class Client:
 
         The ledger counts each image in it as released, with the rules of :meth:`release`. Labels that the site keeps
         make one Gaussian of all images. Raises RefusedError for a label with fewer than MIN_IMAGES images where no
-        noise hides them, and for images with several labels or none: statistics are of one label each. With a budget a
-        label whose noised count lies below MIN_IMAGES is left out.
+        noise hides them, for images with several labels or none, since statistics are of one label each, and with a
+        budget for labels that the configuration does not list. Then a label whose noised count lies below MIN_IMAGES is
+        left out.
         """
         if ledger.recover(path, overwrite=overwrite):
             return read_statistics(path)
@@ -134,7 +135,14 @@ class Client:
             settings.budget,
             settings.clip if settings.budget is not None else None,
         )
-        made = summarise(images, about, share_labels=self.settings.share_labels, simulated=simulated, advance=advance)
+        made = summarise(
+            images,
+            about,
+            share_labels=self.settings.share_labels,
+            simulated=simulated,
+            labels_listed=isinstance(self.settings.labels, tuple),
+            advance=advance,
+        )
         data = to_bytes(made)
         ledger.commit(
             images.digests,

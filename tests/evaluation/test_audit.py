@@ -98,6 +98,59 @@ def test_the_server_is_asked_with_what_it_was_told(digits_run, monkeypatch):
     assert np.array_equal(run.told("north", images), space.conditions(len(images), None))
 
 
+def test_repeated_noise_is_looked_for_where_the_server_stops_above_the_cut_too(digits_run):
+    run = WholeRun.open(digits_run, CPU)
+    site = run.sites["north"]
+    exposure = expose("north", site.train, site.held_out, run.releases["north"])
+    above = run.config.client("north").model_copy(update={"handover": 2.0})
+    run.server.config = run.config.model_copy(update={"clients": {**run.config.clients, "north": above}})
+    assert run.server.handover_sigma("north") == 2 * exposure.sigma
+    repeated = audits._memorised(run, exposure, True, 0)[1]
+    assert repeated is not None and not repeated.alarm
+
+
+def test_groups_that_were_held_out_whole_are_counted_as_groups(digits_run):
+    run = WholeRun.open(digits_run, CPU)
+    north = run.sites["north"]
+
+    def found():
+        def denoise(x, sigma, conditions):
+            return 0 * x
+
+        return audits._attacked(run, "north", denoise, lambda images: np.zeros((len(images), 3), np.float32), [1.0], 0)
+
+    def of_patients(part, side):
+        energy = (part.x0() ** 2).sum(axis=(1, 2, 3))  # what the score is, so that a patient's images score alike
+        return replace(
+            part, groups=np.array([f"{side} {5 * rank // len(part)}" for rank in energy.argsort().argsort()])
+        )
+
+    alone = found()
+    patients = [of_patients(part, side) for part, side in zip(north.parts, ("trained on", "held out"), strict=True)]
+    run.sites["north"] = SiteData(*patients)
+    assert found().auc == alone.auc and found().error > 1.5 * alone.error
+
+
+def test_no_estimate_is_told_the_labels_that_a_site_keeps(digits_run, monkeypatch):
+    run = WholeRun.open(digits_run, CPU)
+    monkeypatch.setitem(run.server.sites, "north", replace(run.server.sites["north"], label_names=None))
+    site, told = run.sites["north"], []
+
+    def asked(model, device):
+        def denoise(x, sigma, conditions):
+            told.append(conditions)
+            return x
+
+        return denoise
+
+    monkeypatch.setattr(audits, "asked", asked)
+    exposure = replace(expose("north", site.train, site.held_out, run.releases["north"]), labels_shared=False)
+    audits._reconstruct(run, exposure, exposure.z, None, np.random.default_rng(0))
+    assert len(told) == 2  # the server's denoiser and the client's
+    for conditions, model in zip(told, (run.server_model, run.models["north"]), strict=True):
+        assert np.array_equal(conditions, model.space.conditions(len(conditions), None))
+
+
 def test_a_sites_own_order_of_labels_changes_no_reconstruction(digits_run):
     run = WholeRun.open(digits_run, CPU)
     site = run.sites["north"]

@@ -57,6 +57,14 @@ def test_a_run_that_sent_statistics_is_measured_too(statistics_run):
     assert any(table.title == "Work" for table in made.tables)
 
 
+def test_energy_of_a_baseline_is_refused_at_once(tmp_path):
+    """It has no two sides; the table would be missing at the end, and nothing would say why."""
+    baseline = RunFolder(tmp_path / "centralised")
+    baseline.write_config(from_mapping(SETTINGS | {"method": "centralised"}))
+    with pytest.raises(UsageError, match="is the baseline centralised; leave it out"):
+        evaluate(baseline, samples=20, energy=True, device=CPU)
+
+
 def test_the_table_says_who_looked_and_how(found):
     table = found.tables[0]
     text = table.to_markdown()

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from collafuse.core.errors import DataError, UsageError
+from collafuse.core.moments import Basis
 from collafuse.data.dealing import SiteData, load_sites
 from collafuse.data.listening import Unheard
 from collafuse.evaluation import features, whole_run
@@ -189,6 +190,23 @@ def test_statistics_of_a_site_that_keeps_its_labels_are_of_all_its_images(digits
     every, zeros = images.x0().mean(axis=0), images.take(images.rows_with("0")).x0().mean(axis=0)
     assert np.abs(kept - every).max() < 0.25 < np.abs(first - every).max()
     assert np.abs(first - zeros).max() < 0.25
+
+
+def test_statistics_are_of_as_many_coefficients_as_a_release_of_them_holds(digits_run):
+    """A statistics server knows nothing of higher frequencies: of large images it is no Gaussian of all values."""
+    run = WholeRun.open(digits_run, CPU)
+    few = run.config.client("north").statistics.model_copy(update={"coefficients": 10})
+    north = run.config.client("north").model_copy(update={"statistics": few})
+    config = run.config.model_copy(update={"clients": {**run.config.clients, "north": north}})
+    cut = one_cut(replace(run, config=config))
+    space = run.models["north"].space
+    drawn = cut._drawn(run.sites["north"].train, space.conditions(3000, None), space)
+    along = Basis((1, 8, 8), 64).coefficients(drawn)
+    apart = Basis((1, 8, 8), 10).coefficients(drawn)
+    # What a release leaves out is noise alone; of what it holds there is more.
+    assert apart.var(axis=0).max() > 2 * cut.sigma**2
+    above = along @ Basis((1, 8, 8), 64).matrix - apart @ Basis((1, 8, 8), 10).matrix
+    assert (above**2).sum(axis=1).mean() == pytest.approx(54 * cut.sigma**2, rel=0.03)
 
 
 @pytest.mark.slow

@@ -88,6 +88,26 @@ def test_results_are_shown_and_what_is_missing_is_said(html):
     assert "collafuse audit RUN" not in html
 
 
+def test_what_audit_and_plan_say_in_words_stands_above_their_tables(run, tmp_path):
+    copy = RunFolder(Path(shutil.copytree(run.path, tmp_path / "run")))
+    audit, plan = (copy.path / "evaluation" / f"{name}.json" for name in ("audit", "plan"))
+    table = [Table("Figures", ("of",), (("a",),))]
+    write_results(audit, table, alarms=["north: <sent> twice."], verdict=["Not protected: which image it is."])
+    write_results(plan, table, conclusions=["north: no cut meets what is asked."])
+    html = write_page(copy, device=CPU)
+    said = [
+        "ALARM: north: &lt;sent&gt; twice.",
+        "Not protected: which image it is.",
+        "<h3>Figures",
+        "north: no cut meets",
+    ]
+    places = [html.find(text) for text in said]
+    assert -1 not in places and places == sorted(places)
+    write_results(audit, table, verdict="a text")
+    with pytest.raises(FileFormatError, match=r"audit\.json.*verdict"):
+        write_page(copy, device=CPU)
+
+
 def test_curves_configuration_and_versions_are_there(html, run):
     assert html.count("<svg") == 4
     assert "dataset: digits" in html

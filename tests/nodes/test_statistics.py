@@ -83,7 +83,7 @@ def test_an_image_with_several_labels_or_none_is_refused(tmp_path, ledger, row):
 
 
 def test_a_budget_brings_noise_that_differs_each_time_and_is_stated(tmp_path, ledger):
-    chosen = settings(statistics={"epsilon": 50, "delta": 1e-6, "clip": 0.7, "coefficients": 4})
+    chosen = settings(statistics={"epsilon": 50, "delta": 1e-6, "clip": 0.7, "coefficients": 4}, labels=["a", "b"])
     images = image_set(1000)
     first = release(images, tmp_path / "a", ledger, chosen)
     second = release(images, tmp_path / "b", ledger, chosen, spend_again=True)
@@ -98,17 +98,31 @@ def test_a_label_that_the_noise_hides_is_left_out_and_none_left_is_refused(tmp_p
     images = image_set(1010)
     images.labels[:] = [1, 0]
     images.labels[:3] = [0, 1]
-    made = release(images, tmp_path / "r", ledger, settings(statistics={"epsilon": 20}))
+    made = release(images, tmp_path / "r", ledger, settings(statistics={"epsilon": 20}, labels=["a", "b"]))
     assert made.label_names == ("a",)
     few = image_set(10, seed=1)
     with pytest.raises(DataError, match="no label counts 50 images once noise"):
-        release(few, tmp_path / "s", ledger, settings(statistics={"epsilon": 20}))
+        release(few, tmp_path / "s", ledger, settings(statistics={"epsilon": 20}, labels=["a", "b"]))
     assert not ledger.spent(few.digests).any()
+
+
+def test_a_budget_asks_for_labels_that_are_listed_since_one_image_decides_whether_a_label_occurs(tmp_path, ledger):
+    images, budget = image_set(1010), {"epsilon": 1}
+    images.labels[:] = [1, 0]
+    images.labels[0] = [0, 1]
+    for labels in (None, "a or b"):
+        with pytest.raises(RefusedError, match=r"labels that occur \(a, b\).*List the labels"):
+            release(images, tmp_path / "r", ledger, settings(statistics=budget, labels=labels))
+    assert not ledger.spent(images.digests).any()
+    kept = release(images, tmp_path / "r", ledger, settings(statistics=budget, share_labels=False))
+    assert kept.label_names is None
+    listed = settings(statistics=budget, labels=["a", "b"])
+    assert "a" in (release(images, tmp_path / "s", ledger, listed, spend_again=True).label_names or ())
 
 
 def test_a_second_release_is_refused_with_the_budgets_that_were_spent(tmp_path, ledger):
     images = image_set(200)
-    release(images, tmp_path / "a", ledger, settings(statistics={"epsilon": 20}))
+    release(images, tmp_path / "a", ledger, settings(statistics={"epsilon": 20}, labels=["a", "b"]))
     with pytest.raises(RefusedError, match="200 of 200 .* for the budgets epsilon 20, delta 1e-05; budgets add up"):
         release(images, tmp_path / "b", ledger)
     with pytest.raises(RefusedError, match="200 of 200"):
@@ -121,7 +135,7 @@ def test_a_second_release_is_refused_with_the_budgets_that_were_spent(tmp_path, 
 
 
 def test_a_release_that_was_interrupted_is_completed_and_draws_no_new_noise(tmp_path, ledger, monkeypatch):
-    chosen = settings(statistics={"epsilon": 20})
+    chosen = settings(statistics={"epsilon": 20}, labels=["a", "b"])
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "_complete", lambda *inputs: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
@@ -272,9 +286,21 @@ def test_settings_that_a_draw_cannot_follow_are_refused(server, message):
         config(server=KIND | server)
 
 
+def test_a_budget_where_images_are_sent_is_refused():
+    """Whoever forgets ``server.kind`` would send images, and think that a budget is kept."""
+    with pytest.raises(ConfigError, match=r"clients\.a\.statistics\.epsilon=8 .* server\.kind=images"):
+        config(statistics={"epsilon": 8})
+
+
 @pytest.mark.parametrize(
     ("statistics", "message"),
-    [({"coefficients": 17}, "at most 16"), ({"epsilon": 500}, "epsilon"), ({"epsilon": 1, "delta": 0.5}, "delta")],
+    [
+        ({"coefficients": 17}, "at most 16"),
+        ({"epsilon": 500}, "epsilon"),
+        ({"epsilon": 1, "delta": 0.5}, "delta"),
+        ({"clip": 0.5}, "clip=0.5 .* without an epsilon no noise is added"),
+        ({"delta": 1e-6}, "delta=1e-06 .* without an epsilon no noise is added"),
+    ],
 )
 def test_a_budget_or_basis_that_cannot_be_is_refused(statistics, message):
     with pytest.raises(ConfigError, match=message):

@@ -1,7 +1,7 @@
 """What a server received of one site, beside the images it was made of: an auditor's view, which no server has.
 
-Also whether the release keeps its promises: as much noise as it says, of its own for each image, once per image. None
-of these tests relies on the order of a release; only what is then attacked with the stored release does.
+Also whether the release keeps its promises: as much noise as it says, of its own for each image, once per image. Where
+the order of a release is known, the tests of its noise use it, and so does what is then attacked with the stored one.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ MOST_ATTACKED, MOST_VALUES, FEWEST_ATTACKED = 5_000, 1 << 26, 1_000
 MOST_LINKED = 1_500
 """Tests that look at all pairs of releases use so many of them."""
 SIMULATIONS = 20
+CERTAIN = math.log(1e9)
+"""How much likelier than all others together an image must be that a release is said to be of. Of MOST_LINKED releases
+one is then said to be of a wrong image with a probability below ALARM_P."""
 NOT_ASKED = "not asked"
 """The kind of a finding that says why there is none."""
 
@@ -112,17 +115,23 @@ def expose(name: str, train: ImageSet, held_out: ImageSet, found: Sequence[Relea
 
 
 def broken_promises(exposure: Exposure, rng: np.random.Generator) -> list[Finding]:
-    """Findings about the release itself: too little noise overall, too little on one image, an image sent again."""
-    return [too_little_noise(exposure), a_quiet_image(exposure), sent_again(exposure, rng)]
+    """Findings about the release itself: too little noise overall, too little on one image, an image sent again, the
+    noise of one image used for another."""
+    tests = [too_little_noise(exposure), a_quiet_image(exposure), sent_again(exposure, rng)]
+    return [*tests, shared_noise(exposure, rng)]
 
 
 def measured_sigma(exposure: Exposure) -> tuple[float, float]:
     """The noise level that a release really has, and its standard error.
 
-    E|z|^2 = |x0|^2 + d sigma^2, whatever the order, as long as each image was sent as often as any other.
+    From z - x0 where it is known which release is of which image. Otherwise E|z|^2 = |x0|^2 + d sigma^2, whatever the
+    order, as long as each image was sent as often as any other; that is coarse for noise much weaker than the images.
     """
     x0 = exposure.images.x0().astype(np.float64)
     z = exposure.z.astype(np.float64)
+    if exposure.aligned:
+        found = float(np.sqrt(np.square(z - x0).mean()))
+        return found, max(found, exposure.sigma) / math.sqrt(2 * z.size)
     signal, variance = float((x0**2).mean()), float((z**2).mean())
     sigma = math.sqrt(max(variance - signal, 0.0))
     level = max(sigma, exposure.sigma)
@@ -165,8 +174,9 @@ def a_quiet_image(exposure: Exposure) -> Finding:
 def sent_again(exposure: Exposure, rng: np.random.Generator) -> Finding:
     """Whether images were released more than once, which lets the noise average out.
 
-    More releases than images is proof. Otherwise the expected number of pairs of one image, by Bayes' rule with the
-    gallery, is compared with what releases of different images give.
+    More releases than images is proof, and so are two releases that can only be of one image. Otherwise the expected
+    number of pairs of one image, by Bayes' rule with the gallery, is compared with what releases of different images
+    give.
     """
     received, different = exposure.releases, exposure.different
     if received > different:
@@ -184,12 +194,17 @@ def sent_again(exposure: Exposure, rng: np.random.Generator) -> Finding:
     rows, images = len(exposure.z), len(exposure.images)
     gallery = exposure.images.x0().reshape(images, -1)
     chosen = np.sort(rng.choice(rows, min(rows, MOST_LINKED), replace=False))
-    pairs = _pairs_of_one_image(exposure.z.reshape(rows, -1)[chosen], gallery, exposure.sigma)
+    level = max(exposure.sigma, measured_sigma(exposure)[0])
+    z = _of_the_gallery(exposure.z.reshape(rows, -1)[chosen], gallery, level)
+    if again := _certainly_again(z, gallery, level):
+        says = f"{again} of {len(chosen)} releases can only be of an image of which another is: it was sent again."
+        return Finding("copies", exposure.name, True, says)
+    pairs = _pairs_of_one_image(_log_likelihoods(z, gallery, exposure.sigma))
     expected = []
     for _ in range(SIMULATIONS):
-        sent = gallery[np.sort(rng.choice(images, len(chosen), replace=False))]
+        sent = gallery[np.sort(rng.choice(images, min(len(z), images), replace=False))]
         noisy = sent + exposure.sigma * rng.standard_normal(sent.shape, dtype=np.float32)
-        expected.append(_pairs_of_one_image(noisy, gallery, exposure.sigma))
+        expected.append(_pairs_of_one_image(_log_likelihoods(noisy, gallery, exposure.sigma)))
     # The spread of few simulations is itself uncertain; the count of pairs spreads at least as its own root.
     spread = max(1.5 * float(np.std(expected, ddof=1)), math.sqrt(max(expected)), 1.0)
     excess = pairs - float(np.mean(expected))
@@ -203,10 +218,55 @@ def sent_again(exposure: Exposure, rng: np.random.Generator) -> Finding:
     return Finding("copies", exposure.name, alarm, says)
 
 
-def _pairs_of_one_image(z: Floats, gallery: Floats, sigma: float) -> float:
-    """Expected number of pairs of releases [M, d] that are of one gallery image [N, d], each judged on its own."""
-    logits = (z @ gallery.T - 0.5 * (gallery**2).sum(axis=1)) / sigma**2
-    logits -= logits.max(axis=1, keepdims=True)
+def shared_noise(exposure: Exposure, rng: np.random.Generator) -> Finding:
+    """Whether images share their noise, as where a seed starts again: the difference of two such releases has none.
+
+    Of two images' own noise the correlation times sqrt(d) is standard normal, or lighter in its tails.
+    """
+    if not exposure.aligned:
+        says = "whether images share their noise was not asked: it is not known which release is of which image."
+        return Finding(NOT_ASKED, exposure.name, False, says)
+    chosen = np.sort(rng.choice(len(exposure.z), min(len(exposure.z), MOST_LINKED), replace=False))
+    noise = (exposure.z[chosen] - exposure.images.take(chosen).x0()).reshape(len(chosen), -1)
+    noise /= np.maximum(np.linalg.norm(noise, axis=1, keepdims=True), 1e-30)
+    deviates = np.triu(noise @ noise.T, k=1) * math.sqrt(exposure.dimensions)
+    pairs = len(chosen) * (len(chosen) - 1) // 2
+    count = int(sum(normal_tail(v) * pairs < ALARM_P for v in deviates[deviates > ALARM_Z]))
+    says = (
+        f"{count} of {pairs} pairs of releases share their noise: it cancels in their difference."
+        if count
+        else f"no noise is used twice among {len(chosen)} releases."
+    )
+    return Finding("shared noise", exposure.name, count > 0, says)
+
+
+def _log_likelihoods(z: Floats, gallery: Floats, sigma: float) -> Floats:
+    """How likely releases [M, d] are of each gallery image [N, d], as logarithms up to a constant of each release."""
+    found: Floats = (z @ gallery.T - 0.5 * (gallery**2).sum(axis=1)) / sigma**2
+    return found - found.max(axis=1, keepdims=True)
+
+
+def _of_the_gallery(z: Floats, gallery: Floats, sigma: float) -> Floats:
+    """Those of releases [M, d] that lie no further from some gallery image [N, d] than noise allows: the others are of
+    images that the site no longer has, and would be taken for second copies of those that are most alike."""
+    which, d = _log_likelihoods(z, gallery, sigma).argmax(axis=1), z.shape[1]
+    most = d * sigma**2 * (1 - 2 / (9 * d) + ALARM_Z * math.sqrt(2 / (9 * d))) ** 3  # as in a_quiet_image
+    found: Floats = z[((z - gallery[which]) ** 2).sum(axis=1) < most]
+    return found
+
+
+def _certainly_again(z: Floats, gallery: Floats, sigma: float) -> int:
+    """How many releases [M, d] can only be of a gallery image [N, d] that an earlier one can only be of."""
+    if len(gallery) < 2 or len(z) < 2:
+        return 0
+    logits = _log_likelihoods(z, gallery, sigma)
+    others = np.partition(logits, -2, axis=1)[:, -2] + math.log(len(gallery))
+    sure = logits.argmax(axis=1)[others < -CERTAIN]
+    return len(sure) - len(np.unique(sure))
+
+
+def _pairs_of_one_image(logits: Floats) -> float:
+    """Expected number of pairs of releases that are of one gallery image, each judged on its own by logits [M, N]."""
     likely = np.exp(logits)
     likely /= likely.sum(axis=1, keepdims=True)
     return 0.5 * float((likely.sum(axis=0) ** 2).sum() - (likely**2).sum())

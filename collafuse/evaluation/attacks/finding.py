@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 SHOWN_Z = 1.96
 """Intervals that are shown hold 95 % of cases."""
 ALARM_P = 1e-5
@@ -62,6 +65,18 @@ def binomial_tail(hits: int, count: int, chance: float) -> float:
         for k in range(hits, count + 1)
     )
     return min(1.0, math.fsum(map(math.exp, terms)))
+
+
+def division_error(values: NDArray[np.floating], groups: NDArray[np.generic], chosen: NDArray[np.bool_]) -> float:
+    """Standard deviation of the sum of the chosen of values [N], whose mean is 0, had chance divided the groups [N].
+
+    Held-out images are drawn as whole groups, such as patients, whose images are alike: there are as many draws as
+    groups, not as images. 0 where there is one group.
+    """
+    _, of_image = np.unique(groups, return_inverse=True)
+    sums = np.bincount(of_image, weights=values)
+    count, share = len(sums), float(chosen.mean())
+    return math.sqrt(share * (1 - share) * count / (count - 1) * float((sums**2).sum())) if count > 1 else 0.0
 
 
 def normal_tail(z: float) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.conditioning import Conditions
-from .finding import ALARM_Z, SHOWN_Z
+from .finding import ALARM_Z, SHOWN_Z, division_error
 
 Floats = NDArray[np.floating]
 Denoise = Callable[[NDArray[np.float32], float, Conditions], Floats]
@@ -74,8 +74,11 @@ class Membership:
         return f"{self.auc:.3f} ± {SHOWN_Z * self.error:.3f}"
 
 
-def told_apart(members: Floats, others: Floats) -> Membership:
-    """The attack's success by the scores of members [M] and of others [N]."""
+def told_apart(members: Floats, others: Floats, groups: NDArray[np.generic] | None = None) -> Membership:
+    """The attack's success by the scores of members [M] and of others [N].
+
+    groups: what each of them belongs to [M + N], such as a patient, where whole groups were held out.
+    """
     m, n = len(members), len(others)
     ordered = np.sort(others)
     below = np.searchsorted(ordered, members, "left")
@@ -83,5 +86,27 @@ def told_apart(members: Floats, others: Floats) -> Membership:
     auc = float((below + 0.5 * ties).sum() / (m * n))
     # The threshold accuses at most 1 % of the others: none of them where there are fewer than 100.
     threshold = ordered[n - 1 - math.floor(FALSE_ALARMS * n)]
-    error = math.sqrt((m + n + 1) / (12 * m * n))  # of the rank sum of Mann and Whitney (1947) under the null
+    # Of the rank sum of Mann and Whitney (1947) under the null; its square is (m + n + 1) / (12 m n) without groups.
+    both, places = np.concatenate([members, others]), np.arange(m + n)
+    lower, upper = (np.searchsorted(np.sort(both), both, side) for side in ("left", "right"))
+    ranks = (lower + upper - m - n) / 2
+    error = division_error(ranks, places if groups is None else groups, places < m) / (m * n)
     return Membership(m, n, auc, error, float((members > threshold).mean()))
+
+
+def together(sites: Sequence[Membership]) -> Membership:
+    """One model's attack on several sites: members are compared with others of their own site alone.
+
+    Scores of all sites in one heap would tell sites apart, too, wherever one holds out a smaller share than another.
+    A site counts by its pairs of a member and another image in ``auc``, by its members in ``true_positives``.
+    """
+    members, others = sum(one.members for one in sites), sum(one.others for one in sites)
+    pairs = [one.members * one.others for one in sites]
+    weights = [count / sum(pairs) for count in pairs]
+    return Membership(
+        members,
+        others,
+        sum(weight * one.auc for weight, one in zip(weights, sites, strict=True)),
+        math.hypot(*(weight * one.error for weight, one in zip(weights, sites, strict=True))),
+        sum(one.members * one.true_positives for one in sites) / members,
+    )

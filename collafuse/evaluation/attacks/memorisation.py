@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .finding import ALARM_P, ALARM_Z, normal_tail
+from .finding import ALARM_P, ALARM_Z, division_error, normal_tail
 
 Floats = NDArray[np.floating]
 COPY_RATIO = 1 / 3
 """A generated image this much nearer to its nearest image than to the second is a copy (Yoon et al. 2023)."""
-COPIES_ALARM = 0.02
-"""The share of copies that is alarming where held-out images show none."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,9 @@ class Nearest:
 
     share: of generated images whose nearest image is a training image; expected: what it is if the model does not know
     which images those were, since that division was drawn at random; deviate: how far above, in standard deviations.
-    copies: the share of generated images that are copies of one training image.
+    copies: the share of generated images that are copies of one training image; copies_deviate: how far above the share
+    of copies of a held-out image, in standard deviations, since images of few dimensions, such as discs, are copies by
+    chance.
     """
 
     generated: int
@@ -32,28 +32,42 @@ class Nearest:
     deviate: float
     copies: float
     copies_of_held_out: float
+    copies_deviate: float
 
     @property
     def alarm(self) -> bool:
         """Whether the model repeats training images, beyond chance."""
-        return self.deviate > ALARM_Z or self.copies > self.copies_of_held_out + COPIES_ALARM
+        return self.deviate > ALARM_Z or self.copies_deviate > ALARM_Z
 
 
-def nearest_images(generated: Floats, train: Floats, held_out: Floats) -> Nearest:
-    """Compare generated images [G, ...] with training [M, ...] and held-out images [N, ...] in pixels."""
+def nearest_images(
+    generated: Floats, train: Floats, held_out: Floats, groups: NDArray[np.generic] | None = None
+) -> Nearest:
+    """Compare generated images [G, ...] with training [M, ...] and held-out images [N, ...] in pixels.
+
+    groups: what each of them belongs to [M + N], such as a patient, where whole groups were held out.
+    """
     both = np.concatenate([train, held_out])
     rows, _ = _nearest_two(generated, both)
-    of_training, other = rows < len(train), _nearest_two(generated, held_out)[1]
+    of_training = rows < len(train)
     # Under the null the two parts are a random division of all images, so the share is a sum without replacement.
     weights = np.bincount(rows, minlength=len(both)) / len(generated)
-    m, n = len(train), len(held_out)
-    expected, total = m / (m + n), m + n
-    variance = expected * (1 - expected) * (total * float((weights**2).sum()) - 1) / (total - 1)
-    share = float(of_training.mean())
-    deviate = (share - expected) / math.sqrt(variance) if variance > 0 else 0.0
-    _, training_ratios = _nearest_two(generated, train)
-    copies, copies_of_held_out = float((training_ratios < COPY_RATIO).mean()), float((other < COPY_RATIO).mean())
-    return Nearest(len(generated), share, expected, deviate, copies, copies_of_held_out)
+    places = np.arange(len(both))
+    expected, share = len(train) / len(both), float(of_training.mean())
+    error = division_error(weights - 1 / len(both), places if groups is None else groups, places < len(train))
+    deviate = (share - expected) / error if error > 0 else 0.0
+    of_one, of_held_out = (_copies(generated, part) for part in (train, held_out))
+    # Under the null either is as likely. Copies of one image fall together, so each image counts by its copies squared.
+    apart = of_one.sum() - of_held_out.sum()
+    copies_deviate = float(apart / math.sqrt(max(1, (of_one**2).sum() + (of_held_out**2).sum())))
+    copies, copies_of_held_out = (float(found.sum() / len(generated)) for found in (of_one, of_held_out))
+    return Nearest(len(generated), share, expected, deviate, copies, copies_of_held_out, copies_deviate)
+
+
+def _copies(generated: Floats, others: Floats) -> NDArray[np.int64]:
+    """How many of the generated images are copies of each of the others [N]."""
+    rows, ratios = _nearest_two(generated, others)
+    return np.bincount(rows[ratios < COPY_RATIO], minlength=len(others))
 
 
 def _nearest_two(images: Floats, others: Floats) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -86,7 +100,8 @@ def repeated_noise(delivered: Floats, z: Floats, x0: Floats) -> Repeated:
     """Look for the noise of each release z [N, ...] of x0 in each delivered intermediate [M, ...].
 
     A release's noise is like no other. (x - x0_j) . n_j / |x - x0_j| is standard normal for an intermediate x that was
-    made without knowing n_j, and |n_j|, about sqrt(d), for one that is the release; divided by that, a correlation.
+    made without knowing n_j, at whatever level, and |n_j|, about sqrt(d), for one that is the release; divided by that,
+    a correlation.
     """
     x, clean = delivered.reshape(len(delivered), -1).astype(np.float64), x0.reshape(len(x0), -1).astype(np.float64)
     noise = z.reshape(len(z), -1) - clean

@@ -45,6 +45,19 @@ def test_too_little_noise_is_found_and_measured(sigma):
     assert measured_sigma(careless)[0] == pytest.approx(0.9 * sigma, rel=0.03)
 
 
+@pytest.mark.parametrize("sigma", [0.01, 0.05, 0.2, 10.0])
+def test_a_little_too_little_noise_is_found_at_low_cuts_too(sigma):
+    careless = exposure(sigma, z=noised(exposure().images, 0.95 * sigma))
+    assert too_little_noise(careless).alarm
+    assert measured_sigma(careless)[0] == pytest.approx(0.95 * sigma, rel=0.02)
+    assert not too_little_noise(exposure(sigma)).alarm
+
+
+def test_without_an_order_much_too_little_noise_is_still_found():
+    careless = exposure(0.5, z=noised(exposure().images, 0.4)[::-1].copy())
+    assert not careless.aligned and too_little_noise(careless).alarm
+
+
 def test_one_image_with_too_little_noise_among_many_is_found():
     careless = exposure(1.0)
     z = careless.z.copy()
@@ -65,6 +78,34 @@ def test_fresh_copies_of_some_images_in_place_of_others_are_found():
     half = honest.z[:150]
     again = replace(honest, z=np.concatenate([half, noised(honest.images, 0.5, seed=2)[:150]]))
     assert sent_again(again, RNG(0)).alarm
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 10.0])
+@pytest.mark.parametrize("again_after", [1, 64, 299])
+def test_noise_that_is_used_again_is_found(sigma, again_after):
+    """As much noise as stated, on each image, and one copy of each: but x - y of two such releases is x0 - y0."""
+    honest = exposure(sigma)
+    noise = np.random.default_rng(3).standard_normal(honest.z.shape)[np.arange(300) % again_after]
+    repeated = replace(honest, z=(honest.images.x0() + sigma * noise).astype(np.float16).astype(np.float32))
+    found = [f for f in broken_promises(repeated, RNG(0)) if f.alarm and f.attack == "shared noise"]
+    assert len(found) == 1 and "pairs of releases share their noise" in found[0].says
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.03])
+def test_a_single_image_that_was_sent_again_in_place_of_another_is_found(sigma):
+    """Three hundred releases of three hundred images, and yet one noisy copy too many."""
+    honest = exposure(sigma)
+    z = honest.z.copy()
+    z[5] = noised(honest.images, sigma, seed=2)[7]
+    finding = sent_again(replace(honest, z=z), RNG(0))
+    assert finding.alarm and "1 of 300 releases" in finding.says
+
+
+def test_a_release_of_an_image_that_the_site_no_longer_has_is_no_second_one():
+    honest = exposure(0.05)
+    z = honest.z.copy()
+    z[:50] = noised(blobs(50, seed=31), 0.05, seed=2)
+    assert not sent_again(replace(honest, z=z), RNG(0)).alarm
 
 
 # --- a site of which a part is attacked ---------------------------------------------------------------------
@@ -108,8 +149,8 @@ def test_parts_that_do_not_belong_together_raise_no_alarm_and_say_what_was_not_a
     assert part.apart
     findings = broken_promises(part, RNG(seed))
     assert [f.says for f in findings if f.alarm] == []
-    assert [f.says for f in findings if f.attack == exposures.NOT_ASKED] == [findings[2].says]
-    assert "both are too many" in findings[2].says
+    assert [f.says for f in findings if f.attack == exposures.NOT_ASKED] == [f.says for f in findings[2:]]
+    assert "both are too many" in findings[2].says and "which release is of which image" in findings[3].says
 
 
 def test_of_large_images_fewer_are_attacked(large, monkeypatch):
