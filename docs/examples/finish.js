@@ -82,7 +82,8 @@ function conditionsOf(tensors, metadata, bundle, count) {
     throw new Error(`text of ${metadata.text_encoder} does not fit the bundle's ${bundle.text_encoder ?? 'none'}.`);
   }
   for (let row = 0; row < count; row++) {
-    if (!labels && !text) rows[row * width + width - 1] = 1;
+    // Nothing is said of an image: no text, and no labels or none that the bundle knows of.
+    if (!text && (!labels || known.length === 0)) rows[row * width + width - 1] = 1;
     for (let i = 0; text && i < bundle.text_width; i++) {
       rows[row * width + known.length + i] = half(text[row * bundle.text_width + i]);
     }

@@ -61,14 +61,14 @@ def finish(folder: Path, space: ConditionSpace, one: Intermediate) -> subprocess
     )
 
 
-def intermediate(labels: bool, text: TextSpace | None) -> Intermediate:
-    """Four images labelled y x y x, or not; with four texts, one of them empty, or without."""
+def intermediate(labels: bool | str, text: TextSpace | None) -> Intermediate:
+    """Four images labelled y x y x, or not, or with all labels absent; with four texts, one empty, or without."""
     rows = np.array([[1, -1, 1, -1], [2, 0, 0, 0], [0, 0, 0, 0], [1.5, 0.3, -1.25, 0.2]], dtype=np.float16)
     rows[3] /= np.sqrt(np.square(rows[3].astype(np.float64)).mean())
     return Intermediate(
         x=np.ones((4, 1, 2, 2), dtype=np.float32),
         sigma=0.5,
-        labels=np.eye(2, dtype=np.uint8)[[0, 1, 0, 1]] if labels else None,
+        labels=np.eye(2, dtype=np.uint8)[[0, 1, 0, 1]] * (labels != "absent") if labels else None,
         label_names=("y", "x") if labels else (),
         server_model="m",
         sampler="euler",
@@ -81,7 +81,8 @@ def intermediate(labels: bool, text: TextSpace | None) -> Intermediate:
 @pytest.mark.parametrize(
     ("names", "labels", "takes", "text"),
     [(("x", "y"), True, TEXT, TEXT), (("x", "y"), False, TEXT, TEXT), ((), False, TEXT, TEXT),
-     (("x", "y"), True, TEXT, None), (("x", "y"), False, TEXT, None), (("x", "y"), True, None, None)],
+     (("x", "y"), True, TEXT, None), (("x", "y"), False, TEXT, None), (("x", "y"), True, None, None),
+     ((), "absent", None, None), ((), "absent", TEXT, None), ((), "absent", TEXT, TEXT)],
 )  # fmt: skip
 def test_the_rows_are_those_of_python(tmp_path, names, labels, takes, text):
     space, one = ConditionSpace(names, takes), intermediate(labels, text)
