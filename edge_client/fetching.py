@@ -82,6 +82,7 @@ def fetched(
         for start in range(0, wanted.count, at_once):
             rows = range(start, min(start + at_once, wanted.count))
             files.append(stack.enter_context(_part(remote, wanted, rows, image_shape, fits, kept, terms)))
+            files[-1].let_go()
             advance(len(rows))
         try:
             whole = Parts(files)

@@ -160,6 +160,24 @@ def test_a_file_that_is_replaced_is_read_as_it_was(path, tmp_path):
         assert (stream.rows("a", 0, 10) == TENSORS["a"]).all()
 
 
+def test_a_file_that_was_let_go_is_opened_again_and_must_be_the_same(path, tmp_path):
+    with open_stream(path, "thing", 1) as stream:
+        stream.verify()
+        for again in range(2):
+            stream.let_go()
+            assert (stream.rows("a", again, 10) == TENSORS["a"][again:]).all()
+            stream.let_go()
+            assert (stream.left("a")[2:4] == TENSORS["a"][2:4]).all()
+        stream.let_go()
+        tensorfile.write(path, "thing", 1, {}, {name: 0 * t for name, t in TENSORS.items()}, overwrite=True)
+        with pytest.raises(FileFormatError, match="changed while it was read"):
+            stream.rows("a", 0, 10)
+        stream.let_go()
+        path.unlink()
+        with pytest.raises(FileFormatError, match="No such file"):
+            stream.rows("a", 0, 10)
+
+
 # --- memory -------------------------------------------------------------------------------------------------
 
 PEAK_WHILE_READING = """

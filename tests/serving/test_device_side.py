@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +75,24 @@ def test_an_interrupted_delivery_goes_on_with_its_seed_and_its_parts(serve, out)
     assert running.service.engine.state().finished == made + 8
     assert np.array_equal(whole.x[:4], first.x)
     assert len(np.unique(whole.x.reshape(12, -1), axis=0)) == 12
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux tells what a process holds open")
+def test_a_delivery_of_many_parts_holds_few_of_them_open(serve, out):
+    """A process may have 1024 files open, so of 64 images a part a larger order than 65,000 would never end."""
+
+    def held():
+        return sum(out in link.resolve().parents for link in Path("/proc/self/fd").iterdir())
+
+    running = serve(slots=4)
+    with remote_of(running) as remote:
+        with fetched(remote, Wanted("north", 12, seed=3), SHAPE, out, part_images=1) as whole:
+            assert held() <= 1
+            digest, x = whole.digest, [whole.block(slice(i, i + 1)).x for i in range(12)]
+            assert held() <= 1
+        once = Server.load(running.folder, CPU).deliver("north", 12, seed=3, batch_size=4)
+    assert np.array_equal(np.concatenate(x), once.x)
+    assert digest == once.digest
 
 
 def test_a_device_asks_for_no_more_at_once_than_the_server_makes(serve, out):
