@@ -30,6 +30,15 @@ def programs(monkeypatch, code: str) -> None:
     monkeypatch.setattr(child, "PROGRAM", code.replace("{", "{{").replace("}", "}}"))
 
 
+def test_a_verdict_of_another_machine_is_none(halving, monkeypatch):
+    """A home folder may lie on a network or be copied with a memory card; other chips have other kernels."""
+    Finisher.load(halving)
+    programs(monkeypatch, "raise SystemExit(7)")
+    monkeypatch.setattr(proof.machine, "identity", lambda: "another")
+    with pytest.raises(FileFormatError, match="exit code 7"):
+        Finisher.load(halving)
+
+
 def test_a_bundle_is_tried_once_for_this_onnxruntime(halving, monkeypatch):
     Finisher.load(halving)
     programs(monkeypatch, "raise SystemExit(7)")
