@@ -7,7 +7,7 @@ shaped it. Files come in blocks of one label, so both halves hold all labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from collafuse.core import intermediate as intermediates
 from collafuse.core.bundle import INPUTS, MAX_PSNR_DB, BundleInfo, Loss
-from collafuse.core.conditioning import unconditional
+from collafuse.core.conditioning import dealt_labels, unconditional
 from collafuse.core.errors import MismatchError
+from collafuse.core.intermediate import Intermediate
 from collafuse.core.noise import SIGMA_SLACK
 from collafuse.core.pairing import check_pair, conditions_for
 from collafuse.core.pictures import Pixels, to_uint8
@@ -78,7 +79,7 @@ def read(path: Path, info: BundleInfo) -> tuple[Batch, Batch]:
             f"{path} holds {len(found)} images; to calibrate and measure, at least {MIN_IMAGES} are needed: let the "
             "server deliver more (collafuse deliver -n 256)."
         )
-    conditions = conditions_for(found, info.space)
+    conditions = conditions_for(_as_finished(found, info), info.space)
     stride = 2 * -(-len(found) // MAX_IMAGES)
 
     def every(first: int) -> Batch:
@@ -86,6 +87,15 @@ def read(path: Path, info: BundleInfo) -> tuple[Batch, Batch]:
         return Batch(found.x[rows].astype(np.float32), conditions[rows], found.history(rows))
 
     return every(0), every(stride // 2)
+
+
+def _as_finished(found: Intermediate, info: BundleInfo) -> Intermediate:
+    """What a device makes of these. Labels that the site keeps from the server are chosen there, so here each image
+    shows one of them in turn: without any, guidance would have nothing to lose on."""
+    if found.labelled or not info.labels_kept or not info.label_names:
+        return found
+    known = info.label_names
+    return replace(found, labels=dealt_labels(len(found), range(len(known)), len(known)), label_names=known)
 
 
 def calibration_inputs(model: Model, batch: Batch, info: BundleInfo) -> Iterator[Inputs]:

@@ -48,6 +48,32 @@ def test_both_halves_hold_all_labels(delivered, info):
         assert half.conditions.any(axis=0).tolist() == [True, True, True, False]
 
 
+@pytest.fixture
+def bare(delivered, tmp_path):
+    """What a server delivers to a site that keeps its labels."""
+    path = tmp_path / "bare.safetensors"
+    path.write_bytes(delivered.read_bytes())
+    write(path, labels=None, label_names=())
+    return path
+
+
+def test_where_the_site_keeps_its_labels_both_halves_show_them_as_its_devices_choose_them(bare, delivered, info):
+    kept = dataclasses.replace(info, labels_kept=True)
+    for half in calibration.read(bare, kept):
+        assert half.conditions.any(axis=0).tolist() == [True, True, True, False]
+    for half in (*calibration.read(bare, info), *calibration.read(bare, dataclasses.replace(kept, label_names=()))):
+        assert (half.conditions == np.eye(half.conditions.shape[1])[-1]).all()
+    as_delivered = calibration.read(delivered, kept)[0]
+    np.testing.assert_array_equal(as_delivered.conditions, calibration.read(delivered, info)[0].conditions)
+
+
+def test_the_loss_of_kept_labels_counts_what_guidance_makes_of_them(bare, info, reduced, model):
+    reduced = OnnxStep(reduced["int8"].read_bytes())
+    plain, guided = (dataclasses.replace(info, labels_kept=True, guidance=weight) for weight in (1.0, 8.0))
+    losses = [measure_loss(model, reduced, calibration.read(bare, one)[1], one) for one in (plain, guided)]
+    assert losses[1].psnr_db < losses[0].psnr_db - 1
+
+
 def test_a_long_file_is_thinned_evenly(delivered, info, monkeypatch):
     monkeypatch.setattr(calibration, "MAX_IMAGES", 12)
     everything = intermediates.read(delivered).x
