@@ -122,6 +122,8 @@ class TensorStream:
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop) of a tensor of a verified file. Raises FileFormatError when they changed since."""
         layout = self.layouts[name]
+        if not layout.size:
+            return np.empty((stop - start, *layout.shape[1:]), dtype=layout.dtype)
         parts = []
         for first in range(start - start % layout.block_rows, stop, layout.block_rows):
             block = self._block(name, first)

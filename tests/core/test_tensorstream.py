@@ -42,6 +42,16 @@ def test_every_stretch_of_rows_comes_back(path):
         assert stream.fields.number("number") == 0.5
 
 
+def test_rows_without_numbers_are_rows_all_the_same(tmp_path):
+    """As the labels of intermediates that name none."""
+    empty = np.zeros((10, 0), np.uint8)
+    (tmp_path / "a.thing").write_bytes(tensorfile.to_bytes("thing", 1, {}, {**TENSORS, "none": empty}))
+    with open_stream(tmp_path / "a.thing", "thing", 1) as stream:
+        stream.verify()
+        assert stream.rows("none", 2, 7).shape == (5, 0)
+        assert (stream.rows("a", 2, 7) == TENSORS["a"][2:7]).all()
+
+
 def test_the_first_pass_shows_every_value_once_in_blocks(path):
     seen: dict[str, list] = {}
     with open_stream(path, "thing", 1) as stream:
