@@ -24,6 +24,8 @@ from .tensorfile import begin_digest, digest_tensor_name, open_file, read_head, 
 
 BLOCK_BYTES = 1 << 20
 """About how much of one tensor is held at a time; a single row may be larger."""
+MAX_AXES = 8
+"""Of one tensor; ours have four at most, and NumPy has an end as well."""
 DTYPES = {
     name: np.dtype(code)
     for name, code in zip(
@@ -195,7 +197,7 @@ def _layouts(head: bytes, size: int, source: str) -> dict[str, Layout]:
     for name, entry in header.items():
         try:
             dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-            natural = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+            natural = len(shape) <= MAX_AXES and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{source} is damaged (tensor {shown(name)}); get the file anew.") from error
         if not natural or end - begin != math.prod(shape) * dtype.itemsize:
