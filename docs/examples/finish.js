@@ -142,6 +142,9 @@ async function main(bundleFile, intermediatesFile, folder) {
     throw new Error(`images [${imageShape}] at sigma ${metadata.sigma} do not fit the bundle's ` +
       `[${bundle.image_shape}] at sigma ${bundle.sigma_max}.`);
   }
+  if (![1, 3].includes(imageShape[0])) {
+    throw new Error(`images with ${imageShape[0]} channels; PGM and PPM files hold 1 (grey) or 3 (RGB).`);
+  }
   if (dtype !== 'F32') throw new Error(`x is ${dtype}, expected F32; let the server deliver without --half.`);
   const x = new Float32Array(buffer);
   if (!x.every(Number.isFinite)) throw new Error(`${intermediatesFile} holds values that are not finite.`);

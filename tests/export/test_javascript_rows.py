@@ -5,6 +5,7 @@ A stand-in for onnxruntime-node writes down what it is given, so that node alone
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -46,7 +47,8 @@ def finish(folder: Path, space: ConditionSpace, one: Intermediate) -> subprocess
     (package / "index.js").write_text(STAND_IN)
     text = {} if space.text is None else {"text_encoder": space.text.encoder, "text_width": space.text.width}
     answer = {"sigmas": [0.5] * 4, "values": [0.0] * 4, "tolerance": 1.0}
-    about = {"graph": "whole", "image_shape": [1, 2, 2], "sigma_max": 0.5, "label_names": list(space.label_names)}
+    names, shape = list(space.label_names), list(one.image_shape)
+    about = {"graph": "whole", "image_shape": shape, "sigma_max": 0.5, "label_names": names}
     model = onnx.ModelProto()
     helper.set_model_props(model, {"collafuse": json.dumps(about | {"known_answer": answer} | text)})
     (folder / "a.onnx").write_bytes(model.SerializeToString())
@@ -98,3 +100,11 @@ def test_the_rows_are_those_of_python(tmp_path, names, labels, takes, text):
 def test_text_of_another_encoder_is_refused(tmp_path, takes):
     done = finish(tmp_path, ConditionSpace(("x", "y"), takes), intermediate(True, TEXT))
     assert done.returncode == 1 and "text of t5-4-00 does not fit the bundle's" in done.stderr
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_pictures_that_no_pgm_or_ppm_file_holds_are_refused(tmp_path, channels):
+    four = dataclasses.replace(intermediate(False, None), x=np.ones((4, channels, 2, 2), dtype=np.float32))
+    done = finish(tmp_path, ConditionSpace(()), four)
+    assert done.returncode == 1 and f"images with {channels} channels" in done.stderr
+    assert not (tmp_path / "out").exists()
