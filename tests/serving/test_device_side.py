@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -100,6 +101,23 @@ def test_a_device_asks_for_no_more_at_once_than_the_server_makes(serve, out):
     with remote_of(running) as remote:
         assert len(fetch(remote, Wanted("north", 8), SHAPE, out, advance=seen.append)) == 8
     assert seen == [3, 3, 2]
+
+
+def test_an_interrupted_delivery_goes_on_where_the_server_makes_fewer_at_once_by_then(serve, out):
+    running, wanted = serve(slots=4, request_images=8), Wanted("north", 20, seed=3)
+
+    def stop_after_the_first(count):
+        raise KeyboardInterrupt
+
+    with remote_of(running) as remote:
+        with pytest.raises(KeyboardInterrupt):
+            fetch(remote, wanted, SHAPE, out, advance=stop_after_the_first)
+        fewer = dataclasses.replace(running.service.limits, request_images=3)
+        running.service.limits = running.service.shares.limits = fewer
+        made, seen = running.service.engine.state().finished, []
+        whole = fetch(remote, wanted, SHAPE, out, advance=seen.append)
+    assert running.service.engine.state().finished == made + 12 and seen == [8, 8, 4]
+    assert whole.digest == Server.load(running.folder, CPU).deliver("north", 20, seed=3, batch_size=4).digest
 
 
 def test_a_device_waits_for_as_long_as_the_server_may_take(serve, out, monkeypatch):
