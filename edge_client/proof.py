@@ -51,7 +51,7 @@ def require(bundle: Bundle, say: Callable[[str], None] = lambda text: None) -> N
     except ChildError as error:
         raise FileFormatError(
             f"onnxruntime {onnxruntime.__version__} was given the bundle in a process of its own first, where {error}; "
-            "it is not loaded. Export it again, or use another onnxruntime."
+            "it is not loaded. Export it again or smaller, or use another onnxruntime."
         ) from error
     if refused:
         raise FileFormatError(str(refused))

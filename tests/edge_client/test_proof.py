@@ -67,6 +67,7 @@ def test_another_bundle_is_tried_anew(halving, monkeypatch):
     ("code", "what"),
     [
         ("import os; os.abort()", r"it crashed \(SIGABRT\); it is not loaded"),
+        ("import os; os.kill(os.getpid(), 24)", r"it used up its processor time \(SIGXCPU\); it is not loaded"),
         ("import time; time.sleep(60)", "it did not finish within 1 s"),
         ("print('no answer')", "it failed with exit code 0"),
     ],
