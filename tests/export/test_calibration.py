@@ -10,6 +10,7 @@ import pytest
 from collafuse.core import bundle as bundles
 from collafuse.core import intermediate as intermediates
 from collafuse.core.bundle import MAX_PSNR_DB, Loss
+from collafuse.core.conditioning import TextSpace
 from collafuse.core.errors import FileFormatError, MismatchError
 from collafuse.core.noise import client_sigmas
 from collafuse.core.pictures import to_uint8
@@ -65,6 +66,21 @@ def test_where_the_site_keeps_its_labels_both_halves_show_them_as_its_devices_ch
         assert (half.conditions == np.eye(half.conditions.shape[1])[-1]).all()
     as_delivered = calibration.read(delivered, kept)[0]
     np.testing.assert_array_equal(as_delivered.conditions, calibration.read(delivered, info)[0].conditions)
+
+
+def test_where_the_site_keeps_its_text_both_halves_show_some(bare, delivered, info):
+    """Without any, guidance would compare what shows no text with itself."""
+    kept = dataclasses.replace(info, text=TextSpace("t5-6-00", 6), text_kept=True)
+    columns = kept.space.text_columns
+    for path in (bare, delivered):
+        halves = calibration.read(path, kept)
+        for half in halves:
+            text, flags = half.conditions[:, columns], half.conditions[:, -1]
+            np.testing.assert_allclose(np.square(text).mean(axis=1), 1.0, rtol=0.01)
+            assert len(np.unique(text, axis=0)) == len(half.x) and not flags.any()
+        assert halves[0].conditions[:, kept.space.label_columns].any() == (path == delivered)
+    for half in calibration.read(delivered, dataclasses.replace(kept, text_kept=False)):
+        assert not half.conditions[:, columns].any()
 
 
 def test_the_loss_of_kept_labels_counts_what_guidance_makes_of_them(bare, info, reduced, model):
