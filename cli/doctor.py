@@ -28,7 +28,7 @@ def doctor(
     from edge_client.doctor import OK, PROBLEM, WARNING, examine, exit_code
 
     checks = []
-    for check in examine(bundle, threads):
+    for check in examine(bundle, threads, say):
         checks.append(check)
         if not as_json:
             print(f"{check.status:<8} {check.name}: {check.found}", flush=True)

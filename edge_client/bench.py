@@ -24,7 +24,7 @@ from collafuse.core.knownanswer import known_answer_input
 from . import machine
 from .child import environment
 from .finisher import Finisher, Settings
-from .providers import default_batch_size
+from .providers import default_batch_size, named
 from .scratch import scratch_folder
 from .trial import seconds_per_call
 from .trust import keys_in_force
@@ -139,7 +139,6 @@ def bench(
             f"batch sizes {list(batch_sizes)}, {repetitions} repetitions; expected sizes from 1 to 4096 and 1 to "
             f"{MAX_REPETITIONS} repetitions."
         )
-    say("Starting fresh processes ...")
     options = [*_option("--provider", provider), *_option("--threads", threads)]
     options += [*_option("--steps", steps), *_option("--sampler", sampler)]
     finisher = Finisher.load(
@@ -152,6 +151,10 @@ def bench(
         say=say,
     )
     info, model = finisher.bundle.info, finisher.model
+    engines = (
+        f", {STARTS} of which build an engine; this takes minutes" if named(finisher.provider).builds_engines else ""
+    )
+    say(f"Starting fresh processes{engines} ...")
     start = measure_start([*command, str(path.resolve())], options, sample(info, 1))
     sizes = tuple(batch_sizes) or (default_batch_size(finisher.provider, info.image_shape),)
     speeds = []

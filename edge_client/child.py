@@ -53,7 +53,8 @@ def run_child(module: str, arguments: Sequence[str], timeout: float, stdin: byte
     except OSError as error:
         raise ChildError(f"it could not be started ({error.strerror})") from error
     if done.returncode < 0:
-        raise ChildError(f"it crashed ({signal.Signals(-done.returncode).name})")
+        name = signal.Signals(-done.returncode).name
+        raise ChildError(f"it {'used up its processor time' if name == 'SIGXCPU' else 'crashed'} ({name})")
     try:
         answer = json.loads(done.stdout)
     except ValueError:

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,8 @@ from .scratch import scratch_folder
 if TYPE_CHECKING:
     from collafuse.core.bundle import Bundle
 
+    from .trial import Trial
+
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 PACKAGES = {"numpy": "1.26", "onnxruntime": "1.23", "pillow": "11", "safetensors": "0.5", "typer": "0.26"}
 """What finishing needs, and the oldest versions that we rely on, as in pyproject.toml."""
@@ -38,6 +40,12 @@ DISK_MB = 50.0
 ROOM = "free some space, or write elsewhere with -o (TMPDIR for temporary files)"
 ASK_SECONDS = 120.0
 ONE_DAY = 86_400.0
+
+Say = Callable[[str], None]
+
+
+def _nobody(text: str) -> None:
+    """Hears what is said where nobody else does."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,8 @@ class Check:
     exit_code: int = RuntimeMissingError.exit_code
 
 
-def examine(bundle: Path | None = None, threads: int | None = None) -> Iterator[Check]:
-    """Every check in turn, as it is done; those of a bundle where one is given."""
+def examine(bundle: Path | None = None, threads: int | None = None, say: Say = _nobody) -> Iterator[Check]:
+    """Every check in turn, as it is done; those of a bundle where one is given. ``say`` hears what takes minutes."""
     yield _python()
     yield from _packages()
     yield _runtimes()
@@ -64,7 +72,7 @@ def examine(bundle: Path | None = None, threads: int | None = None) -> Iterator[
     yield _clock()
     try:
         with scratch_folder("trying a provider") as folder:
-            yield from _providers(folder, bundle, threads or default_threads())
+            yield from _providers(folder, bundle, threads or default_threads(), say)
     except StorageError as error:
         yield _untried(str(error))
 
@@ -208,7 +216,7 @@ def _clock() -> Check:
     return Check("clock", WARNING, f"{found}, before this program was installed", "timedatectl set-ntp true")
 
 
-def _providers(folder: Path, bundle: Path | None, threads: int) -> Iterator[Check]:
+def _providers(folder: Path, bundle: Path | None, threads: int, say: Say = _nobody) -> Iterator[Check]:
     """Every provider that onnxruntime offers runs a tiny bundle, then the given one, in a process of its own."""
     try:
         answer = run_child("doctor", (str(folder / "tiny.onnx"),), ASK_SECONDS)
@@ -223,32 +231,39 @@ def _providers(folder: Path, bundle: Path | None, threads: int) -> Iterator[Chec
     if (gpu := machine.gpu()) and not {"cuda", "tensorrt"} & set(answer["candidates"]):
         yield Check("gpu", OK, f"{gpu}; this onnxruntime does not use it, and the CPU may well be enough")
     works = []
-    for check in (_provider(folder / "tiny.onnx", name, threads) for name in answer["candidates"]):
+    for check in (_provider(folder / "tiny.onnx", name, threads, say) for name in answer["candidates"]):
         yield check
         works += [check] if check.status == OK else []
     if bundle is not None and works:
-        yield from _bundle(bundle, [check.name.removeprefix("provider ") for check in works], threads)
+        yield from _bundle(bundle, [check.name.removeprefix("provider ") for check in works], threads, say)
 
 
-def _provider(path: Path, name: str, threads: int) -> Check:
-    from .providers import CPU, PROVIDERS
+def _try(path: Path, name: str, threads: int, say: Say) -> Trial:
+    from .providers import PROVIDERS
     from .trial import try_isolated
 
-    trial = try_isolated(path, name, threads)
+    if PROVIDERS[name].builds_engines and machine.tensorrt_version():
+        say(f"Trying {name} on {path.name}; where no engine of it is kept, one is built, which takes minutes.")
+    return try_isolated(path, name, threads)
+
+
+def _provider(path: Path, name: str, threads: int, say: Say = _nobody) -> Check:
+    from .providers import CPU, PROVIDERS
+
+    trial = _try(path, name, threads, say)
     if trial.milliseconds is not None:
         return Check(f"provider {name}", OK, "runs a small graph and gives its known answer")
     status = PROBLEM if name == CPU else WARNING
     return Check(f"provider {name}", status, f"offered, but fails: {trial.failure}", PROVIDERS[name].remedy)
 
 
-def _bundle(path: Path, names: list[str], threads: int) -> Iterator[Check]:
+def _bundle(path: Path, names: list[str], threads: int, say: Say = _nobody) -> Iterator[Check]:
     from collafuse.core import bundle as bundles
     from collafuse.core.noise import client_sigmas
     from collafuse.core.samplers import evaluations
 
     from . import proof
     from .denoiser import require_step
-    from .trial import try_isolated
 
     try:
         bundle = bundles.read(path)
@@ -268,7 +283,7 @@ def _bundle(path: Path, names: list[str], threads: int) -> Iterator[Check]:
     except CollaFuseError as error:
         yield Check("bundle runs", PROBLEM, str(error), "get another from its site", error.exit_code)
         return
-    trials = [try_isolated(path, name, threads) for name in names]
+    trials = [_try(path, name, threads, say) for name in names]
     any_works = any(trial.milliseconds is not None for trial in trials)
     for name, trial in zip(names, trials, strict=True):
         if trial.milliseconds is None:

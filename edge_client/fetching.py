@@ -81,7 +81,9 @@ def fetched(
         files = []
         for start in range(0, wanted.count, at_once):
             rows = range(start, min(start + at_once, wanted.count))
-            files.append(stack.enter_context(_part(remote, wanted, rows, image_shape, fits, kept, terms)))
+            for file in _part(remote, wanted, rows, image_shape, fits, kept, terms):
+                files.append(stack.enter_context(file))
+                file.let_go()
             advance(len(rows))
         try:
             whole = Parts(files)
@@ -148,14 +150,22 @@ def _part(
     fits: Callable[[Source], None],
     kept: Path,
     terms: Callable[[], Terms],
-) -> IntermediateFile:
-    """One part, from the disk if it came before."""
+) -> Iterator[IntermediateFile]:
+    """One part, from the disk if it came before; in several files where the server makes fewer at once by now."""
     path = kept / f"{rows.start}-{rows.stop}.safetensors"
     if path.exists():
         try:
-            return _found(path, wanted, rows, image_shape, fits)
+            file = _found(path, wanted, rows, image_shape, fits)
         except (FileFormatError, MismatchError):
             path.unlink()
+        else:
+            yield file
+            return
+    if len(rows) > (most := terms().images):
+        for start in rows[::most]:
+            fewer = range(start, min(start + most, rows.stop))
+            yield from _part(remote, wanted, fewer, image_shape, fits, kept, terms)
+        return
     body = {name: value for name, value in asdict(wanted).items() if value is not None}
     body |= {"start": rows.start, "stop": rows.stop}
     # Two arrays of float32 images, labels of at most a byte each, text in half precision, and the header.
@@ -164,12 +174,12 @@ def _part(
     seconds = terms().seconds + SPARE_SECONDS
     data = remote.ask("POST", "/v1/intermediates", body=body, limit=limit, seconds=seconds).content
     source = f"the reply of {remote.url}"
-    file = tensorfile.from_bytes(data, intermediates.KIND, intermediates.VERSION, source=source)
-    part = intermediates.from_tensorfile(file, source)
+    tensors = tensorfile.from_bytes(data, intermediates.KIND, intermediates.VERSION, source=source)
+    part = intermediates.from_tensorfile(tensors, source)
     wanted.check(Came.in_memory(part), rows, image_shape)
     fits(part)
     write_bytes(path, data)
-    return IntermediateFile(path)
+    yield IntermediateFile(path)
 
 
 def _found(

@@ -19,7 +19,7 @@ from collafuse.core.atomic import refuse_existing, storage_error, write_bytes
 from collafuse.core.errors import FileFormatError, OutputExistsError, StorageError
 from collafuse.core.metadata import Fields, parse_json
 
-from .pictures import SIGNATURE, read_png
+from .pictures import SIGNATURE, is_png, read_png
 
 RECORD = "job.json"
 SHEET = "sheet.png"
@@ -207,10 +207,11 @@ def _settings_in(text: Mapping[str, str]) -> dict[str, str]:
 
 
 def _is_damaged(path: Path) -> bool:
-    """Whether a file could be what is left of a picture that was being written when the power failed."""
+    """Whether a file could be what is left of a picture that was being written when the power failed. A whole one of a
+    kind that we do not write, such as with transparency, is somebody's own."""
     try:
         with path.open("rb") as file:
             head = file.read(len(SIGNATURE))
     except OSError:
         return False
-    return head == SIGNATURE or not head.strip(b"\0")
+    return not is_png(path) if head == SIGNATURE else not head.strip(b"\0")

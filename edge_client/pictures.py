@@ -73,6 +73,20 @@ def read_png(path: Path) -> Picture | None:
     return Picture(text, pixels.reshape(*pixels.shape[:2], -1))
 
 
+def is_png(path: Path) -> bool:
+    """Whether a file is a whole PNG by its checksums, whatever picture is in it; so is one too large to look into."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            return True
+        with Image.open(path, formats=("PNG",)) as file:
+            file.verify()
+    except Image.DecompressionBombError:
+        return True
+    except DAMAGED:
+        return False
+    return True
+
+
 def labelled_table(
     pictures: Sequence[Sequence[Image.Image]], row_names: Sequence[str], column_names: Sequence[str]
 ) -> Image.Image:

@@ -3,7 +3,7 @@
 The checks of ``collafuse.core.bundle`` keep out what a bundle never holds. What is left is plain arithmetic, but a
 graph can still ask for more memory than there is, compute for minutes, or meet a fault of onnxruntime that ends the
 process (docs/reliability.md has figures). So the first load and the known-answer test run under limits, and that they
-went well is remembered for this bundle and this onnxruntime.
+went well is remembered for this bundle, onnxruntime and machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collafuse.core import bundle as bundles
 from collafuse.core.bundle import Bundle
 from collafuse.core.errors import CollaFuseError, FileFormatError
 
-from . import caches
+from . import caches, machine
 from .child import ChildError, run_child
 from .providers import CPU, default_batch_size
 
@@ -42,7 +42,8 @@ def require(bundle: Bundle, say: Callable[[str], None] = lambda text: None) -> N
     ``say`` hears when that cannot be remembered. Raises FileFormatError, with the sentence of the process that tried it
     or with what became of that process.
     """
-    key = {"bundle": bundle.digest, "onnxruntime": onnxruntime.__version__}
+    # A cache may come from elsewhere: in a home folder on a network, or on a memory card that was copied.
+    key = {"bundle": bundle.digest, "onnxruntime": onnxruntime.__version__, "machine": machine.identity()}
     if caches.read_entry(KIND, key) == PASSED:
         return
     try:
@@ -50,7 +51,7 @@ def require(bundle: Bundle, say: Callable[[str], None] = lambda text: None) -> N
     except ChildError as error:
         raise FileFormatError(
             f"onnxruntime {onnxruntime.__version__} was given the bundle in a process of its own first, where {error}; "
-            "it is not loaded. Export it again, or use another onnxruntime."
+            "it is not loaded. Export it again or smaller, or use another onnxruntime."
         ) from error
     if refused:
         raise FileFormatError(str(refused))

@@ -7,7 +7,7 @@ shaped it. Files come in blocks of one label, so both halves hold all labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from collafuse.core import intermediate as intermediates
 from collafuse.core.bundle import INPUTS, MAX_PSNR_DB, BundleInfo, Loss
-from collafuse.core.conditioning import unconditional
+from collafuse.core.conditioning import TextSpace, dealt_labels, unconditional
 from collafuse.core.errors import MismatchError
+from collafuse.core.intermediate import Intermediate
 from collafuse.core.noise import SIGMA_SLACK
 from collafuse.core.pairing import check_pair, conditions_for
 from collafuse.core.pictures import Pixels, to_uint8
 from collafuse.core.samplers import History
+from collafuse.core.texts import EncodedText
 
 from .runtime import finish
 
@@ -78,7 +80,7 @@ def read(path: Path, info: BundleInfo) -> tuple[Batch, Batch]:
             f"{path} holds {len(found)} images; to calibrate and measure, at least {MIN_IMAGES} are needed: let the "
             "server deliver more (collafuse deliver -n 256)."
         )
-    conditions = conditions_for(found, info.space)
+    conditions = conditions_for(_as_finished(found, info), info.space)
     stride = 2 * -(-len(found) // MAX_IMAGES)
 
     def every(first: int) -> Batch:
@@ -86,6 +88,23 @@ def read(path: Path, info: BundleInfo) -> tuple[Batch, Batch]:
         return Batch(found.x[rows].astype(np.float32), conditions[rows], found.history(rows))
 
     return every(0), every(stride // 2)
+
+
+def _as_finished(found: Intermediate, info: BundleInfo) -> Intermediate:
+    """What a device makes of these. What the site keeps from the server is chosen there, so here each image shows one
+    of the labels in turn, or a text: without any, guidance would have nothing to lose on."""
+    if info.labels_kept and info.label_names and not found.labelled:
+        known = info.label_names
+        found = replace(found, labels=dealt_labels(len(found), range(len(known)), len(known)), label_names=known)
+    if info.text_kept and info.text is not None and found.text is None:
+        found = replace(found, text=_some_text(info.text, len(found)))
+    return found
+
+
+def _some_text(space: TextSpace, count: int) -> EncodedText:
+    """Rows of a text's size, each another, as in a known answer: no encoder is here, and no caption."""
+    rows = np.sin(1.1 * np.arange(1, count + 1)[:, None] + 2.3 * np.arange(space.width))
+    return EncodedText(space, (rows / np.sqrt(np.square(rows).mean(axis=1, keepdims=True))).astype(np.float16))
 
 
 def calibration_inputs(model: Model, batch: Batch, info: BundleInfo) -> Iterator[Inputs]:

@@ -242,7 +242,7 @@ class IntermediateFile(Described):
         self._stream.close()
 
     def let_go(self) -> None:
-        """Forget the blocks that are held, for whoever reads on in another file."""
+        """Forget the blocks that are held and close the file until it is read again."""
         self._stream.let_go()
 
     def blocks(self, name: str) -> Iterator[NDArray[Any]]:

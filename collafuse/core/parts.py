@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from .texts import EncodedText
 
 
 class Parts(Described):
-    """Open files, one after another; at least one. Whoever opened them closes them.
+    """Files, one after another; at least one. Whoever opened them closes them; let go before, they are opened in turn.
 
     Raises MismatchError when they are not of one delivery.
     """
@@ -45,10 +46,11 @@ class Parts(Described):
     def block(self, rows: slice) -> Intermediate:
         """These rows. Raises FileFormatError when a file changed since it was opened."""
         start, stop, _ = rows.indices(len(self))
+        # Of thousands of files, the few that are asked for.
+        here = slice(bisect_right(self._starts, start) - 1, bisect_left(self._starts, stop))
         blocks = [
             self._block_of(file, slice(max(start - first, 0), stop - first))
-            for file, (first, end) in zip(self._files, itertools.pairwise(self._starts), strict=True)
-            if first < stop and start < end
+            for file, first in zip(self._files[here], self._starts[here], strict=True)
         ]
         if len(blocks) == 1:
             return blocks[0]

@@ -24,6 +24,8 @@ from .tensorfile import begin_digest, digest_tensor_name, open_file, read_head, 
 
 BLOCK_BYTES = 1 << 20
 """About how much of one tensor is held at a time; a single row may be larger."""
+MAX_AXES = 8
+"""Of one tensor; ours have four at most, and NumPy has an end as well."""
 DTYPES = {
     name: np.dtype(code)
     for name, code in zip(
@@ -99,8 +101,10 @@ class TensorStream:
         self._file.close()
 
     def let_go(self) -> None:
-        """Forget the blocks that are held, for whoever reads on in another file."""
+        """Forget the blocks that are held and close the file until it is read again, for whoever reads on in another:
+        a process may have some hundred files open."""
         self._held.clear()
+        self._file.close()
 
     def verify(self, check: Check = lambda name, block: None) -> None:
         """Go through the file once. Raises FileFormatError when its digest does not match, or what ``check`` raises."""
@@ -120,6 +124,8 @@ class TensorStream:
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop) of a tensor of a verified file. Raises FileFormatError when they changed since."""
         layout = self.layouts[name]
+        if not layout.size:
+            return np.empty((stop - start, *layout.shape[1:]), dtype=layout.dtype)
         parts = []
         for first in range(start - start % layout.block_rows, stop, layout.block_rows):
             block = self._block(name, first)
@@ -130,7 +136,7 @@ class TensorStream:
         """The rows of a tensor of a verified file, left there. What is read of them is not compared once more: single
         rows in any order would cost a digest of their whole block each."""
         layout = self.layouts[name]
-        return FileRows(self._file, layout.dtype, layout.shape, offset=layout.offset, source=self.source)
+        return FileRows(self._opened(), layout.dtype, layout.shape, offset=layout.offset, source=self.source)
 
     def _block(self, name: str, first: int) -> NDArray[Any]:
         """The block that begins at this row; the last one of each tensor is held, for whoever reads in order."""
@@ -147,12 +153,19 @@ class TensorStream:
     def _read(self, layout: Layout, start: int) -> NDArray[Any]:
         count = min(layout.block_rows, layout.rows - start)
         with reading(self._path, self._kind):
-            self._file.seek(layout.offset + start * layout.row_bytes)
-            data = self._file.read(count * layout.row_bytes)
+            file = self._opened()
+            file.seek(layout.offset + start * layout.row_bytes)
+            data = file.read(count * layout.row_bytes)
         if len(data) != count * layout.row_bytes:
             raise FileFormatError(f"{self.source} became shorter while it was read; get the file anew.")
         shape = (count, *layout.shape[1:]) if layout.shape else ()
         return np.frombuffer(data, dtype=layout.dtype).reshape(shape)
+
+    def _opened(self) -> IO[bytes]:
+        """The file, opened again where it was let go; that another may lie there by now is seen by its blocks."""
+        if self._file.closed:
+            self._file = self._path.open("rb")
+        return self._file
 
     def _damaged(self) -> FileFormatError:
         return FileFormatError(
@@ -184,7 +197,7 @@ def _layouts(head: bytes, size: int, source: str) -> dict[str, Layout]:
     for name, entry in header.items():
         try:
             dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-            natural = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+            natural = len(shape) <= MAX_AXES and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{source} is damaged (tensor {shown(name)}); get the file anew.") from error
         if not natural or end - begin != math.prod(shape) * dtype.itemsize:

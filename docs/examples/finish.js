@@ -82,7 +82,8 @@ function conditionsOf(tensors, metadata, bundle, count) {
     throw new Error(`text of ${metadata.text_encoder} does not fit the bundle's ${bundle.text_encoder ?? 'none'}.`);
   }
   for (let row = 0; row < count; row++) {
-    if (!labels && !text) rows[row * width + width - 1] = 1;
+    // Nothing is said of an image: no text, and no labels or none that the bundle knows of.
+    if (!text && (!labels || known.length === 0)) rows[row * width + width - 1] = 1;
     for (let i = 0; text && i < bundle.text_width; i++) {
       rows[row * width + known.length + i] = half(text[row * bundle.text_width + i]);
     }
@@ -140,6 +141,9 @@ async function main(bundleFile, intermediatesFile, folder) {
   if (String(imageShape) !== String(bundle.image_shape) || Math.abs(metadata.sigma / bundle.sigma_max - 1) > 1e-6) {
     throw new Error(`images [${imageShape}] at sigma ${metadata.sigma} do not fit the bundle's ` +
       `[${bundle.image_shape}] at sigma ${bundle.sigma_max}.`);
+  }
+  if (![1, 3].includes(imageShape[0])) {
+    throw new Error(`images with ${imageShape[0]} channels; PGM and PPM files hold 1 (grey) or 3 (RGB).`);
   }
   if (dtype !== 'F32') throw new Error(`x is ${dtype}, expected F32; let the server deliver without --half.`);
   const x = new Float32Array(buffer);

@@ -42,6 +42,16 @@ def test_every_stretch_of_rows_comes_back(path):
         assert stream.fields.number("number") == 0.5
 
 
+def test_rows_without_numbers_are_rows_all_the_same(tmp_path):
+    """As the labels of intermediates that name none."""
+    empty = np.zeros((10, 0), np.uint8)
+    (tmp_path / "a.thing").write_bytes(tensorfile.to_bytes("thing", 1, {}, {**TENSORS, "none": empty}))
+    with open_stream(tmp_path / "a.thing", "thing", 1) as stream:
+        stream.verify()
+        assert stream.rows("none", 2, 7).shape == (5, 0)
+        assert (stream.rows("a", 2, 7) == TENSORS["a"][2:7]).all()
+
+
 def test_the_first_pass_shows_every_value_once_in_blocks(path):
     seen: dict[str, list] = {}
     with open_stream(path, "thing", 1) as stream:
@@ -106,7 +116,8 @@ def test_tensors_that_share_bytes_or_leave_gaps_are_refused(path, offsets):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("dtype", "BF16"), ("dtype", "F8"), ("dtype", ["F32"]), ("dtype", None)]
-    + [("shape", v) for v in ([0, 1 << 40], [1 << 62, 4], [-1], [-10, -6], [60.0], ["60"], None, [True] * 6)],
+    + [("shape", v) for v in ([0, 1 << 40], [1 << 62, 4], [-1], [-10, -6], [60.0], ["60"], None, [True] * 6)]
+    + [("shape", [1] * 70 + [60])],  # right, but NumPy has no arrays of so many axes
 )
 def test_types_and_shapes_that_do_not_fit_are_refused(path, field, value):
     header, payload = safetensors_parts(path.read_bytes())
@@ -158,6 +169,24 @@ def test_a_file_that_is_replaced_is_read_as_it_was(path, tmp_path):
         stream.verify()
         tensorfile.write(path, "thing", 1, {}, {"a": np.zeros((10, 6), np.float32)}, overwrite=True)
         assert (stream.rows("a", 0, 10) == TENSORS["a"]).all()
+
+
+def test_a_file_that_was_let_go_is_opened_again_and_must_be_the_same(path, tmp_path):
+    with open_stream(path, "thing", 1) as stream:
+        stream.verify()
+        for again in range(2):
+            stream.let_go()
+            assert (stream.rows("a", again, 10) == TENSORS["a"][again:]).all()
+            stream.let_go()
+            assert (stream.left("a")[2:4] == TENSORS["a"][2:4]).all()
+        stream.let_go()
+        tensorfile.write(path, "thing", 1, {}, {name: 0 * t for name, t in TENSORS.items()}, overwrite=True)
+        with pytest.raises(FileFormatError, match="changed while it was read"):
+            stream.rows("a", 0, 10)
+        stream.let_go()
+        path.unlink()
+        with pytest.raises(FileFormatError, match="No such file"):
+            stream.rows("a", 0, 10)
 
 
 # --- memory -------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from collafuse.core import bundle as bundles
 from collafuse.core.errors import CollaFuseError, FileFormatError, StorageError, UsageError
 from edge_client import Finisher
 from edge_client import bench as benches
-from edge_client.bench import COLUMNS, bench, measure_speed, sample
+from edge_client.bench import COLUMNS, Start, bench, measure_speed, sample
+from edge_client.providers import PROVIDERS, Provider
 from edge_client.tinybundle import tiny_bundle
 from tests.bundles import halving_bundle, halving_info
 
@@ -62,6 +63,22 @@ def test_everything_is_measured_in_one_go(halving, few_starts, tmp_path, monkeyp
     assert said
     kept = [path.relative_to(tmp_path / "cache") for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert all("provider" not in str(path) for path in kept)  # what was measured is not taken for a verdict
+
+
+def test_starts_that_build_an_engine_are_announced(halving, monkeypatch):
+    """With an empty cache each first start builds one, which takes minutes."""
+    said = []
+
+    def measured(*_):
+        said.append("measured")
+        return Start(1.0, 1.0, None)
+
+    monkeypatch.setattr(benches, "measure_start", measured)
+    for builds in (False, True):
+        monkeypatch.setitem(PROVIDERS, "same", Provider("same", "CPUExecutionProvider", "", builds_engines=builds))
+        bench(halving, FINISH, provider="same", repetitions=1, say=said.append)
+    before = [said[i - 1] for i, one in enumerate(said) if one == "measured"]
+    assert [("engine" in one, "minutes" in one) for one in before] == [(False, False), (True, True)]
 
 
 def test_the_command_prints_a_row_below_its_head_or_json(halving, few_starts, monkeypatch, capsys):

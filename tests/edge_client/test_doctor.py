@@ -16,7 +16,7 @@ from onnx import helper
 
 from collafuse.core import bundle as bundles
 from collafuse.core.errors import MismatchError, StorageError
-from edge_client import caches, child, doctor, proof, trial
+from edge_client import caches, child, doctor, machine, proof, trial
 from edge_client.child import run_child
 from edge_client.denoiser import known_answer_error
 from edge_client.doctor import OK, PROBLEM, WARNING, Check, examine, exit_code, installed_runtimes
@@ -222,6 +222,26 @@ def test_without_the_cpu_nothing_works(monkeypatch):
     checks = list(examine())
     assert exit_code(checks) == 11 and named(checks, "provider cpu").status == PROBLEM
     assert "SIGILL" in named(checks, "provider cpu").found
+
+
+def test_engines_are_announced_before_they_are_built(monkeypatch, tmp_path):
+    """Each may take minutes, in which the command would seem to hang."""
+    said, tried = [], []
+
+    def built(path, name, threads):
+        tried.append((path.name, name, len(said)))
+        return Trial(name, 1.0, "")
+
+    monkeypatch.setattr(trial, "try_isolated", built)
+    monkeypatch.setattr(proof, "require", lambda bundle: None)
+    monkeypatch.setattr(machine, "tensorrt_version", lambda: "101300")
+    answer = {"unwritten": "", "version": "1", "offered": [], "candidates": ["cpu", "tensorrt"]}
+    monkeypatch.setattr(doctor, "run_child", lambda *_: answer)
+    (tmp_path / "a.onnx").write_bytes(halving_bundle())
+    list(examine(tmp_path / "a.onnx", say=said.append))
+    tiny, given = "tiny.onnx", "a.onnx"
+    assert tried == [(tiny, "cpu", 0), (tiny, "tensorrt", 1), (given, "cpu", 1), (given, "tensorrt", 2)]
+    assert all("engine" in one and "minutes" in one for one in said)
 
 
 def test_a_bundle_that_finishing_would_refuse_is_a_problem_and_is_not_run(monkeypatch, tmp_path):

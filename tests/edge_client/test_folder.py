@@ -185,12 +185,12 @@ def test_the_folder_of_another_job_is_refused(finisher, tmp_path, other):
     assert contents(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("mine", [b"my own words", "picture"])
+@pytest.mark.parametrize("mine", [b"my own words", "L", "RGBA", "P", "I;16"])
 def test_a_file_of_ones_own_in_an_interrupted_job_is_refused(finisher, tmp_path, mine):
     interrupted(finisher, batch(), tmp_path / "out", after=2)
     path = tmp_path / "out" / "000003.png"
-    if mine == "picture":
-        Image.new("L", (2, 2)).save(path)
+    if isinstance(mine, str):
+        Image.new(mine, (2, 2)).save(path)
     else:
         path.write_bytes(mine)
     before = contents(tmp_path / "out")

@@ -30,6 +30,15 @@ def programs(monkeypatch, code: str) -> None:
     monkeypatch.setattr(child, "PROGRAM", code.replace("{", "{{").replace("}", "}}"))
 
 
+def test_a_verdict_of_another_machine_is_none(halving, monkeypatch):
+    """A home folder may lie on a network or be copied with a memory card; other chips have other kernels."""
+    Finisher.load(halving)
+    programs(monkeypatch, "raise SystemExit(7)")
+    monkeypatch.setattr(proof.machine, "identity", lambda: "another")
+    with pytest.raises(FileFormatError, match="exit code 7"):
+        Finisher.load(halving)
+
+
 def test_a_bundle_is_tried_once_for_this_onnxruntime(halving, monkeypatch):
     Finisher.load(halving)
     programs(monkeypatch, "raise SystemExit(7)")
@@ -58,6 +67,7 @@ def test_another_bundle_is_tried_anew(halving, monkeypatch):
     ("code", "what"),
     [
         ("import os; os.abort()", r"it crashed \(SIGABRT\); it is not loaded"),
+        ("import os; os.kill(os.getpid(), 24)", r"it used up its processor time \(SIGXCPU\); it is not loaded"),
         ("import time; time.sleep(60)", "it did not finish within 1 s"),
         ("print('no answer')", "it failed with exit code 0"),
     ],

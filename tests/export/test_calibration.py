@@ -10,6 +10,7 @@ import pytest
 from collafuse.core import bundle as bundles
 from collafuse.core import intermediate as intermediates
 from collafuse.core.bundle import MAX_PSNR_DB, Loss
+from collafuse.core.conditioning import TextSpace
 from collafuse.core.errors import FileFormatError, MismatchError
 from collafuse.core.noise import client_sigmas
 from collafuse.core.pictures import to_uint8
@@ -46,6 +47,47 @@ def test_no_image_both_calibrates_and_measures(delivered, info):
 def test_both_halves_hold_all_labels(delivered, info):
     for half in calibration.read(delivered, info):
         assert half.conditions.any(axis=0).tolist() == [True, True, True, False]
+
+
+@pytest.fixture
+def bare(delivered, tmp_path):
+    """What a server delivers to a site that keeps its labels."""
+    path = tmp_path / "bare.safetensors"
+    path.write_bytes(delivered.read_bytes())
+    write(path, labels=None, label_names=())
+    return path
+
+
+def test_where_the_site_keeps_its_labels_both_halves_show_them_as_its_devices_choose_them(bare, delivered, info):
+    kept = dataclasses.replace(info, labels_kept=True)
+    for half in calibration.read(bare, kept):
+        assert half.conditions.any(axis=0).tolist() == [True, True, True, False]
+    for half in (*calibration.read(bare, info), *calibration.read(bare, dataclasses.replace(kept, label_names=()))):
+        assert (half.conditions == np.eye(half.conditions.shape[1])[-1]).all()
+    as_delivered = calibration.read(delivered, kept)[0]
+    np.testing.assert_array_equal(as_delivered.conditions, calibration.read(delivered, info)[0].conditions)
+
+
+def test_where_the_site_keeps_its_text_both_halves_show_some(bare, delivered, info):
+    """Without any, guidance would compare what shows no text with itself."""
+    kept = dataclasses.replace(info, text=TextSpace("t5-6-00", 6), text_kept=True)
+    columns = kept.space.text_columns
+    for path in (bare, delivered):
+        halves = calibration.read(path, kept)
+        for half in halves:
+            text, flags = half.conditions[:, columns], half.conditions[:, -1]
+            np.testing.assert_allclose(np.square(text).mean(axis=1), 1.0, rtol=0.01)
+            assert len(np.unique(text, axis=0)) == len(half.x) and not flags.any()
+        assert halves[0].conditions[:, kept.space.label_columns].any() == (path == delivered)
+    for half in calibration.read(delivered, dataclasses.replace(kept, text_kept=False)):
+        assert not half.conditions[:, columns].any()
+
+
+def test_the_loss_of_kept_labels_counts_what_guidance_makes_of_them(bare, info, reduced, model):
+    reduced = OnnxStep(reduced["int8"].read_bytes())
+    plain, guided = (dataclasses.replace(info, labels_kept=True, guidance=weight) for weight in (1.0, 8.0))
+    losses = [measure_loss(model, reduced, calibration.read(bare, one)[1], one) for one in (plain, guided)]
+    assert losses[1].psnr_db < losses[0].psnr_db - 1
 
 
 def test_a_long_file_is_thinned_evenly(delivered, info, monkeypatch):

@@ -5,6 +5,7 @@ A stand-in for onnxruntime-node writes down what it is given, so that node alone
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -46,7 +47,8 @@ def finish(folder: Path, space: ConditionSpace, one: Intermediate) -> subprocess
     (package / "index.js").write_text(STAND_IN)
     text = {} if space.text is None else {"text_encoder": space.text.encoder, "text_width": space.text.width}
     answer = {"sigmas": [0.5] * 4, "values": [0.0] * 4, "tolerance": 1.0}
-    about = {"graph": "whole", "image_shape": [1, 2, 2], "sigma_max": 0.5, "label_names": list(space.label_names)}
+    names, shape = list(space.label_names), list(one.image_shape)
+    about = {"graph": "whole", "image_shape": shape, "sigma_max": 0.5, "label_names": names}
     model = onnx.ModelProto()
     helper.set_model_props(model, {"collafuse": json.dumps(about | {"known_answer": answer} | text)})
     (folder / "a.onnx").write_bytes(model.SerializeToString())
@@ -61,14 +63,14 @@ def finish(folder: Path, space: ConditionSpace, one: Intermediate) -> subprocess
     )
 
 
-def intermediate(labels: bool, text: TextSpace | None) -> Intermediate:
-    """Four images labelled y x y x, or not; with four texts, one of them empty, or without."""
+def intermediate(labels: bool | str, text: TextSpace | None) -> Intermediate:
+    """Four images labelled y x y x, or not, or with all labels absent; with four texts, one empty, or without."""
     rows = np.array([[1, -1, 1, -1], [2, 0, 0, 0], [0, 0, 0, 0], [1.5, 0.3, -1.25, 0.2]], dtype=np.float16)
     rows[3] /= np.sqrt(np.square(rows[3].astype(np.float64)).mean())
     return Intermediate(
         x=np.ones((4, 1, 2, 2), dtype=np.float32),
         sigma=0.5,
-        labels=np.eye(2, dtype=np.uint8)[[0, 1, 0, 1]] if labels else None,
+        labels=np.eye(2, dtype=np.uint8)[[0, 1, 0, 1]] * (labels != "absent") if labels else None,
         label_names=("y", "x") if labels else (),
         server_model="m",
         sampler="euler",
@@ -81,7 +83,8 @@ def intermediate(labels: bool, text: TextSpace | None) -> Intermediate:
 @pytest.mark.parametrize(
     ("names", "labels", "takes", "text"),
     [(("x", "y"), True, TEXT, TEXT), (("x", "y"), False, TEXT, TEXT), ((), False, TEXT, TEXT),
-     (("x", "y"), True, TEXT, None), (("x", "y"), False, TEXT, None), (("x", "y"), True, None, None)],
+     (("x", "y"), True, TEXT, None), (("x", "y"), False, TEXT, None), (("x", "y"), True, None, None),
+     ((), "absent", None, None), ((), "absent", TEXT, None), ((), "absent", TEXT, TEXT)],
 )  # fmt: skip
 def test_the_rows_are_those_of_python(tmp_path, names, labels, takes, text):
     space, one = ConditionSpace(names, takes), intermediate(labels, text)
@@ -97,3 +100,11 @@ def test_the_rows_are_those_of_python(tmp_path, names, labels, takes, text):
 def test_text_of_another_encoder_is_refused(tmp_path, takes):
     done = finish(tmp_path, ConditionSpace(("x", "y"), takes), intermediate(True, TEXT))
     assert done.returncode == 1 and "text of t5-4-00 does not fit the bundle's" in done.stderr
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_pictures_that_no_pgm_or_ppm_file_holds_are_refused(tmp_path, channels):
+    four = dataclasses.replace(intermediate(False, None), x=np.ones((4, channels, 2, 2), dtype=np.float32))
+    done = finish(tmp_path, ConditionSpace(()), four)
+    assert done.returncode == 1 and f"images with {channels} channels" in done.stderr
+    assert not (tmp_path / "out").exists()

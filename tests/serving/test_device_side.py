@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,11 +78,46 @@ def test_an_interrupted_delivery_goes_on_with_its_seed_and_its_parts(serve, out)
     assert len(np.unique(whole.x.reshape(12, -1), axis=0)) == 12
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux tells what a process holds open")
+def test_a_delivery_of_many_parts_holds_few_of_them_open(serve, out):
+    """A process may have 1024 files open, so of 64 images a part a larger order than 65,000 would never end."""
+
+    def held():
+        return sum(out in link.resolve().parents for link in Path("/proc/self/fd").iterdir())
+
+    running = serve(slots=4)
+    with remote_of(running) as remote:
+        with fetched(remote, Wanted("north", 12, seed=3), SHAPE, out, part_images=1) as whole:
+            assert held() <= 1
+            digest, x = whole.digest, [whole.block(slice(i, i + 1)).x for i in range(12)]
+            assert held() <= 1
+        once = Server.load(running.folder, CPU).deliver("north", 12, seed=3, batch_size=4)
+    assert np.array_equal(np.concatenate(x), once.x)
+    assert digest == once.digest
+
+
 def test_a_device_asks_for_no_more_at_once_than_the_server_makes(serve, out):
     running, seen = serve(slots=4, request_images=3), []
     with remote_of(running) as remote:
         assert len(fetch(remote, Wanted("north", 8), SHAPE, out, advance=seen.append)) == 8
     assert seen == [3, 3, 2]
+
+
+def test_an_interrupted_delivery_goes_on_where_the_server_makes_fewer_at_once_by_then(serve, out):
+    running, wanted = serve(slots=4, request_images=8), Wanted("north", 20, seed=3)
+
+    def stop_after_the_first(count):
+        raise KeyboardInterrupt
+
+    with remote_of(running) as remote:
+        with pytest.raises(KeyboardInterrupt):
+            fetch(remote, wanted, SHAPE, out, advance=stop_after_the_first)
+        fewer = dataclasses.replace(running.service.limits, request_images=3)
+        running.service.limits = running.service.shares.limits = fewer
+        made, seen = running.service.engine.state().finished, []
+        whole = fetch(remote, wanted, SHAPE, out, advance=seen.append)
+    assert running.service.engine.state().finished == made + 12 and seen == [8, 8, 4]
+    assert whole.digest == Server.load(running.folder, CPU).deliver("north", 20, seed=3, batch_size=4).digest
 
 
 def test_a_device_waits_for_as_long_as_the_server_may_take(serve, out, monkeypatch):
