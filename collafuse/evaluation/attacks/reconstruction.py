@@ -56,14 +56,13 @@ class GaussianPrior:
         kept = along * (self.variances / (self.variances + sigma**2))
         return (self.mean + kept @ self.directions).reshape(x.shape).astype(np.float32)
 
-    def draw(
-        self, count: int, image_shape: tuple[int, ...], sigma: float, rng: np.random.Generator
-    ) -> NDArray[np.float32]:
-        """Draws [count, *image_shape] at level sigma: from N(mu, C + sigma^2 I)."""
-        along = rng.standard_normal((count, len(self.variances))) * np.sqrt(self.variances)
-        noise = rng.standard_normal((count, len(self.mean)))
-        drawn = self.mean + along @ self.directions + sigma * noise
-        return drawn.reshape(count, *image_shape).astype(np.float32)
+    def draw(self, noise: Floats, sigma: float) -> NDArray[np.float32]:
+        """Draws from N(mu, C + sigma^2 I), made of standard normal noise [N, ...]: where the same noise ends up that a
+        sampler of this prior starts from."""
+        along = noise.reshape(len(noise), -1) @ self.directions.T
+        grown = along * (np.sqrt(self.variances + sigma**2) - sigma)
+        added = (self.mean + grown @ self.directions).reshape(noise.shape)
+        return (sigma * noise + added).astype(np.float32)
 
 
 def wiener(
