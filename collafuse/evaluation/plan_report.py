@@ -66,6 +66,7 @@ def tables(rows: Sequence[CutFigures], demands: Demands, extractor_note: str) ->
             )
     notes = (
         extractor_note,
+        "Recognised: in brackets a 95 % interval, whose upper end is what a limit (--max-reid) is held against.",
         "Clients were trained briefly, the same number of steps at each cut: compare cuts with each other, not with "
         "the figures of evaluate.",
         "From statistics alone: the intermediate drawn from a Gaussian per label, exact counts, means and covariances "
@@ -136,9 +137,9 @@ def _choice(client: str, own: Sequence[CutFigures], demands: Demands) -> str:
         )
     if (chosen := best_cut(own, demands)) is not None:
         return (
-            f"{client}: cut at {Cut(chosen.sigma).describe()}. There {chosen.reid:.1%} of releases are recognised, a "
-            f"picture takes {chosen.ms:.2f} ms on this machine, and its Fréchet distance is {chosen.frechet:.3g} (real "
-            f"images: {chosen.floor:.3g})."
+            f"{client}: cut at {Cut(chosen.sigma).describe()}. There {chosen.reid:.1%} of releases are recognised "
+            f"(at most {chosen.reid_high:.1%}), a picture takes {chosen.ms:.2f} ms on this machine, and its Fréchet "
+            f"distance is {chosen.frechet:.3g} (real images: {chosen.floor:.3g})."
         )
     missing = [d for name, d in DEMANDED.items() if all(name in demands.unmet(row) for row in own)]
     if missing:

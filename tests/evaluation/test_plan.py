@@ -108,6 +108,14 @@ def test_a_leak_is_counted_from_guessing():
     assert Demands(max_leak=0.5).unmet(ROW) == ["inference"]
 
 
+def test_recognition_is_held_against_what_it_may_be_not_against_what_was_counted():
+    """Of 100 releases 4 say nothing of 5 %: it may be 10 %."""
+    few = replace(ROW, reid=0.04, reid_low=0.016, reid_high=0.098)
+    assert Demands(max_reid=0.05).unmet(few) == ["recognition"]
+    assert Demands(max_reid=0.1).unmet(few) == []
+    assert "4.0% of releases are recognised (at most 9.8%)" in conclusions([few], Demands(max_reid=0.1))[0]
+
+
 def test_impossible_demands_are_refused():
     with pytest.raises(UsageError, match="max_ms=-1"):
         Demands(max_ms=-1)
