@@ -88,7 +88,7 @@ class Reconstruction:
     """How near estimates come to the images, as means over images.
 
     psnr_db, ssim: of the pixels. similarity: cosine of features, None without a feature extractor. gain_db: PSNR above
-    that of the mean image, with gain_error as its standard error.
+    that of guessing, see :func:`compare`, with gain_error as its standard error.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Reconstruction:
 
     @property
     def alarm(self) -> bool:
-        """Whether the estimates are nearer than the mean image, beyond chance."""
+        """Whether the estimates are nearer than guessing, beyond chance."""
         return self.gain_db > ALARM_Z * self.gain_error
 
 
@@ -109,15 +109,25 @@ Features = Callable[[Floats], Floats]
 
 
 def compare(
-    x0: Floats, estimates: Mapping[str, Floats], baseline: Floats, features: Features | None
+    x0: Floats,
+    estimates: Mapping[str, Floats],
+    mean: Floats,
+    features: Features | None,
+    blind: Mapping[str, Floats] | None = None,
 ) -> list[Reconstruction]:
-    """How near each of the estimates [N, C, H, W] comes to x0, with the baseline's PSNR to gain on."""
-    reference = psnr(x0, baseline)
+    """How near each of the estimates [N, C, H, W] comes to x0, and how much nearer than guessing.
+
+    Guessing is the mean image of each [N, C, H, W]. An estimator that is told more of an image than the mean is, such
+    as its text, could beat that without the release; so ``blind`` holds what it makes of another image's release, told
+    of this one, and the smaller gain counts.
+    """
+    blind = blind or {}
     compared = []
     for name, estimate in estimates.items():
         clipped = estimate.clip(-1, 1)
         values = psnr(x0, clipped)
-        gains = values - reference
+        guesses = [mean, *([blind[name].clip(-1, 1)] if name in blind else [])]
+        gains = min((values - psnr(x0, guess) for guess in guesses), key=lambda g: float(g.mean()))
         compared.append(
             Reconstruction(
                 name,
