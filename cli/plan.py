@@ -18,7 +18,12 @@ def plan(
     ] = None,
     max_reid: Annotated[
         float | None,
-        typer.Option("--max-reid", min=0, max=1, help="Largest share of releases recognised in a gallery of 1,000."),
+        typer.Option(
+            "--max-reid",
+            min=0,
+            max=1,
+            help="Largest share of releases recognised in a gallery of 1,000: held against the interval's upper bound.",
+        ),
     ] = None,
     max_leak: Annotated[
         float | None,

@@ -165,17 +165,18 @@ def _reconstruct(
     )
     noisy, sigma = z[rows].astype(np.float32), exposure.sigma
     estimate, mean = wiener(noisy, sigma, known.x0(), known_groups, groups)
-    estimates = {"Wiener filter": estimate}
+    estimates, blind = {"Wiener filter": estimate}, {}
     server, model = run.server_model, run.models.get(exposure.name)
-    level = max(sigma, Cut(server.sigma_low).lowest_trained)
-    told = run.told(exposure.name, images)
-    estimates["server's denoiser"] = asked(server, run.device)(noisy, level, told)
+    asked_about = [(shown.BY_SERVER, server, max(sigma, Cut(server.sigma_low).lowest_trained))]
     if model is not None:
-        told = run.told(exposure.name, images, model.space)
-        estimates["client's denoiser"] = asked(model, run.device)(noisy, sigma, told)
+        asked_about.append((shown.BY_CLIENT, model, sigma))
+    for by, asked_one, level in asked_about:
+        denoise, told = asked(asked_one, run.device), run.told(exposure.name, images, asked_one.space)
+        estimates[by] = denoise(noisy, level, told)
+        blind[by] = denoise(np.roll(noisy, 1, axis=0), level, told)  # of another image's release
     pictures = {"original": images.x0(), "release": noisy, **estimates}
     step = np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)
-    return compare(images.x0(), estimates, mean, features), {k: v[step] for k, v in pictures.items()}
+    return compare(images.x0(), estimates, mean, features, blind), {k: v[step] for k, v in pictures.items()}
 
 
 def _memorised(run: WholeRun, exposure: Exposure, stored: bool, seed: int) -> tuple[Nearest | None, Repeated | None]:

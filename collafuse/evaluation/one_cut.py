@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from ..learning.seeds import keyed_seed
 from ..learning.weights import TrainedModel
 from ..nodes.client import Client, finish_all
 from ..nodes.runfolder import NodeFolder
-from ..nodes.server import Server
+from ..nodes.server import Server, start_noise
 from ..nodes.sites import Site
 from .attacks.attributes import infer, questions
 from .attacks.exposure import Exposure, expose
@@ -44,8 +45,12 @@ from .whole_run import WholeRun, gallery_of
 SHARE_OF_STEPS = 4
 FEWEST_STEPS = 100
 """A client is trained for a quarter of its configured steps, and for at least so many."""
-SETS = 3
+SETS = 5
 """Sets of generated images at each cut, whose spread is shown."""
+STUDENT = 2.132
+"""Student's t that SETS - 1 degrees of freedom exceed once in 20."""
+AS_WELL = 1.05
+"""Statistics do as well as the server where their Fréchet distance is at most so many times the server's."""
 MOST_IMAGES = 500
 REPETITIONS = 10
 FEWEST_OF_A_LABEL = 20
@@ -58,7 +63,8 @@ class CutFigures:
 
     reid: share of releases recognised in a gallery; attribute: balanced accuracy of the best inference, chance beside
     it, None where there is nothing to infer; frechet_statistics: where the intermediate was drawn from a Gaussian per
-    label in place of the server's; floor: of real images; nfe and ms: per image on this machine.
+    label in place of the server's, which is statistics_low to statistics_high times as much, see :func:`ratio_bounds`;
+    floor: of real images; nfe and ms: per image on this machine.
     """
 
     client: str
@@ -72,6 +78,8 @@ class CutFigures:
     frechet: float
     frechet_spread: float
     frechet_statistics: float
+    statistics_low: float
+    statistics_high: float
     floor: float
     nfe: int
     ms: float
@@ -85,8 +93,21 @@ class CutFigures:
 
     @property
     def statistics_suffice(self) -> bool:
-        """Whether the Gaussians do as well as the server: then sending images buys nothing."""
-        return self.frechet_statistics <= self.frechet + max(2 * self.frechet_spread, 0.05 * self.frechet)
+        """Whether the Gaussians surely do as well as the server: then sending images buys nothing."""
+        return self.statistics_high <= AS_WELL
+
+    @property
+    def images_pay(self) -> bool:
+        """Whether the server surely does better than the Gaussians. Where neither is sure, it cannot be told."""
+        return self.statistics_low > 1 and not self.statistics_suffice
+
+
+def ratio_bounds(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """How many times theirs our distances are, [SETS] each and set by set of the same noise: a lower and an upper
+    bound, each wrong once in 20 times, of the mean logarithm of the ratio by Student's t."""
+    logs = np.log(np.maximum(ours, 1e-12)) - np.log(np.maximum(theirs, 1e-12))
+    half = STUDENT * float(logs.std(ddof=1)) / math.sqrt(SETS)
+    return math.exp(logs.mean() - half), math.exp(logs.mean() + half)
 
 
 def steps_for(config: Config, name: str, sigma: float) -> int:
@@ -144,8 +165,11 @@ class OneCut:
         delivered = server.deliver(self.name, count, planned=planned, seed=self.seed)
         conditions = conditions_for(delivered, model.space)
         by_server = self._distances(self._finished(model, delivered.x, conditions), delivered)
-        drawn = self._drawn(exposure.images, conditions, model.space)
+        # From the noise that the server started from: then what is left of their difference is theirs.
+        noise = start_noise(range(count), exposure.images.image_shape, self.seed)
+        drawn = self._drawn(exposure.images, noise, conditions, model.space)
         by_statistics = self._distances(self._finished(model, drawn, conditions), delivered)
+        low, high = ratio_bounds(by_statistics, by_server)
         return CutFigures(
             client=self.name,
             sigma=self.sigma,
@@ -158,6 +182,8 @@ class OneCut:
             frechet=float(np.mean(by_server)),
             frechet_spread=float(np.std(by_server, ddof=1)),
             frechet_statistics=float(np.mean(by_statistics)),
+            statistics_low=low,
+            statistics_high=high,
             floor=float(np.mean([self._floor() for _ in range(SETS)])),
             nfe=nfe,
             ms=ms,
@@ -193,14 +219,16 @@ class OneCut:
         """uint8 [N, H, W, C]."""
         return finish_all(model.denoiser, x, self.settings.handover_sigma, conditions, self.settings, self.run.device)
 
-    def _drawn(self, images: ImageSet, conditions: NDArray[np.float32], space: ConditionSpace) -> NDArray[np.float32]:
+    def _drawn(
+        self, images: ImageSet, noise: NDArray[np.float32], conditions: NDArray[np.float32], space: ConditionSpace
+    ) -> NDArray[np.float32]:
         """Intermediates without a server: draws from N(mu_y, C_y + sigma^2 I), one Gaussian per label of the site, of
         the frequencies that a release of statistics would hold."""
         shape, sigma = images.image_shape, self.settings.handover_sigma
         basis = Basis(shape, self.settings.statistics.coefficients or default_coefficients(shape))
         x0 = basis.images(basis.coefficients(images.x0()))
         whole = GaussianPrior.fit(x0)
-        drawn = np.empty((len(conditions), *x0.shape[1:]), np.float32)
+        drawn = np.empty_like(noise)
         shown = conditions[:, space.label_columns]
         one_each = one_label_each(images.labels) and one_label_each(shown.astype(np.uint8))
         wanted = shown.argmax(axis=1) if one_each else np.full(len(conditions), -1)
@@ -208,7 +236,7 @@ class OneCut:
             rows = wanted == label
             own = images.labels[:, images.label_names.index(space.label_names[label])] == 1 if label >= 0 else None
             prior = GaussianPrior.fit(x0[own]) if own is not None and own.sum() >= FEWEST_OF_A_LABEL else whole
-            drawn[rows] = prior.draw(int(rows.sum()), x0.shape[1:], sigma, self.rng)
+            drawn[rows] = prior.draw(noise[rows], sigma)
         return drawn
 
     def _distances(self, pixels: Pixels, asked: Intermediate) -> list[float]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from ..core.noise import Cut
-from .one_cut import SETS, CutFigures
+from .one_cut import AS_WELL, SETS, CutFigures
 from .plan import Demands, best_cut
 from .tables import Table
 
@@ -57,7 +57,7 @@ def tables(rows: Sequence[CutFigures], demands: Demands, extractor_note: str) ->
                     f"{r.reid:.1%} ({100 * r.reid_low:.1f}-{100 * r.reid_high:.1f}) of {r.gallery}",
                     inferred,
                     f"{r.frechet:.3g} ± {r.frechet_spread:.2g}",
-                    f"{r.frechet_statistics:.3g}" + (" (as good)" if r.statistics_suffice else ""),
+                    f"{r.frechet_statistics:.3g} ({_times(r)}: {_of_statistics(r)})",
                     f"{r.floor:.3g}",
                     r.nfe,
                     f"{r.ms:.2f}",
@@ -66,11 +66,14 @@ def tables(rows: Sequence[CutFigures], demands: Demands, extractor_note: str) ->
             )
     notes = (
         extractor_note,
+        "Recognised: in brackets a 95 % interval, whose upper end is what a limit (--max-reid) is held against.",
         "Clients were trained briefly, the same number of steps at each cut: compare cuts with each other, not with "
         "the figures of evaluate.",
         "From statistics alone: the intermediate drawn from a Gaussian per label, exact counts, means and covariances "
-        "without noise for a budget. Where that is as good, sending images buys nothing; before relying on it, train "
-        "clients longer (--train-steps), since a poor client hides the difference.",
+        f"without noise for a budget. In brackets how many times the server's distance that is, by {SETS} sets from "
+        "the same noise: either bound is wrong once in 20 cuts. As good means surely no more than "
+        f"{AS_WELL - 1:.0%} worse: then sending images buys nothing; before relying on it, train clients longer "
+        "(--train-steps), since a poor client hides the difference.",
         "The server learned from releases at the sites' own cuts. One that had learned from noisier releases would do "
         "somewhat worse just above them, so that images at the higher cuts are flattered.",
         "Inferred: the label or attribute that a noised image gives away most, the best of many if there are many. "
@@ -92,19 +95,38 @@ def conclusions(rows: Sequence[CutFigures], demands: Demands) -> list[str]:
             parts.append(
                 "No label or attribute could be asked about, so a limit of inference (--max-leak) says nothing."
             )
-        enough = [row.sigma for row in own if row.statistics_suffice]
-        # From where on all cuts are so: a lucky one in between is no reason.
-        first = next((row.sigma for i, row in enumerate(own) if all(r.statistics_suffice for r in own[i:])), None)
-        if first is not None:
-            parts.append(
-                f"From sigma {first:.3g} on sending images buys nothing: a Gaussian per label, from counts, means and "
-                "covariances, does as well. A statistics release sends no image in any form; below 50 images a label "
-                "it needs a budget."
-            )
-        elif not enough:
-            parts.append("At every cut here the images that were sent buy better pictures than statistics alone.")
-        found.append(" ".join(parts))
+        found.append(" ".join([*parts, *_worth_of_images(own)]))
     return found
+
+
+def _worth_of_images(own: Sequence[CutFigures]) -> list[str]:
+    """What the images that were sent buy beside statistics, by rising cut."""
+    found = []
+    # From where on all cuts are so: a lucky one in between is no reason.
+    first = next((i for i in range(len(own)) if all(r.statistics_suffice for r in own[i:])), len(own))
+    if first < len(own):
+        found.append(
+            f"From sigma {own[first].sigma:.3g} on sending images buys nothing: a Gaussian per label, from counts, "
+            f"means and covariances, does as well, to within {AS_WELL - 1:.0%}. A statistics release sends no image in "
+            "any form; below 50 images a label it needs a budget."
+        )
+    elif all(row.images_pay for row in own):
+        found.append("At every cut here the images that were sent buy better pictures than statistics alone.")
+    if untold := [f"{row.sigma:.3g} ({_times(row)})" for row in own if not (row.statistics_suffice or row.images_pay)]:
+        found.append(
+            "Whether statistics alone do as well cannot be told, by how many times the server's distance theirs is, at "
+            f"sigma {', '.join(untold)}."
+        )
+    return found
+
+
+def _times(row: CutFigures) -> str:
+    """How many times the server's distance that of statistics is."""
+    return f"{row.statistics_low:.3g}-{row.statistics_high:.3g} times"
+
+
+def _of_statistics(row: CutFigures) -> str:
+    return "as good" if row.statistics_suffice else "worse" if row.images_pay else "cannot be told"
 
 
 def _choice(client: str, own: Sequence[CutFigures], demands: Demands) -> str:
@@ -115,9 +137,9 @@ def _choice(client: str, own: Sequence[CutFigures], demands: Demands) -> str:
         )
     if (chosen := best_cut(own, demands)) is not None:
         return (
-            f"{client}: cut at {Cut(chosen.sigma).describe()}. There {chosen.reid:.1%} of releases are recognised, a "
-            f"picture takes {chosen.ms:.2f} ms on this machine, and its Fréchet distance is {chosen.frechet:.3g} (real "
-            f"images: {chosen.floor:.3g})."
+            f"{client}: cut at {Cut(chosen.sigma).describe()}. There {chosen.reid:.1%} of releases are recognised "
+            f"(at most {chosen.reid_high:.1%}), a picture takes {chosen.ms:.2f} ms on this machine, and its Fréchet "
+            f"distance is {chosen.frechet:.3g} (real images: {chosen.floor:.3g})."
         )
     missing = [d for name, d in DEMANDED.items() if all(name in demands.unmet(row) for row in own)]
     if missing:

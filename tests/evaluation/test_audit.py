@@ -146,9 +146,53 @@ def test_no_estimate_is_told_the_labels_that_a_site_keeps(digits_run, monkeypatc
     monkeypatch.setattr(audits, "asked", asked)
     exposure = replace(expose("north", site.train, site.held_out, run.releases["north"]), labels_shared=False)
     audits._reconstruct(run, exposure, exposure.z, None, np.random.default_rng(0))
-    assert len(told) == 2  # the server's denoiser and the client's
-    for conditions, model in zip(told, (run.server_model, run.models["north"]), strict=True):
+    assert len(told) == 4  # the server's denoiser and the client's, of the image's own release and of another's
+    for conditions, model in zip(told, np.repeat([run.server_model, run.models["north"]], 2), strict=True):
         assert np.array_equal(conditions, model.space.conditions(len(conditions), None))
+
+
+@pytest.fixture
+def of_labels_alone(digits_run, monkeypatch):
+    """North, and denoisers that look at what they are told alone; the mean image knows nothing of labels, as where
+    there are few images of each, several attributes, or text."""
+    monkeypatch.setattr("collafuse.evaluation.attacks.reconstruction.LEAST_OF_A_LABEL", 10**6)
+    run = WholeRun.open(digits_run, CPU)
+    train = run.sites["north"].train
+    means = np.stack([train.take(train.labels[:, i] == 1).x0().mean(axis=0) for i in range(2)])
+    monkeypatch.setattr(audits, "asked", lambda model, device: lambda x, sigma, told: means[told[:, :2].argmax(axis=1)])
+    return run, expose("north", train, run.sites["north"].held_out, run.releases["north"])
+
+
+def test_pure_noise_gives_nothing_away_to_denoisers_that_are_told_what_the_mean_image_is_not(of_labels_alone):
+    run, exposure = of_labels_alone
+    rng = np.random.default_rng(0)
+    noise = (exposure.sigma * rng.standard_normal(exposure.z.shape)).astype(np.float32)
+    found, _ = audits._reconstruct(run, exposure, noise, None, rng)
+    assert [one.name for one in found if one.alarm] == [] and len(found) == 3
+    assert found[1].psnr_db > found[0].psnr_db + 0.3  # it is told something, though not by the release
+
+
+def test_what_a_release_itself_gives_away_still_counts_for_a_denoiser_that_is_told_more(of_labels_alone, monkeypatch):
+    run, exposure = of_labels_alone
+    monkeypatch.setattr(audits, "asked", lambda model, device: lambda x, sigma, told: x / (1 + sigma**2))
+    found, _ = audits._reconstruct(run, exposure, exposure.z, None, np.random.default_rng(0))
+    assert [one.alarm for one in found] == [True] * 3
+
+
+def test_what_the_server_learns_is_not_said_by_a_denoiser_that_it_does_not_have(honest):
+    site = honest.sites[0]
+    server, wiener = (replace(site.reconstructions[i], gain_db=g, gain_error=0.1) for i, g in ((1, 2.0), (0, 1.0)))
+    client = replace(server, name="client's denoiser", gain_db=5.0)
+    said = verdict_of(replace(site, reconstructions=(wiener, server, client)))
+    assert "the best estimate (server's denoiser) is 2.0 dB nearer" in said
+    assert "whoever has the client's bundle too: 5.0 dB nearer" in said
+    nothing = [replace(one, gain_db=-1.0) for one in (wiener, server)]
+    said = verdict_of(replace(site, reconstructions=(*nothing, client)))
+    protected = said.partition("No better than guessing: ")[2]
+    assert "the best estimate" not in said and "no estimate of the server comes nearer" in protected
+    assert "bundle too: 5.0 dB nearer" in said and "bundle too" not in protected
+    behind = replace(client, gain_db=1.5)
+    assert "bundle" not in verdict_of(replace(site, reconstructions=(wiener, server, behind)))
 
 
 def test_a_sites_own_order_of_labels_changes_no_reconstruction(digits_run):

@@ -116,9 +116,9 @@ def expose(name: str, train: ImageSet, held_out: ImageSet, found: Sequence[Relea
 
 def broken_promises(exposure: Exposure, rng: np.random.Generator) -> list[Finding]:
     """Findings about the release itself: too little noise overall, too little on one image, an image sent again, the
-    noise of one image used for another."""
+    noise of one image used for another, or that of one value for others of its image."""
     tests = [too_little_noise(exposure), a_quiet_image(exposure), sent_again(exposure, rng)]
-    return [*tests, shared_noise(exposure, rng)]
+    return [*tests, shared_noise(exposure, rng), coloured_noise(exposure)]
 
 
 def measured_sigma(exposure: Exposure) -> tuple[float, float]:
@@ -162,9 +162,7 @@ def a_quiet_image(exposure: Exposure) -> Finding:
     z, norms = exposure.z.reshape(len(exposure.z), -1), (gallery**2).sum(axis=1)
     parts = (part.astype(np.float64) for part in np.array_split(z, len(z) // 512 + 1))
     smallest = np.concatenate([(p**2).sum(axis=1) + (norms - 2 * p @ gallery.T).min(axis=1) for p in parts])
-    # Wilson and Hilferty 1931: the cube root of chi-squared / d is nearly normal.
-    d = exposure.dimensions
-    deviates = (np.cbrt(smallest.clip(min=0) / (d * exposure.sigma**2)) - (1 - 2 / (9 * d))) / math.sqrt(2 / (9 * d))
+    deviates = _deviates(smallest / exposure.sigma**2, exposure.dimensions)
     bound = ALARM_P / (len(z) * len(gallery))  # as many pairs were looked at
     count = int(sum(normal_tail(-v) < bound for v in deviates[deviates < -ALARM_Z]))
     says = f"{count} of {len(z)} releases lie far nearer to an image than noise of sigma {exposure.sigma:.3g} allows."
@@ -240,6 +238,41 @@ def shared_noise(exposure: Exposure, rng: np.random.Generator) -> Finding:
     return Finding("shared noise", exposure.name, count > 0, says)
 
 
+def coloured_noise(exposure: Exposure) -> Finding:
+    """Whether values of an image share their noise, such as neighbouring pixels or channels: it averages out less than
+    it seems, and their differences have none.
+
+    The energy of white noise spreads over images as chi-squared; of m values that share theirs it spreads m times as
+    much. An image that the site has exchanged since adds energy, which spreads too: of a visible one the release is
+    left out, and what hidden ones may add is allowed for by the mean.
+    """
+    if not exposure.aligned:
+        says = "whether values share their noise was not asked: it is not known which release is of which image."
+        return Finding(NOT_ASKED, exposure.name, False, says)
+    energy = np.square(exposure.z - exposure.images.x0()).sum(axis=(1, 2, 3), dtype=np.float64)
+    deviates = _deviates(energy / exposure.sigma**2, exposure.dimensions)
+    deviates = deviates[deviates < ALARM_Z]
+    freedom = max(1, len(deviates) - 1)
+    # Exchanged images of a share p add at most ALARM_Z each here: p ALARM_Z to the mean, p ALARM_Z^2 to the variance.
+    allowed = 1 + ALARM_Z * max(0.0, float(deviates.mean())) if len(deviates) else 1.0
+    spread = float(((deviates - deviates.mean()) ** 2).sum()) / freedom if len(deviates) > 1 else 0.0
+    alarm = normal_tail(float(_deviates(freedom * spread / allowed, freedom))) < ALARM_P
+    says = (
+        f"noise is not white: between {len(deviates)} images its energy varies {spread:.3g} times what it should. "
+        "Values of an image share theirs, such as neighbouring pixels or channels, or images have unequal noise."
+        if alarm
+        else f"the noise of {len(deviates)} images is as even as white noise."
+    )
+    return Finding("coloured noise", exposure.name, alarm, says)
+
+
+def _deviates(chi_squared: NDArray[np.float64] | float, freedom: int) -> NDArray[np.float64]:
+    """Chi-squared numbers as nearly standard normal ones (Wilson and Hilferty 1931)."""
+    part = 2 / (9 * freedom)
+    found: NDArray[np.float64] = (np.cbrt(np.maximum(chi_squared, 0.0) / freedom) - (1 - part)) / math.sqrt(part)
+    return found
+
+
 def _log_likelihoods(z: Floats, gallery: Floats, sigma: float) -> Floats:
     """How likely releases [M, d] are of each gallery image [N, d], as logarithms up to a constant of each release."""
     found: Floats = (z @ gallery.T - 0.5 * (gallery**2).sum(axis=1)) / sigma**2
@@ -250,8 +283,8 @@ def _of_the_gallery(z: Floats, gallery: Floats, sigma: float) -> Floats:
     """Those of releases [M, d] that lie no further from some gallery image [N, d] than noise allows: the others are of
     images that the site no longer has, and would be taken for second copies of those that are most alike."""
     which, d = _log_likelihoods(z, gallery, sigma).argmax(axis=1), z.shape[1]
-    most = d * sigma**2 * (1 - 2 / (9 * d) + ALARM_Z * math.sqrt(2 / (9 * d))) ** 3  # as in a_quiet_image
-    found: Floats = z[((z - gallery[which]) ** 2).sum(axis=1) < most]
+    distances = ((z - gallery[which]) ** 2).sum(axis=1)
+    found: Floats = z[_deviates(distances / sigma**2, d) < ALARM_Z]
     return found
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from collafuse.core.release import Release
+from collafuse.data.imageset import ImageSet, digests_of
 from collafuse.evaluation.attacks import exposure as exposures
 from collafuse.evaluation.attacks.exposure import (
     a_quiet_image,
     broken_promises,
+    coloured_noise,
     expose,
     measured_sigma,
     sent_again,
@@ -91,6 +93,41 @@ def test_noise_that_is_used_again_is_found(sigma, again_after):
     assert len(found) == 1 and "pairs of releases share their noise" in found[0].says
 
 
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 10.0])
+@pytest.mark.parametrize("pattern", ["neighbours", "blocks", "tiles", "grey"])
+def test_noise_that_values_of_an_image_share_is_found(sigma, pattern):
+    """As much noise as stated, of its own for each image; and yet it cancels between values."""
+    honest, rng = exposure(sigma), RNG(3)
+    noise = {
+        "neighbours": rng.standard_normal((300, 1, 8, 4)).repeat(2, axis=3),
+        "blocks": rng.standard_normal((300, 1, 4, 4)).repeat(2, axis=2).repeat(2, axis=3),
+        "tiles": np.tile(rng.standard_normal((300, 1, 4, 4)), (1, 1, 2, 2)),
+        "grey": rng.standard_normal((300, 1, 1, 1)) * np.ones((1, 1, 8, 8)),
+    }[pattern]
+    coloured = replace(honest, z=(honest.images.x0() + sigma * noise).astype(np.float16).astype(np.float32))
+    found = [f for f in broken_promises(coloured, RNG(0)) if f.alarm and f.attack == "coloured noise"]
+    assert len(found) == 1 and "is not white" in found[0].says
+
+
+def test_noise_that_channels_share_is_found():
+    rng = RNG(4)
+    pixels = rng.integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
+    images = ImageSet(pixels, np.ones((60, 1), np.uint8), ("a",), digests_of(pixels))
+    own = exposure(1.0)
+    honest = replace(own, images=images, held_out=images, z=noised(images, 1.0))
+    shared = images.x0() + rng.standard_normal((60, 1, 8, 8)).astype(np.float32)
+    assert coloured_noise(replace(honest, z=shared)).alarm and not coloured_noise(honest).alarm
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("exchanged", [1, 10, 50])
+def test_images_that_were_exchanged_since_do_not_colour_the_noise(sigma, exchanged):
+    honest = exposure(sigma)
+    z = honest.z.copy()
+    z[:exchanged] = noised(blobs(exchanged, seed=31), sigma, seed=2)
+    assert honest.aligned and not coloured_noise(replace(honest, z=z)).alarm
+
+
 @pytest.mark.parametrize("sigma", [0.01, 0.03])
 def test_a_single_image_that_was_sent_again_in_place_of_another_is_found(sigma):
     """Three hundred releases of three hundred images, and yet one noisy copy too many."""
@@ -151,6 +188,7 @@ def test_parts_that_do_not_belong_together_raise_no_alarm_and_say_what_was_not_a
     assert [f.says for f in findings if f.alarm] == []
     assert [f.says for f in findings if f.attack == exposures.NOT_ASKED] == [f.says for f in findings[2:]]
     assert "both are too many" in findings[2].says and "which release is of which image" in findings[3].says
+    assert len(findings) == 5 and "values share their noise" in findings[4].says
 
 
 def test_of_large_images_fewer_are_attacked(large, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -55,3 +57,12 @@ def test_a_quiet_release_is_reconstructed_and_pure_noise_is_not():
     quiet, noise = _gains(exposure(0.3), 0.3), _gains(pure_noise(3.0), 3.0)
     assert quiet.alarm and quiet.gain_db > 3 and quiet.psnr_db > 16
     assert not noise.alarm
+
+
+def test_a_prior_draws_where_its_own_sampler_ends():
+    """From the noise that a server starts from: then the two can be compared picture by picture."""
+    prior, start = GaussianPrior.fit(blobs(200).x0()), np.random.default_rng(0).standard_normal((50, 1, 8, 8))
+    x, sigmas = 80 * start, np.geomspace(80, 0.5, 400)
+    for sigma, below in itertools.pairwise(sigmas):
+        x = x + (below - sigma) / sigma * (x - prior.denoise(x, sigma))
+    assert np.abs(prior.draw(start, 0.5) - x).max() < 0.05 * np.abs(x).max()
