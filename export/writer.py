@@ -130,6 +130,8 @@ def _describe(model: TrainedModel, settings: ClientSettings, client: str, steps:
         steps=steps,
         sigma_low=settings.sampler.sigma_low,
         guidance=settings.sampler.guidance,
+        # Where there is neither a label nor a text, all images are of no stated kind.
+        blank_trained=settings.training.label_dropout > 0 or model.space.width == 1,
         precision="fp32",
         opset=opset,
         provenance={

@@ -38,6 +38,7 @@ def halving_info(image_shape: tuple[int, int, int] = SHAPE, **changes: Any) -> B
         steps=3,
         sigma_low=0.05,
         guidance=1.0,
+        blank_trained=True,
         precision="fp32",
         opset=18,
         provenance={"weights": "none"},
