@@ -68,6 +68,8 @@ PRECISIONS = {
 """Each precision with the element types that its graph may hold."""
 MAX_PSNR_DB = 100.0
 """Stands for "not one grey level apart"."""
+NO_LABEL = "no label"
+"""Stands for the images that show none, where a loss names a label."""
 
 OPERATORS = frozenset(
     "Add And AveragePool Cast Clip Concat Constant ConstantOfShape Conv Cos DequantizeLinear Div Equal Erf Exp "
@@ -83,13 +85,16 @@ class Loss:
     """What a precision below fp32 costs: how far finished images lie from those of the fp32 graph.
 
     images: how many were compared. Differences in grey levels of 8-bit images; psnr_db is their peak
-    signal-to-noise ratio, at most MAX_PSNR_DB.
+    signal-to-noise ratio, at most MAX_PSNR_DB. worst_psnr_db: the lowest such ratio over the images of one label,
+    worst_label, or over those of none, NO_LABEL.
     """
 
     images: int
     mean_grey_levels: float
     max_grey_levels: int
     psnr_db: float
+    worst_label: str
+    worst_psnr_db: float
 
 
 @dataclass(frozen=True)
@@ -261,6 +266,8 @@ def _loss(fields: Fields, precision: str, source: str) -> Loss | None:
         mean_grey_levels=fields.number("mean_grey_levels", at_least=0.0, at_most=255.0),
         max_grey_levels=fields.integer("max_grey_levels", at_least=0, at_most=255),
         psnr_db=fields.number("psnr_db", at_least=0.0, at_most=MAX_PSNR_DB),
+        worst_label=fields.text("worst_label"),
+        worst_psnr_db=fields.number("worst_psnr_db", at_least=0.0, at_most=MAX_PSNR_DB),
     )
     fields.done()
     return loss

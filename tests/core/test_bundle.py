@@ -222,6 +222,8 @@ def test_a_reduced_precision_states_its_loss(precision):
         {"max_grey_levels": True},
         {"psnr_db": 101},
         {"psnr_db": "48"},
+        {"worst_label": None},
+        {"worst_psnr_db": 101},
         {"seed": 1},
     ],
     ids=lambda v: repr(v)[:24],
