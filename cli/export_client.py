@@ -103,7 +103,8 @@ def export_client(
     if (loss := made.info.loss) is not None:
         say(
             f"In {precision} {loss.images} finished images differ from fp32 by {loss.mean_grey_levels:.2f} grey levels "
-            f"in the mean, {loss.max_grey_levels} at most (PSNR {loss.psnr_db:.1f} dB)."
+            f"in the mean, {loss.max_grey_levels} at most (PSNR {loss.psnr_db:.1f} dB; {loss.worst_psnr_db:.1f} dB for "
+            f"those of {loss.worst_label}, the worst)."
         )
     if graph == "step":
         say(f"  collafuse finish {out} INTERMEDIATES -o pictures")

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from collafuse.core.bundle import BundleInfo
 from collafuse.core.errors import CollaFuseError, UsageError
 from collafuse.core.intermediate import Intermediate
 from collafuse.core.knownanswer import known_answer_input
+from collafuse.core.texts import EncodedText
 
 from . import machine
 from .child import environment
@@ -186,10 +187,14 @@ def _option(name: str, value: object) -> tuple[str, ...]:
 
 
 def sample(info: BundleInfo, count: int) -> Intermediate:
-    """Something to finish at a bundle's cut: the known answer's pattern, with the bundle's labels in turn."""
+    """Something to finish at a bundle's cut: the known answer's pattern, with the bundle's labels in turn and no
+    caption."""
     x, _, conditions = known_answer_input(info.image_shape, info.space, (info.sigma_max,) * count)
     labels = conditions[:, info.space.label_columns].astype(np.uint8) if info.label_names else None
-    return Intermediate(x, info.sigma_max, labels, info.label_names, "bench", "euler", 0, 1.0)
+    one = Intermediate(x, info.sigma_max, labels, info.label_names, "bench", "euler", 0, 1.0)
+    if info.text is not None:
+        one = replace(one, text=EncodedText(info.text, np.zeros((count, info.text.width), dtype=np.float16)))
+    return one
 
 
 def measure_speed(finisher: Finisher, batch_size: int, repetitions: int) -> Speed:

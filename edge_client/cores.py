@@ -33,13 +33,21 @@ def default_threads(root: Path = Path("/"), allowed: Set[int] | None = None) -> 
     return max(1, threads if quota is None else min(threads, int(quota)))
 
 
-def may_spin(threads: int, root: Path = Path("/"), processors: int | None = None) -> bool:
+def may_spin(
+    threads: int, root: Path = Path("/"), allowed: Set[int] | None = None, processors: int | None = None
+) -> bool:
     """Whether so many threads may wait for each other awake, because nobody else needs their processors now.
 
     A call of a small network has some hundred operators, each shorter than it takes to wake a sleeping thread, so two
     threads that sleep in between are no faster than one. Where other work runs, threads that stay awake take its
-    time and their own instead. ``processors`` is how many the machine has, by default what the system says.
+    time and their own instead; so do more threads than this process has processors, or a share of their time.
+    ``root`` and ``allowed`` as in :func:`default_threads`; ``processors`` is how many the machine has, by default what
+    the system says. What else runs is counted for the whole machine, where it takes the others first.
     """
+    quota = processor_quota(root)
+    usable = len(allowed_processors() if allowed is None else allowed)
+    if threads > (usable if quota is None else min(usable, quota)):
+        return False
     running = min(_running_elsewhere(root, number) for number in range(SAMPLES))
     return (processors or os.cpu_count() or 1) - running >= threads
 

@@ -23,9 +23,9 @@ import numpy as np
 
 from collafuse.core import intermediate as intermediates
 from collafuse.core import received, tensorfile
-from collafuse.core.atomic import storage_error, write_bytes
+from collafuse.core.atomic import write_bytes
 from collafuse.core.conditioning import MAX_TEXT_WIDTH
-from collafuse.core.errors import FileFormatError, MismatchError, OutputExistsError, RefusedError
+from collafuse.core.errors import FileFormatError, MismatchError, OutputExistsError, RefusedError, StorageError
 from collafuse.core.intermediate import IntermediateFile, Source
 from collafuse.core.metadata import shown
 from collafuse.core.parts import Parts
@@ -71,8 +71,8 @@ def fetched(
 
     What has come is forgotten when the block ends well; otherwise the next call for the same goes on with it. Raises
     OutputExistsError where parts of another delivery lie there, unless ``overwrite`` gives them up, MismatchError when
-    a part is not what was asked for or the server's model changes between two, and what ``fits`` and
-    :meth:`Remote.ask` raise.
+    a part is not what was asked for or the server's model changes between two, StorageError where what came cannot be
+    kept or removed, and what ``fits`` and :meth:`Remote.ask` raise.
     """
     kept = folder / FOLDER
     terms = cache(lambda: _terms(remote))  # asked for once, and not where everything has come
@@ -88,10 +88,22 @@ def fetched(
         try:
             whole = Parts(files)
         except MismatchError:
-            shutil.rmtree(kept)
+            _forget(kept)
             raise
         yield whole
-    shutil.rmtree(kept)
+    _forget(kept)
+
+
+def _forget(kept: Path) -> None:
+    """Remove what came. Raises StorageError where that is not possible; that it is gone already is no fault."""
+    try:
+        shutil.rmtree(kept)
+    except OSError as error:
+        if kept.exists():
+            raise StorageError(
+                f"cannot remove {kept} ({error.strerror or error}), which keeps what came from the server while a job "
+                "runs; remove it by hand, or choose another folder."
+            ) from error
 
 
 def is_interrupted(folder: Path) -> bool:
@@ -120,11 +132,7 @@ def _remembered(
             "choose another folder, or pass --overwrite to do without what came."
         )
     chosen = part_images()
-    try:
-        if kept.exists():
-            shutil.rmtree(kept)
-    except OSError as error:
-        raise storage_error(kept, error) from error
+    _forget(kept)
     seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
     write_bytes(kept / REQUEST, json.dumps({**request, "chosen_seed": seed, "part_images": chosen}).encode())
     return replace(wanted, seed=seed), chosen

@@ -24,7 +24,7 @@ from collafuse.core.conditioning import (
 from collafuse.core.errors import MismatchError, UsageError
 from collafuse.core.intermediate import Intermediate, Source
 from collafuse.core.noise import client_sigmas
-from collafuse.core.pairing import check_pair, conditions_for
+from collafuse.core.pairing import check_guidance, check_pair, check_stated, conditions_for
 from collafuse.core.pictures import to_uint8
 from collafuse.core.samplers import STEPS, Counted, run
 from collafuse.core.texts import Prompts
@@ -117,6 +117,7 @@ class Finisher:
                 f"guidance={settings.guidance}; expected a number from 0 (labels and text ignored) to "
                 f"{MAX_GUIDANCE:g}; 1 is plain."
             )
+        check_guidance(settings.guidance, info)
         if not 1 <= settings.steps <= bundles.MAX_STEPS:
             raise UsageError(f"steps={settings.steps}; expected a whole number from 1 to {bundles.MAX_STEPS}.")
         proof.require(bundle, say)
@@ -160,7 +161,7 @@ class Finisher:
         """
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch size {batch_size}; expected at least 1.")
-        check_pair(intermediate, self.bundle.info)
+        self.check_fits(intermediate)
         if self.settings.labels is not None and intermediate.labelled:
             made_for = ", ".join(intermediate.used_labels) or "none of the labels"
             raise MismatchError(
@@ -175,6 +176,17 @@ class Finisher:
                     "server deliver for it."
                 )
         return batch_size or default_batch_size(self.provider, self.bundle.info.image_shape)
+
+    def check_fits(self, intermediate: Source) -> None:
+        """Raise MismatchError, naming both values, unless the bundle can finish these with what is chosen here."""
+        check_pair(intermediate, self.bundle.info)
+        self.check_stated(intermediate.labelled, intermediate.text_space is not None)
+
+    def check_stated(self, labelled: bool, with_text: bool) -> None:
+        """Raise MismatchError where neither this nor what is chosen here says what images show, and it has to."""
+        settings = self.settings
+        labelled, with_text = labelled or settings.labels is not None, with_text or settings.prompts is not None
+        check_stated(labelled, with_text, self.bundle.info)
 
     def finish_block(self, intermediate: Source, start: int, count: int) -> tuple[Intermediate, NDArray[np.uint8]]:
         """At most ``count`` images from ``start`` on: what was delivered, and it finished, uint8 [n, H, W, C].

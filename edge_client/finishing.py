@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from collafuse.core.atomic import refuse_existing
 from collafuse.core.conditioning import check_one_each, check_same_text, indices_of
 from collafuse.core.intermediate import IntermediateFile, Source
-from collafuse.core.pairing import check_pair
 from collafuse.core.texts import Prompts
 
 from .finisher import Finisher
@@ -50,8 +49,9 @@ def finish_from(
     labels: what all images show; prompts: what they show in turn. A server is asked for them, unless the site keeps its
     labels, its text, from it: then, as with a file, they are chosen here and do not leave the device. Run again after
     an interruption it goes on with what came and what was finished. Raises MismatchError for a label that the bundle
-    does not know and for text of another encoder, and UsageError for more prompts than an order has images, before
-    anything is asked or read, and what :class:`IntermediateFile` and :func:`fetched` raise.
+    does not know, for text of another encoder and where nothing is chosen and has to be, and UsageError for more
+    prompts than an order has images, before anything is asked or read, and what :class:`IntermediateFile` and
+    :func:`fetched` raise.
     """
     if labels is not None:
         indices_of(labels, finisher.bundle.info.label_names)
@@ -63,6 +63,10 @@ def finish_from(
             check_one_each(source.count, len(prompts))
         if isinstance(source, Path) or finisher.bundle.info.text_kept:
             finisher, prompts = finisher.reading(prompts), None
+    info = finisher.bundle.info
+    if isinstance(source, Order) and (info.labels_kept or not info.label_names):
+        # Of these the server deals no labels out; of others it may, so that only what comes can tell.
+        finisher.check_stated(labels is not None, prompts is not None)
     with _opened(finisher, source, labels, prompts, folder, progress, overwrite) as intermediates:
         advance = progress("finish", len(intermediates))
         return finish_to_folder(
@@ -103,7 +107,7 @@ def _opened(
         wanted,
         info.image_shape,
         folder,
-        fits=lambda part: check_pair(part, info),
+        fits=finisher.check_fits,
         overwrite=overwrite,
         advance=advance,
     ) as delivered:

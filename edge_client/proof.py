@@ -29,6 +29,9 @@ SECONDS = 300.0
 """How long the first load may take; a slow board with a large bundle needs a minute."""
 PROCESSOR_SECONDS = 120
 """The same in processor time, which does not pass while the machine does something else."""
+PRODUCTS_PER_SECOND = 4e9
+"""Of weights and pixels, a second more is given for so many. A client for 128x128 on one fast core comes to 150e9."""
+MOST_SECONDS_MORE = 3600.0
 BASE_BYTES = 1 << 30
 COPIES = 4
 """How often onnxruntime may hold a bundle's weights while it loads."""
@@ -47,7 +50,7 @@ def require(bundle: Bundle, say: Callable[[str], None] = lambda text: None) -> N
     if caches.read_entry(KIND, key) == PASSED:
         return
     try:
-        refused = run_child("proof", (), SECONDS, bundle.data)["refused"]
+        refused = run_child("proof", (), SECONDS + seconds_more(bundle), bundle.data)["refused"]
     except ChildError as error:
         raise FileFormatError(
             f"onnxruntime {onnxruntime.__version__} was given the bundle in a process of its own first, where {error}; "
@@ -61,9 +64,21 @@ def require(bundle: Bundle, say: Callable[[str], None] = lambda text: None) -> N
 
 def memory_limit(bundle: Bundle) -> int:
     """Bytes that a bundle's first load may hold."""
+    return BASE_BYTES + COPIES * len(bundle.data) + BYTES_PER_PIXEL * _pixels(bundle)
+
+
+def seconds_more(bundle: Bundle) -> float:
+    """What a bundle's first load may take beyond SECONDS, and PROCESSOR_SECONDS, for its size.
+
+    A convolution multiplies each weight with each pixel at most once, so this is an upper bound of the work.
+    """
+    return min(bundle.summary.num_parameters * _pixels(bundle) / PRODUCTS_PER_SECOND, MOST_SECONDS_MORE)
+
+
+def _pixels(bundle: Bundle) -> int:
+    """Pixels of the images that are evaluated at once."""
     shape = bundle.info.image_shape
-    pixels = math.prod(shape[1:]) * max(len(bundle.info.known_answer.sigmas), default_batch_size(CPU, shape))
-    return BASE_BYTES + COPIES * len(bundle.data) + BYTES_PER_PIXEL * pixels
+    return math.prod(shape[1:]) * max(len(bundle.info.known_answer.sigmas), default_batch_size(CPU, shape))
 
 
 def _limit(bundle: Bundle) -> None:
@@ -72,7 +87,8 @@ def _limit(bundle: Bundle) -> None:
         import resource
     except ImportError:
         return
-    for kind, most in ((resource.RLIMIT_DATA, memory_limit(bundle)), (resource.RLIMIT_CPU, PROCESSOR_SECONDS)):
+    processor_seconds = PROCESSOR_SECONDS + math.ceil(seconds_more(bundle))
+    for kind, most in ((resource.RLIMIT_DATA, memory_limit(bundle)), (resource.RLIMIT_CPU, processor_seconds)):
         hardest = resource.getrlimit(kind)[1]
         most = most if hardest == resource.RLIM_INFINITY else min(most, hardest)
         resource.setrlimit(kind, (most, hardest))

@@ -47,6 +47,7 @@ def tiny_bundle() -> bytes:
         steps=1,
         sigma_low=0.05,
         guidance=1.0,
+        blank_trained=True,
         precision="fp32",
         opset=OPSET,
         provenance={"made by": "collafuse doctor"},

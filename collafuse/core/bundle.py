@@ -5,7 +5,8 @@ File format (ONNX, version 1 of ours):
     inputs    x           float32 [N, C, H, W]   images at level sigma
               sigma       float32 [N]            one level per image
               labels      float32 [N, W]         condition: K labels, T numbers of a text (none without), and the
-                                                 "no condition" flag; W = K + T + 1
+                                                 "no condition" flag; W = K + T + 1. Where the metadata say
+                                                 blank_trained false, the flag is never 1
     output    x0_hat      float32 [N, C, H, W]   the clean images, estimated; preconditioning is inside
 
     With graph "whole" instead of "step" the file holds the whole finishing, for runtimes other than ours: inputs
@@ -67,6 +68,8 @@ PRECISIONS = {
 """Each precision with the element types that its graph may hold."""
 MAX_PSNR_DB = 100.0
 """Stands for "not one grey level apart"."""
+NO_LABEL = "no label"
+"""Stands for the images that show none, where a loss names a label."""
 
 OPERATORS = frozenset(
     "Add And AveragePool Cast Clip Concat Constant ConstantOfShape Conv Cos DequantizeLinear Div Equal Erf Exp "
@@ -82,13 +85,16 @@ class Loss:
     """What a precision below fp32 costs: how far finished images lie from those of the fp32 graph.
 
     images: how many were compared. Differences in grey levels of 8-bit images; psnr_db is their peak
-    signal-to-noise ratio, at most MAX_PSNR_DB.
+    signal-to-noise ratio, at most MAX_PSNR_DB. worst_psnr_db: the lowest such ratio over the images of one label,
+    worst_label, or over those of none, NO_LABEL.
     """
 
     images: int
     mean_grey_levels: float
     max_grey_levels: int
     psnr_db: float
+    worst_label: str
+    worst_psnr_db: float
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,8 @@ class BundleInfo:
     sigma_max: the highest level it was trained for, where it takes over from the server. sampler, steps,
     sigma_low and guidance are defaults that a device may override where the graph is one step. loss: None where
     the precision is fp32. text: what text it takes, if any. labels_kept, text_kept: whether the site keeps its labels,
-    its text, from the server; they are then chosen at the device and never sent.
+    its text, from the server; they are then chosen at the device and never sent. blank_trained: whether "no condition"
+    was ever trained, which guidance and images of which nothing is said need.
     """
 
     client: str
@@ -110,6 +117,7 @@ class BundleInfo:
     steps: int
     sigma_low: float
     guidance: float
+    blank_trained: bool
     precision: str
     opset: int
     provenance: dict[str, str]
@@ -231,6 +239,7 @@ def _info(values: dict[str, Any], source: str) -> BundleInfo:
         steps=fields.integer("steps", at_least=1, at_most=MAX_STEPS),
         sigma_low=fields.number("sigma_low", above=0.0, at_most=sigma_max),
         guidance=fields.number("guidance", at_least=0.0, at_most=MAX_GUIDANCE),
+        blank_trained=fields.boolean("blank_trained"),
         precision=precision,
         opset=fields.integer("opset", at_least=1, at_most=100),
         provenance=fields.texts("provenance"),
@@ -257,6 +266,8 @@ def _loss(fields: Fields, precision: str, source: str) -> Loss | None:
         mean_grey_levels=fields.number("mean_grey_levels", at_least=0.0, at_most=255.0),
         max_grey_levels=fields.integer("max_grey_levels", at_least=0, at_most=255),
         psnr_db=fields.number("psnr_db", at_least=0.0, at_most=MAX_PSNR_DB),
+        worst_label=fields.text("worst_label"),
+        worst_psnr_db=fields.number("worst_psnr_db", at_least=0.0, at_most=MAX_PSNR_DB),
     )
     fields.done()
     return loss

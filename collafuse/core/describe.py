@@ -163,6 +163,7 @@ def _bundle(value: bundle.Bundle, source: str) -> dict[str, Any]:
         "steps": info.steps,
         "sigma_low": info.sigma_low,
         "guidance": info.guidance,
+        "blank_trained": info.blank_trained,
         "graph": info.graph,
         "precision": info.precision,
         "loss_against_fp32": None if info.loss is None else vars(info.loss),

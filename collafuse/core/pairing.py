@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .bundle import BundleInfo
 from .conditioning import Conditions, ConditionSpace, check_same_text, indices_of, translate_labels
-from .errors import MismatchError
+from .errors import MismatchError, UsageError
 from .intermediate import Intermediate, Source
 from .noise import SIGMA_SLACK
 
@@ -28,6 +28,32 @@ def check_pair(intermediate: Source, info: BundleInfo) -> None:
     indices_of(intermediate.used_labels, info.label_names)
     if intermediate.text_space is not None:
         check_same_text(intermediate.text_space, info.text, "the intermediate")
+
+
+def check_guidance(guidance: float, info: BundleInfo) -> None:
+    """Raise UsageError for guidance by a comparison that the bundle's client never learned."""
+    if guidance != 1.0 and not info.blank_trained:
+        raise UsageError(
+            f"guidance={guidance:g} compares with images without a condition, on which the client {info.client} was "
+            "never trained; expected 1. Finish with --guidance 1, or let its site train it with "
+            "training.label_dropout above 0, such as 0.1."
+        )
+
+
+def check_stated(labelled: bool, with_text: bool, info: BundleInfo) -> None:
+    """Raise MismatchError where nothing is said of images, unless the bundle's client was trained on such.
+
+    labelled: whether they have labels, be they all absent, which says nothing to a bundle that knows none.
+    """
+    if info.blank_trained or with_text or (labelled and info.label_names):
+        return
+    labels = f"one of the labels {', '.join(info.label_names)}" if info.label_names else ""
+    text = f"text of {info.text.encoder}" if info.text is not None else ""
+    raise MismatchError(
+        f"the images carry neither labels nor text, and the client {info.client} was never trained without; expected "
+        f"{', or '.join(filter(None, (labels, text)))}; choose with --label, --attributes or --text, or let its site "
+        "train it with training.label_dropout above 0, such as 0.1."
+    )
 
 
 def conditions_for(intermediate: Intermediate, space: ConditionSpace) -> Conditions:

@@ -36,6 +36,7 @@ def test_the_metadata_hold_the_allowed_fields_and_nothing_else(tiny_bundle):
     assert set(values) == {
         "kind", "version", "client", "image_shape", "label_names", "sigma_min", "sigma_max", "sampler", "steps",
         "sigma_low", "guidance", "precision", "opset", "provenance", "known_answer", "loss", "graph", "labels_kept",
+        "blank_trained",
     }  # fmt: skip
     assert set(values["known_answer"]) == {"sigmas", "values", "tolerance"}
     assert set(values["provenance"]) == {"weights", "training_steps", "collafuse", "torch", "onnx", "exported"}
@@ -165,6 +166,8 @@ BAD_FIELDS = [
     ("known_answer", {}),
     ("labels_kept", 1),
     ("labels_kept", None),
+    ("blank_trained", None),
+    ("blank_trained", 0),
     ("exif", "taken at home"),
 ]
 
@@ -219,6 +222,8 @@ def test_a_reduced_precision_states_its_loss(precision):
         {"max_grey_levels": True},
         {"psnr_db": 101},
         {"psnr_db": "48"},
+        {"worst_label": None},
+        {"worst_psnr_db": 101},
         {"seed": 1},
     ],
     ids=lambda v: repr(v)[:24],
@@ -249,6 +254,7 @@ def test_any_value_in_any_field_is_accepted_or_refused(field, value):
     assert (field, value) == ("loss", None) or field in {
         "client",
         "labels_kept",
+        "blank_trained",
         "sigma_min",
         "sigma_max",
         "steps",

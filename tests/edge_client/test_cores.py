@@ -137,8 +137,23 @@ def test_this_process_uses_what_it_may():
 )
 def test_threads_wait_awake_only_on_processors_that_nobody_else_needs(tmp_path, running, threads, expected):
     root = system(tmp_path, {"proc/stat": f"cpu  1 2 3\nprocs_running {running}\nprocs_blocked 0\n"})
-    assert may_spin(threads, root, processors=2) is expected
+    assert may_spin(threads, root, {0, 1, 2, 3}, processors=2) is expected
+
+
+@pytest.mark.parametrize(
+    ("allowed", "quota", "threads", "expected"),
+    [({0}, "max", 2, False), ({0, 1}, "max", 2, True), ({0, 1}, "max", 3, False), ({0, 1, 2}, "150000", 2, False),
+     ({0, 1, 2}, "200000", 2, True)],
+)  # fmt: skip
+def test_threads_that_share_what_this_process_may_use_do_not_wait_awake(tmp_path, allowed, quota, threads, expected):
+    """A thread that waits awake on the processor of the one that it waits for doubles the processor time."""
+    files = {
+        "proc/stat": "procs_running 1\n",
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/cpu.max": f"{quota} 100000\n",
+    }
+    assert may_spin(threads, system(tmp_path, files), allowed, processors=8) is expected
 
 
 def test_where_the_system_does_not_say_what_runs_threads_wait_awake(tmp_path):
-    assert may_spin(2, tmp_path, processors=2)
+    assert may_spin(2, tmp_path, {0, 1}, processors=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import sys
 
@@ -118,3 +119,33 @@ def test_the_limit_leaves_room_for_a_large_bundle_and_large_images():
     assert 1 << 30 <= limit < 1.1 * (1 << 30)
     large = bundles.Bundle(bytes(1 << 20), small.info, small.summary, small.digest)
     assert proof.memory_limit(large) - limit >= 3 << 20
+
+
+def sized(side: int, parameters: int):
+    """A bundle for images of so many pixels a side, of a network with so many weights."""
+    from collafuse.core import bundle as bundles
+
+    small = bundles.from_bytes(halving_bundle(), "a.onnx")
+    info = dataclasses.replace(small.info, image_shape=(3, side, side))
+    summary = dataclasses.replace(small.summary, num_parameters=parameters)
+    return dataclasses.replace(small, info=info, summary=summary)
+
+
+def test_the_time_grows_with_the_network_and_its_images_up_to_an_hour():
+    """A client of 3.6 million weights took 1.3 s of processor time for one image of 256x256, on a fast machine."""
+    assert proof.seconds_more(sized(32, 1_000_000)) < 2
+    assert proof.seconds_more(sized(256, 3_597_459)) > 100 * 1.3
+    assert proof.seconds_more(sized(512, 3_597_459)) == pytest.approx(4 * proof.seconds_more(sized(256, 3_597_459)))
+    assert proof.seconds_more(sized(1024, 100_000_000)) == proof.MOST_SECONDS_MORE == 3600
+
+
+def test_both_limits_on_time_leave_it(monkeypatch):
+    large, given, limits = sized(256, 3_597_459), [], {}
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.update({kind: pair[0]}))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
+    monkeypatch.setattr(proof, "run_child", lambda *given_: given.extend(given_) or {"refused": ""})
+    proof._limit(large)
+    proof.require(large)
+    more = proof.seconds_more(large)
+    assert limits[resource.RLIMIT_CPU] == pytest.approx(proof.PROCESSOR_SECONDS + more, abs=1)
+    assert given[2] == proof.SECONDS + more

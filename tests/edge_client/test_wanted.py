@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from collafuse.core import intermediate as intermediates
 from collafuse.core.conditioning import TextSpace
-from collafuse.core.errors import MismatchError
+from collafuse.core.errors import MismatchError, StorageError
 from collafuse.core.intermediate import Intermediate
 from collafuse.core.texts import EncodedText
+from edge_client import fetching
 from edge_client.fetching import FOLDER, fetched
 from edge_client.finisher import Finisher
 from edge_client.finishing import Order, finish_from
@@ -97,6 +100,22 @@ def test_a_part_that_was_exchanged_while_it_lay_there_is_asked_for_again(tmp_pat
         part.write_bytes(intermediates.to_bytes(batch([0, 1])))
         with fetched(remote, wanted, SHAPE, tmp_path) as whole:
             assert intermediates.to_bytes(whole.block(slice(0, 4))) == right
+
+
+def test_a_folder_that_is_gone_already_is_no_fault(tmp_path):
+    with scripted(TERMS, answer(200, intermediates.to_bytes(batch()))) as server:
+        with Remote(server.url, Trust("t")) as remote, fetched(remote, Wanted("a", 4), SHAPE, tmp_path):
+            shutil.rmtree(tmp_path / FOLDER)
+
+
+def test_what_came_and_cannot_be_removed_is_said_in_a_sentence(tmp_path, monkeypatch):
+    def refused(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with scripted(TERMS, answer(200, intermediates.to_bytes(batch()))) as server:
+        with pytest.raises(StorageError, match=r"cannot remove .*\.fetching.*Permission denied.*remove it by hand"):
+            with Remote(server.url, Trust("t")) as remote, fetched(remote, Wanted("a", 4), SHAPE, tmp_path):
+                monkeypatch.setattr(fetching.shutil, "rmtree", refused)
 
 
 def test_a_device_makes_no_picture_of_another_label_or_another_cut(tiny_bundle, tiny_intermediate, tmp_path):

@@ -163,12 +163,69 @@ def test_a_loss_is_plain_arithmetic():
     exact = np.full((2, 2, 2, 1), 100, dtype=np.uint8)
     other = exact.copy()
     other[0, 0, 0, 0], other[1, 1, 1, 0] = 104, 97
-    assert loss_between(exact, other) == Loss(2, 0.875, 4, round(10 * np.log10(255**2 / (25 / 8)), 2))
+    psnr_db = round(10 * np.log10(255**2 / (25 / 8)), 2)
+    assert loss_between(exact, other) == Loss(2, 0.875, 4, psnr_db, "no label", psnr_db)
 
 
 def test_equal_pictures_have_no_loss_and_a_finite_figure():
     pixels = np.zeros((3, 2, 2, 1), dtype=np.uint8)
-    assert loss_between(pixels, pixels) == Loss(3, 0.0, 0, MAX_PSNR_DB)
+    assert loss_between(pixels, pixels) == Loss(3, 0.0, 0, MAX_PSNR_DB, "no label", MAX_PSNR_DB)
+
+
+def with_noise_of(spoilt: np.ndarray):
+    """A model beside one that comes out 1 grey level higher, 7 for images of a condition like this."""
+
+    def exact(x, sigma, conditions):
+        return 0 * x + 0.25 / 127.5
+
+    def reduced(x, sigma, conditions):
+        bad = (conditions * spoilt).sum(axis=1) == spoilt.sum()
+        return exact(x, sigma, conditions) + np.where(bad, 7, 1)[:, None, None, None] / 127.5
+
+    return exact, reduced
+
+
+LABELS = tuple("0123456789")
+PSNR_OF_7 = round(10 * np.log10(255**2 / 49), 2)
+
+
+def shown(info, labels: np.ndarray | None) -> tuple[calibration.Batch, bundles.BundleInfo]:
+    info = dataclasses.replace(info, label_names=LABELS, guidance=1.0, steps=1)
+    x = np.zeros((40, *info.image_shape), dtype=np.float32)
+    return calibration.Batch(x, info.space.conditions(40, labels), None), info
+
+
+def test_one_label_of_ten_that_comes_out_badly_shows(info):
+    batch, info = shown(info, np.eye(10, dtype=np.uint8)[np.arange(40) % 10])
+    loss = measure_loss(*with_noise_of(np.eye(11)[7]), batch, info)
+    assert (loss.worst_label, loss.worst_psnr_db) == ("7", PSNR_OF_7) and loss.psnr_db > 40 > 32 > PSNR_OF_7
+
+
+def test_an_image_of_several_labels_counts_for_each_and_one_of_none_for_none(info):
+    labels = np.zeros((40, 10), dtype=np.uint8)
+    labels[:30, 1] = labels[:4, 2] = labels[10:20, 3] = 1  # none of the others is shown, and 30 to 39 show none
+    batch, info = shown(info, labels)
+    loss = measure_loss(*with_noise_of(np.eye(11)[2]), batch, info)
+    assert (loss.worst_label, loss.worst_psnr_db) == ("2", PSNR_OF_7)
+    loss = measure_loss(*with_noise_of(np.eye(11)[3]), batch, info)
+    assert (loss.worst_label, loss.worst_psnr_db) == ("3", PSNR_OF_7)
+
+
+ALL_BUT_FOUR = np.eye(10, dtype=np.uint8)[np.arange(40) % 10] * (np.arange(40) < 36)[:, None]
+
+
+@pytest.mark.parametrize("labels", [None, ALL_BUT_FOUR.astype(np.uint8)])
+def test_images_of_no_label_count_by_themselves(info, labels):
+    batch, info = shown(info, labels)
+    exact, reduced = with_noise_of(np.zeros(11))  # all of them badly
+    where_shown = with_noise_of(np.full(11, 9.0))[1]  # none
+
+    def mixed(x, sigma, conditions):
+        bare = ~conditions[:, :10].any(axis=1)[:, None, None, None]
+        return np.where(bare, reduced(x, sigma, conditions), where_shown(x, sigma, conditions))
+
+    loss = measure_loss(exact, mixed, batch, info)
+    assert (loss.worst_label, loss.worst_psnr_db) == ("no label", PSNR_OF_7)
 
 
 def test_the_loss_is_measured_on_what_a_device_finishes(reduced, tiny_bundle, delivered, info, model):

@@ -40,7 +40,9 @@ module.exports = { env: { versions: {} }, Tensor, InferenceSession: { create: as
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 
 
-def finish(folder: Path, space: ConditionSpace, one: Intermediate) -> subprocess.CompletedProcess[str]:
+def finish(
+    folder: Path, space: ConditionSpace, one: Intermediate, blank_trained: bool = True
+) -> subprocess.CompletedProcess[str]:
     """Run the example on a bundle of this space whose graph answers black."""
     package = folder / "node_modules" / "onnxruntime-node"
     package.mkdir(parents=True)
@@ -49,6 +51,7 @@ def finish(folder: Path, space: ConditionSpace, one: Intermediate) -> subprocess
     answer = {"sigmas": [0.5] * 4, "values": [0.0] * 4, "tolerance": 1.0}
     names, shape = list(space.label_names), list(one.image_shape)
     about = {"graph": "whole", "image_shape": shape, "sigma_max": 0.5, "label_names": names}
+    about["blank_trained"] = blank_trained
     model = onnx.ModelProto()
     helper.set_model_props(model, {"collafuse": json.dumps(about | {"known_answer": answer} | text)})
     (folder / "a.onnx").write_bytes(model.SerializeToString())
@@ -100,6 +103,18 @@ def test_the_rows_are_those_of_python(tmp_path, names, labels, takes, text):
 def test_text_of_another_encoder_is_refused(tmp_path, takes):
     done = finish(tmp_path, ConditionSpace(("x", "y"), takes), intermediate(True, TEXT))
     assert done.returncode == 1 and "text of t5-4-00 does not fit the bundle's" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "text", "done_well"),
+    [(("x", "y"), False, None, False), ((), "absent", None, False), ((), False, TEXT, True),
+     (("x", "y"), True, None, True), (("x", "y"), "absent", None, True)],
+)  # fmt: skip
+def test_images_without_a_condition_are_refused_where_that_was_never_trained(tmp_path, names, labels, text, done_well):
+    done = finish(tmp_path, ConditionSpace(names, TEXT), intermediate(labels, text), blank_trained=False)
+    assert (done.returncode == 0) is done_well
+    assert ("neither labels nor text" in done.stderr) is not done_well
+    assert (tmp_path / "out").exists() is done_well
 
 
 @pytest.mark.parametrize("channels", [2, 4])

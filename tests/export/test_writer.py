@@ -18,7 +18,7 @@ import export.writer
 from collafuse.config import NetworkSettings
 from collafuse.core import bundle as bundles
 from collafuse.core import intermediate as intermediates
-from collafuse.core.bundle import INPUTS
+from collafuse.core.bundle import INPUTS, Loss
 from collafuse.core.errors import ExportError, MismatchError, OutputExistsError, UsageError
 from collafuse.core.knownanswer import known_answer_input
 from collafuse.core.noise import SIGMA_MIN
@@ -185,6 +185,15 @@ def test_a_loss_above_the_tolerance_is_refused_unless_forced(write_tiny, tmp_pat
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
     made = write_tiny(tmp_path / "a.onnx", precision="int8", force=True)
     assert bundles.read(tmp_path / "a.onnx").info.loss == made.info.loss and made.info.loss.psnr_db < 60
+
+
+def test_one_bad_label_is_refused_whatever_the_others_do(write_tiny, tmp_path, monkeypatch):
+    measured = Loss(256, 0.5, 9, 41.0, "7", 30.5)
+    monkeypatch.setattr(export.writer.calibration, "measure_loss", lambda *_: measured)
+    with pytest.raises(ExportError, match=r"PSNR 41\.0 dB over all, 30\.5 dB over those of 7, .* at least 40 dB"):
+        write_tiny(tmp_path / "a.onnx", precision="int8")
+    assert not list(tmp_path.iterdir())
+    assert write_tiny(tmp_path / "a.onnx", precision="int8", force=True).info.loss == measured
 
 
 def test_intermediates_of_another_client_leave_nothing_behind(write_tiny, delivered, tmp_path):
