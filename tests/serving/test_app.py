@@ -80,7 +80,7 @@ WRONG = [
     ({"count": 0}, 422, "count: Input should be greater than or equal to 1"),
     ({"count": "3"}, 422, "body.count: Input should be a valid integer"),
     ({"colour": 1}, 422, "body.colour: Extra inputs are not permitted"),
-    ({"sampler": "heun"}, 409, "below 0.525 where the release of 'north' teaches nothing"),
+    ({"sampler": "heun"}, 409, "below 0.525 where a release of clients.north teaches nothing"),
     ({"seed": -1}, 422, "body.seed"),
 ]
 
