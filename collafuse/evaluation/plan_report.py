@@ -14,6 +14,8 @@ from .one_cut import AS_WELL, SETS, CutFigures
 from .plan import Demands, best_cut
 from .tables import Table
 
+ROOM = 1.2
+"""How many times the level before it one must be for its figure to be written at the axis."""
 DEMANDED = {
     "recognition": "are few enough releases recognised",
     "inference": "is little enough inferred",
@@ -129,6 +131,15 @@ def _of_statistics(row: CutFigures) -> str:
     return "as good" if row.statistics_suffice else "worse" if row.images_pay else "cannot be told"
 
 
+def _apart(levels: Sequence[float]) -> list[float]:
+    """Of rising noise levels those whose figures have room beside each other on a logarithmic axis."""
+    shown: list[float] = []
+    for level in levels:
+        if not shown or level > shown[-1] * ROOM:
+            shown.append(level)
+    return shown
+
+
 def _choice(client: str, own: Sequence[CutFigures], demands: Demands) -> str:
     if not demands.any:
         return (
@@ -182,13 +193,12 @@ def drawn(rows: Sequence[CutFigures], demands: Demands) -> Figure:
             _shade(axis, own, demands)
             if chosen is not None:
                 axis.axvline(chosen.sigma, color=GREEN, linewidth=1.2)
-        cost.set_xticks(every)
+        cost.set_xticks(_apart(every))
         cost.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         cost.xaxis.set_minor_locator(NullLocator())
         cost.set_xlabel("cut (sigma): more noise before anything is sent →")
-    for axis, text in zip(
-        axes[:, 0], ("what a server can learn", "distance from real images", "device, ms per image"), strict=True
-    ):
+    named = ("what a server can learn", "distance from real images", "device, ms per image\n(at a point: evaluations)")
+    for axis, text in zip(axes[:, 0], named, strict=True):
         axis.set_ylabel(text)
     figure.suptitle(
         "Where to cut? Lower is better everywhere."
@@ -248,7 +258,7 @@ def _draw_cost(axis: Axes, sigmas: list[float], own: Sequence[CutFigures], deman
     axis.plot(sigmas, [row.ms for row in own], marker="o", color=ORANGE)
     for row in own:
         axis.annotate(
-            f"{row.nfe} evaluations",
+            f"{row.nfe}",
             (row.sigma, row.ms),
             fontsize=7,
             xytext=(0, 6),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import shutil
@@ -137,6 +138,16 @@ def test_the_title_fits_above_a_single_client():
     (title,) = (text for text in figure.texts if text.get_text().startswith("Where to cut?"))
     found = title.get_window_extent()
     assert extent.x0 <= found.x0 and found.x1 <= extent.x1
+
+
+def test_figures_at_the_axis_leave_room_between_each_other():
+    """Clients of other cuts bring levels of their own, 0.738 beside 0.75."""
+    sigmas = (0.5, 0.738, 0.75, 1.0, 20.0)
+    figure = drawn([replace(ROWS[0], sigma=sigma) for sigma in sigmas], Demands())
+    figure.draw_without_rendering()
+    labels = [label for label in figure.axes[-1].get_xticklabels() if label.get_text()]
+    boxes = [label.get_window_extent() for label in labels]
+    assert len(labels) == 4 and all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
 
 
 def test_steps_grow_as_the_logarithm_of_the_cut(tiny_config):
