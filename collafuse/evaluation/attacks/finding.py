@@ -67,15 +67,14 @@ def binomial_tail(hits: int, count: int, chance: float) -> float:
     return min(1.0, math.fsum(map(math.exp, terms)))
 
 
-def division_error(values: NDArray[np.floating], groups: NDArray[np.generic], chosen: NDArray[np.bool_]) -> float:
-    """Standard deviation of the sum of the chosen of values [N], whose mean is 0, had chance divided the groups [N].
+def division_error(values: NDArray[np.floating], first: int, groups: NDArray[np.generic] | None = None) -> float:
+    """Standard deviation of the sum of the first of values [N], whose mean is 0, had chance chosen so many.
 
-    Held-out images are drawn as whole groups, such as patients, whose images are alike: there are as many draws as
-    groups, not as images. 0 where there is one group.
+    groups: what each value belongs to [N], where whole groups were chosen, such as patients, whose images are alike:
+    then there are as many draws as groups. 0 where there is one draw.
     """
-    _, of_image = np.unique(groups, return_inverse=True)
-    sums = np.bincount(of_image, weights=values)
-    count, share = len(sums), float(chosen.mean())
+    sums = values if groups is None else np.bincount(np.unique(groups, return_inverse=True)[1], weights=values)
+    count, share = len(sums), first / len(values)
     return math.sqrt(share * (1 - share) * count / (count - 1) * float((sums**2).sum())) if count > 1 else 0.0
 
 

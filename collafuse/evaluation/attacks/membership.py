@@ -87,10 +87,10 @@ def told_apart(members: Floats, others: Floats, groups: NDArray[np.generic] | No
     # The threshold accuses at most 1 % of the others: none of them where there are fewer than 100.
     threshold = ordered[n - 1 - math.floor(FALSE_ALARMS * n)]
     # Of the rank sum of Mann and Whitney (1947) under the null; its square is (m + n + 1) / (12 m n) without groups.
-    both, places = np.concatenate([members, others]), np.arange(m + n)
+    both = np.concatenate([members, others])
     lower, upper = (np.searchsorted(np.sort(both), both, side) for side in ("left", "right"))
     ranks = (lower + upper - m - n) / 2
-    error = division_error(ranks, places if groups is None else groups, places < m) / (m * n)
+    error = division_error(ranks, m, groups) / (m * n)
     return Membership(m, n, auc, error, float((members > threshold).mean()))
 
 

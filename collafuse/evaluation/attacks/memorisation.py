@@ -52,9 +52,8 @@ def nearest_images(
     of_training = rows < len(train)
     # Under the null the two parts are a random division of all images, so the share is a sum without replacement.
     weights = np.bincount(rows, minlength=len(both)) / len(generated)
-    places = np.arange(len(both))
     expected, share = len(train) / len(both), float(of_training.mean())
-    error = division_error(weights - 1 / len(both), places if groups is None else groups, places < len(train))
+    error = division_error(weights - 1 / len(both), len(train), groups)
     deviate = (share - expected) / error if error > 0 else 0.0
     of_one, of_held_out = (_copies(generated, part) for part in (train, held_out))
     # Under the null either is as likely. Copies of one image fall together, so each image counts by its copies squared.
