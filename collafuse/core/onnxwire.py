@@ -103,6 +103,8 @@ class _Reader:
             position += length
 
     def _varint(self, data: memoryview, position: int) -> tuple[int, int]:
+        if position < len(data) and data[position] < 0x80:  # nearly all: names and numbers are short
+            return data[position], position + 1
         value = 0
         for shift in range(0, 70, 7):
             if position >= len(data):

@@ -1,0 +1,43 @@
+"""cli.app: what a command on a device starts with."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TASKS = Path("/proc/self/task")
+INSPECT = """
+import os, sys
+from cli.app import main
+sys.argv = ["collafuse", "inspect", sys.argv[1]]
+try:
+    main()
+finally:
+    print("threads", len(os.listdir("/proc/self/task")))
+"""
+NUMPY = "import numpy, os; print('threads', len(os.listdir('/proc/self/task')))"
+
+
+def threads(program, *words, **environment):
+    """How many threads a program has at its end."""
+    plain = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env=plain | environment,
+    )
+    return int(done.stdout.rpartition("threads ")[2])
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="counts threads where Linux lists them")
+def test_a_command_of_a_device_starts_no_threads_for_matrix_products(tiny_bundle):
+    usual = threads(NUMPY)
+    if usual == 1:
+        pytest.skip("this NumPy starts no threads of its own here")
+    assert threads(INSPECT, tiny_bundle) == 1
+    assert threads(INSPECT, tiny_bundle, OPENBLAS_NUM_THREADS="2") == 2, "what the user sets holds"
