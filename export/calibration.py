@@ -113,7 +113,7 @@ def calibration_inputs(model: Model, batch: Batch, info: BundleInfo) -> Iterator
     First every evaluation of the real finishing: the levels the solver visits, each as often as it visits it, on
     the very x that come up there. Then as many levels spread evenly in ln sigma over the whole range, for a
     device that asks for other steps, on the finished images noised again; there every second image carries no
-    condition, for a device that asks for guidance.
+    condition, for a device that asks for guidance, unless the client never learned of that.
     """
     visited: list[Inputs] = []
 
@@ -127,7 +127,8 @@ def calibration_inputs(model: Model, batch: Batch, info: BundleInfo) -> Iterator
         finished = _finish(recorded, part, info)
         yield from visited
         conditions = part.conditions.copy()
-        conditions[::2] = unconditional(conditions[::2])
+        if info.blank_trained:
+            conditions[::2] = unconditional(conditions[::2])
         for sigma in np.geomspace(min(info.sigma_low, info.sigma_max / 2), info.sigma_max, len(visited)):
             yield _inputs(finished + sigma * noise.standard_normal(finished.shape), sigma, conditions)
 

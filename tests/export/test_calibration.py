@@ -148,6 +148,12 @@ def test_the_spread_inputs_are_noised_as_their_level_says_and_half_of_them_unlab
         assert inputs["labels"][::2, -1].all() and not inputs["labels"][1::2, -1].any()
 
 
+def test_what_a_client_never_learned_does_not_calibrate_it(delivered, info, model):
+    never = dataclasses.replace(info, blank_trained=False)
+    shaping, _ = calibration.read(delivered, never)
+    assert not any(inputs["labels"][:, -1].any() for inputs in calibration_inputs(model, shaping, never))
+
+
 def test_guidance_shows_the_network_unlabelled_images_on_the_way(delivered, info, model):
     shaping, _ = calibration.read(delivered, info)
     guided = dataclasses.replace(info, guidance=2.0)
