@@ -83,7 +83,8 @@ def main() -> None:
     # A device has no use for nineteen other commands, which take a sixth of the time to its first picture.
     named = [word for word in sys.argv[1:2] if word in COMMANDS]
     if set(named) & set(ON_DEVICES) and "numpy" not in sys.modules:
-        # Loading NumPy starts a thread a core for matrix products otherwise: a tenth of the time to a first picture.
+        # Loading NumPy starts a thread a core for matrix products otherwise: a seventh of a first picture's processor
+        # time, and of its time where other work needs the cores.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         build(named or COMMANDS)()
