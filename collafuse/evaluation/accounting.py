@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from ..core.errors import UsageError
 from ..core.mechanism import log_delta_of
@@ -60,6 +61,13 @@ def gaussian_renyi(mu: float, order: float) -> float:
     if not order > 1:
         raise UsageError(f"order={order}; a Rényi guarantee has an order above 1.")
     return order * mu * mu / 2
+
+
+def most_found(mu: float, false_alarms: float = 0.01) -> float:
+    """The largest share of images that anyone can tell were released, who accuses this share of others wrongly:
+    Phi(Phi^-1(false_alarms) + mu) under mu-GDP (Dong et al. 2022, definition 3)."""
+    normal = NormalDist()
+    return normal.cdf(normal.inv_cdf(false_alarms) + mu)
 
 
 @dataclass(frozen=True)

@@ -38,45 +38,6 @@ ENOUGH = 20
 
 
 @dataclass(frozen=True)
-class Demands:
-    """What a user asks of a cut; None asks nothing. Shares and leaks from 0 to 1. Raises UsageError.
-
-    max_reid holds for the upper bound of the interval that is shown: few releases may be recognised by luck.
-    """
-
-    max_reid: float | None = None
-    max_leak: float | None = None
-    max_ms: float | None = None
-    max_frechet: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise UsageError(f"{name}={value}; expected a number of at least 0.")
-
-    def unmet(self, figures: CutFigures) -> list[str]:
-        """What of it a cut does not meet, as names of figures."""
-        found = {
-            "recognition": (figures.reid_high, self.max_reid),
-            "inference": (figures.leak or 0.0, self.max_leak),
-            "time": (figures.ms, self.max_ms),
-            "quality": (figures.frechet, self.max_frechet),
-        }
-        return [name for name, (value, most) in found.items() if most is not None and value > most]
-
-    @property
-    def any(self) -> bool:
-        """Whether anything is asked."""
-        return any(value is not None for value in vars(self).values())
-
-
-def best_cut(rows: Sequence[CutFigures], demands: Demands) -> CutFigures | None:
-    """Of the cuts that meet all demands the one with the best images; None where none does."""
-    fitting = [row for row in rows if not demands.unmet(row)]
-    return min(fitting, key=lambda row: row.frechet) if fitting else None
-
-
-@dataclass(frozen=True)
 class Plan:
     """rows: of every cut and client; note: what the distances are measured in."""
 
