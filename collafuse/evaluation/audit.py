@@ -19,7 +19,7 @@ from edge_client.finisher import Finisher
 from edge_client.pictures import labelled_table, to_image
 
 from ..core.conditioning import Conditions, one_label_each, translate_labels
-from ..core.errors import CollaFuseError
+from ..core.errors import CollaFuseError, UsageError
 from ..core.noise import Cut
 from ..core.pictures import contact_sheet, to_uint8
 from ..data.imageset import ImageSet, x0_of
@@ -101,6 +101,12 @@ class Audit:
 def audit(folder: RunFolder, device: torch.device, *, seed: int = 0, listener: Listener = UNHEARD) -> Audit:
     """Attack a run of ``train`` or ``demo``. The same seed makes the same attacks. Raises what opening it raises."""
     run = WholeRun.open(folder, device, listener)
+    if run.server_model is None:
+        raise UsageError(
+            f"the server of {folder.path} adds up statistics: no image was released to it, so there is none to attack. "
+            "What its sites gave away, collafuse inspect says of each release; audit is for a run with "
+            "server.kind=images."
+        )
     features = _features(run)
     sites: list[SiteAudit] = []
     rows: list[Pictures] = []
@@ -167,6 +173,7 @@ def _reconstruct(
     estimate, mean = wiener(noisy, sigma, known.x0(), known_groups, groups)
     estimates, blind = {"Wiener filter": estimate}, {}
     server, model = run.server_model, run.models.get(exposure.name)
+    assert server is not None
     asked_about = [(shown.BY_SERVER, server, max(sigma, Cut(server.sigma_low).lowest_trained))]
     if model is not None:
         asked_about.append((shown.BY_CLIENT, model, sigma))
@@ -198,8 +205,9 @@ def _memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[
     for name in run.sites.keys() - set(asked_about):
         note(f"{name} holds out fewer than {FEWEST_OTHERS} images, too few to ask about membership.")
     found: dict[str, Membership] = {}
-    if asked_about:
-        server, parts = run.server_model, []
+    server = run.server_model
+    if asked_about and server is not None:
+        parts = []
         for name in asked_about:
             lowest = Cut(run.releases[name][0].sigma_cut).lowest_trained
             levels = levels_between(lowest, max(HIGHEST_ASKED, 2 * lowest))

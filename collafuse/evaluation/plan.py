@@ -66,10 +66,15 @@ def plan(
 ) -> Plan:
     """The figures of every cut of every site, made where they are not kept from before.
 
-    Raises DataError for a site with too few images, UsageError for a cut below every site's own, and what
-    opening the run raises.
+    Raises DataError for a site with too few images, UsageError for a cut below every site's own and for a server of
+    statistics, and what opening the run raises.
     """
     run = WholeRun.open(folder, device, listener)
+    if run.server_model is None:
+        raise UsageError(
+            f"the server of {folder.path} adds up statistics: no image was released to it and it learned no level, so "
+            "there is no cut to move. plan is for a run with server.kind=images."
+        )
     _check_enough(run)
     planned = [(name, cut) for name in run.sites for cut in cuts_for(run, name, settings.cuts)]
     say_what_is_left_out(run, planned, settings.cuts, listener)

@@ -267,6 +267,13 @@ def test_a_server_of_statistics_is_told_what_says_what_it_received(statistics_ru
         audits.audit(statistics_run, CPU)
 
 
+def test_a_run_of_statistics_opens_with_what_its_sites_sent(statistics_run):
+    run = WholeRun.open(statistics_run, CPU)
+    assert run.server_model is None and run.releases == {}
+    counted = {name: files[0].counts.tolist() for name, files in run.statistics.items()}
+    assert counted == {name: site.train.labels.sum(axis=0).tolist() for name, site in run.sites.items()}
+
+
 def test_a_baseline_is_told_that_it_is_none_to_audit(digits_run, tmp_path):
     (tmp_path / "run" / "models").mkdir(parents=True)
     RunFolder(tmp_path / "run").write_config(digits_run.read_config().model_copy(update={"method": "local"}))

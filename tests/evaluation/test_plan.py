@@ -302,6 +302,11 @@ def test_cuts_below_every_sites_own_are_refused(digits_run, tmp_path, monkeypatc
         plan(RunFolder(tmp_path / "run"), Settings(cuts=(0.1,)), CPU, lambda name: Recorder())
 
 
+def test_a_server_of_statistics_has_no_cut_to_move(statistics_run):
+    with pytest.raises(UsageError, match="adds up statistics.*no cut to move"):
+        plan(statistics_run, Settings(), CPU, lambda name: pytest.fail("something was trained"))
+
+
 def test_a_site_with_too_few_images_is_told_before_anything_is_trained(digits_run, monkeypatch):
     def load(config, listener):
         sites = load_sites(config)
