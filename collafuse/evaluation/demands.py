@@ -60,9 +60,7 @@ class Demands:
         """What of it a row does not meet, as names of ASKED."""
         limits = {what: getattr(self, limit) for what, limit in ASKED.items()}
         return [
-            what
-            for what, value in figures.measured.items()
-            if limits[what] is not None and not value <= limits[what]
+            what for what, value in figures.measured.items() if limits[what] is not None and not value <= limits[what]
         ]
 
     @property
@@ -72,8 +70,8 @@ class Demands:
 
 
 def best_cut(rows: Sequence[Row], demands: Demands) -> Row | None:
-    """Of the rows that meet all demands the one with the best images; None where none does."""
-    fitting = [row for row in rows if not demands.unmet(row)]
+    """Of the rows that meet all demands the one with the best images; None where none does, or none has images."""
+    fitting = [row for row in rows if not demands.unmet(row) and math.isfinite(row.measured["quality"])]
     return min(fitting, key=lambda row: row.measured["quality"]) if fitting else None
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,13 +23,9 @@ from .attacks.exposure import Exposure, expose
 from .attacks.reconstruction import GaussianPrior
 from .attacks.reidentification import GALLERY, reidentified_at
 from .measured import some
-from .trial import SETS, Trial
+from .trial import AS_WELL, Trial, ratio_bounds
 from .whole_run import gallery_of
 
-STUDENT = 2.132
-"""Student's t that SETS - 1 degrees of freedom exceed once in 20."""
-AS_WELL = 1.05
-"""Statistics do as well as the server where their Fréchet distance is at most so many times the server's."""
 FEWEST_OF_A_LABEL = 20
 """A label with fewer images shares the Gaussian of all."""
 
@@ -92,14 +86,6 @@ class CutFigures:
     def images_pay(self) -> bool:
         """Whether the server surely does better than the Gaussians. Where neither is sure, it cannot be told."""
         return self.statistics_low > 1 and not self.statistics_suffice
-
-
-def ratio_bounds(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """How many times theirs our distances are, [SETS] each and set by set of the same noise: a lower and an upper
-    bound, each wrong once in 20 times, of the mean logarithm of the ratio by Student's t."""
-    logs = np.log(np.maximum(ours, 1e-12)) - np.log(np.maximum(theirs, 1e-12))
-    half = STUDENT * float(logs.std(ddof=1)) / math.sqrt(SETS)
-    return math.exp(logs.mean() - half), math.exp(logs.mean() + half)
 
 
 class OneCut(Trial):

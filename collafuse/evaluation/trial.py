@@ -6,6 +6,7 @@ What stands in front of it, a server of images or one of statistics, is the call
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,10 @@ FEWEST_STEPS = 100
 """A client is trained for a quarter of its configured steps, and for at least so many."""
 SETS = 5
 """Sets of generated images at each cut, whose spread is shown."""
+STUDENT = 2.132
+"""Student's t that SETS - 1 degrees of freedom exceed once in 20."""
+AS_WELL = 1.05
+"""One way does as well as another where its Fréchet distance is at most so many times the other's."""
 MOST_IMAGES = 500
 REPETITIONS = 10
 
@@ -61,6 +66,14 @@ def recut(config: Config, name: str, sigma: float, train_steps: int | None) -> C
     sampler = client.sampler.model_copy(update={"steps": steps_for(config, name, sigma)})
     changed = client.model_copy(update={"cut": CutSettings(sigma=sigma), "training": training, "sampler": sampler})
     return config.model_copy(update={"clients": {**config.clients, name: changed}})
+
+
+def ratio_bounds(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """How many times theirs our distances are, [SETS] each and set by set of the same noise: a lower and an upper
+    bound, each wrong once in 20 times, of the mean logarithm of the ratio by Student's t."""
+    logs = np.log(np.maximum(ours, 1e-12)) - np.log(np.maximum(theirs, 1e-12))
+    half = STUDENT * float(logs.std(ddof=1)) / math.sqrt(SETS)
+    return math.exp(logs.mean() - half), math.exp(logs.mean() + half)
 
 
 class Trial:
@@ -104,7 +117,7 @@ class Trial:
         return self.distances_of(finish_all(model.denoiser, x, level, conditions, settings, self.run.device), asked)
 
     def distances_of(self, pixels: Pixels, asked: Intermediate) -> list[float]:
-        """The same of finished images, uint8 [count, H, W, C]: one set after the other shows what the reference does."""
+        """The same of finished images, uint8 [count, H, W, C]: each set shows what the reference does."""
         found, size = [], len(self.reference)
         for start in range(0, len(pixels), size):
             rows = slice(start, start + size)
