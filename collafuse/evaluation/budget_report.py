@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from ..core.noise import Cut
 from .budgets import BudgetFigures
 from .demands import Demands, best_cut, by_client
-from .drawing import GREEN, GREY, draw_cost, level_axis, limit, png
+from .drawing import GREEN, GREY, PLAIN, draw_cost, level_axis, limit, png
 from .tables import Table
 from .trial import AS_WELL, SETS
 
@@ -130,19 +131,18 @@ def _choice(client: str, own: Sequence[BudgetFigures], demands: Demands) -> str:
 
 
 def _price(own: Sequence[BudgetFigures]) -> list[str]:
-    """What noise for a budget costs, from the highest cut on down."""
-    found = []
+    """What noise for a budget costs, from the highest cut on down; cuts of which the same holds are named together."""
+    said: dict[str, list[str]] = {}
     for sigma in sorted({row.sigma for row in own}, reverse=True):
         private = [row for row in own if row.sigma == sigma and row.epsilon is not None]
-        free = [row for row in private if row.costs_nothing]
-        dear = [row for row in private if row.costs]
-        said = []
-        if free:
-            said.append(f"noise costs nothing down to epsilon {min(row.epsilon or 0 for row in free):g}")
-        if dear:
-            said.append(f"pictures are surely worse at {', '.join(f'{row.epsilon:g}' for row in dear)}")
-        found.append(f"At sigma {sigma:.3g} {' and '.join(said) or 'sets spread too far to tell what noise costs'}.")
-    return found
+        parts = []
+        if free := [row.epsilon or 0 for row in private if row.costs_nothing]:
+            parts.append(f"noise costs nothing down to epsilon {min(free):g}")
+        if dear := [f"{row.epsilon:g}" for row in private if row.costs]:
+            parts.append(f"pictures are surely worse at {', '.join(dear)}")
+        what = " and ".join(parts) or "sets spread too far to tell what noise costs"
+        said.setdefault(what, []).append(f"{sigma:.3g}")
+    return [f"At sigma {', '.join(sigmas)} {what}." for what, sigmas in said.items()]
 
 
 def picture(rows: Sequence[BudgetFigures], demands: Demands) -> bytes:
@@ -162,13 +162,15 @@ def drawn(rows: Sequence[BudgetFigures], demands: Demands) -> Figure:
         _draw_quality(quality, own, demands, chosen)
         one_each = list({row.sigma: row for row in own}.values())
         draw_cost(cost, one_each, demands)
-        fits = f"★ sigma {chosen.sigma:.3g}, epsilon {budget_of(chosen)}" if chosen is not None else "nothing fits"
-        quality.set_title(f"{client}: {fits}" if demands.any else client, fontsize=11, loc="left")
+        quality.set_title(_headline(client, chosen, demands), fontsize=11, loc="left")
         level_axis((quality, cost), every, "cut (sigma): more is left to the device →")
     axes[0, 0].set_ylabel("distance from real images")
     axes[1, 0].set_ylabel("device, ms per image\n(at a point: evaluations)")
-    known = [row.frechet for row in rows if row.frechet is not None]
-    axes[0, 0].set_ylim(0, 1.15 * max([*known, *(row.floor for row in rows)]))
+    # A small budget at a low cut is far above all else, which lies close together.
+    axes[0, 0].set_yscale("log")
+    axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0, 0].yaxis.set_major_formatter(PLAIN)
+    axes[0, 0].yaxis.set_minor_locator(NullLocator())
     axes[1, 0].set_ylim(0, 1.3 * max(row.ms for row in rows))
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(
@@ -176,6 +178,18 @@ def drawn(rows: Sequence[BudgetFigures], demands: Demands) -> Figure:
         + ("\nA star meets what is asked best; dashed: the limits." if demands.any else "")
     )
     return figure
+
+
+def _headline(client: str, chosen: BudgetFigures | None, demands: Demands) -> str:
+    if not demands.any:
+        return client
+    if chosen is None:
+        return f"{client}: nothing fits"
+    return f"{client}: ★ sigma {chosen.sigma:.3g}, {_line_name(chosen.epsilon)}"
+
+
+def _line_name(epsilon: float | None) -> str:
+    return "exact statistics" if epsilon is None else f"epsilon {epsilon:g}"
 
 
 def _draw_quality(axis: Axes, own: Sequence[BudgetFigures], demands: Demands, chosen: BudgetFigures | None) -> None:
@@ -189,7 +203,7 @@ def _draw_quality(axis: Axes, own: Sequence[BudgetFigures], demands: Demands, ch
             marker="o",
             markersize=4,
             color=COLOURS[round(place * (len(COLOURS) - 1) / max(1, len(budgets) - 1))],
-            label=("exact statistics" if epsilon is None else f"epsilon {epsilon:g}") + ("" if line else ": no release"),
+            label=_line_name(epsilon) + ("" if line else ": no release"),
         )
     floors = {row.sigma: row.floor for row in own}
     axis.plot(list(floors), list(floors.values()), color=GREY, label="real images")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -12,8 +13,10 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from .demands import Demands
 
-ROOM = 1.2
-"""How many times the level before it one must be for its figure to be written at the axis."""
+ROOM = 0.07
+"""How far from the level before it one must be for its figure to be written at the axis, as a share of the axis."""
+MARGIN = 1.3
+PLAIN = FuncFormatter(lambda value, _: f"{value:.3g}")
 BLUE, ORANGE, GREEN, GREY = "#2b6cb0", "#c05621", "#2f855a", "#718096"
 
 
@@ -44,10 +47,10 @@ def level_axis(axes: Sequence[Axes], every: Sequence[float], name: str) -> None:
     """Let axes, one above the other, show these rising cuts, with the axis's name below the last."""
     for axis in axes:
         axis.set_xscale("log")
-        axis.set_xlim(every[0] / 1.3, every[-1] * 1.3)
+        axis.set_xlim(every[0] / MARGIN, every[-1] * MARGIN)
         axis.grid(alpha=0.25)
     axes[-1].set_xticks(_apart(every))
-    axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes[-1].xaxis.set_major_formatter(PLAIN)
     axes[-1].xaxis.set_minor_locator(NullLocator())
     axes[-1].set_xlabel(name)
 
@@ -55,8 +58,9 @@ def level_axis(axes: Sequence[Axes], every: Sequence[float], name: str) -> None:
 def _apart(levels: Sequence[float]) -> list[float]:
     """Of rising noise levels those whose figures have room beside each other on a logarithmic axis."""
     shown: list[float] = []
+    room = ROOM * math.log(levels[-1] / levels[0] * MARGIN**2)
     for level in levels:
-        if not shown or level > shown[-1] * ROOM:
+        if not shown or math.log(level / shown[-1]) > room:
             shown.append(level)
     return shown
 
