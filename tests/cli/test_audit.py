@@ -9,10 +9,11 @@ from collafuse.evaluation.tables import read_results
 
 
 def test_audit_prints_the_verdict_first_and_leaves_figures_and_a_picture(trained, call_cli, tmp_path, monkeypatch):
-    from collafuse.evaluation import audit, features
+    from collafuse.evaluation import audit, features, models_attacked
 
-    for name, value in {"GENERATED": 32, "MOST_MEMBERS": 40, "MOST_RECONSTRUCTED": 32}.items():
-        monkeypatch.setattr(audit, name, value)
+    for name, value in {"GENERATED": 32, "MOST_MEMBERS": 40}.items():
+        monkeypatch.setattr(models_attacked, name, value)
+    monkeypatch.setattr(audit, "MOST_RECONSTRUCTED", 32)
     monkeypatch.setattr(features, "STEPS", 5)
     shutil.copytree(trained / "run", tmp_path / "run")
     shutil.copy(trained / "north.onnx", tmp_path / "run")
