@@ -13,12 +13,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_client.pictures import labelled_table, to_image
-
 from ..core.conditioning import one_label_each, translate_labels
-from ..core.errors import UsageError
 from ..core.noise import Cut
-from ..core.pictures import contact_sheet, to_uint8
+from ..core.pictures import to_uint8
 from ..data.listening import UNHEARD, Listener
 from ..learning.seeds import keyed_seed
 from ..nodes.runfolder import RunFolder
@@ -33,7 +30,9 @@ from .attacks.reidentification import COPIES, GALLERY, reidentified, reidentifie
 from .features import classifier_of
 from .measured import some
 from .models_attacked import memberships, memorised
+from .picture import SHOWN, Pictures, beside
 from .pooling import pooled
+from .statistics_audit import StatisticsAudit, audit_statistics
 from .tables import FOLDER, Table
 from .whole_run import WholeRun, asked, gallery_of
 
@@ -41,10 +40,6 @@ MOST_RECONSTRUCTED, FEWEST_RECONSTRUCTED = 256, 4
 """Images of a site that are reconstructed, with at least as many others to know the kind from."""
 MOST_KNOWN = 5_000
 """Images that an attacker has of the same kind, at most."""
-SHOWN = 8
-"""Images of a site on the picture."""
-Pictures = dict[str, NDArray[np.floating]]
-"""What is shown of a site, by its kind: originals, releases, estimates, each [N, C, H, W]."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +65,7 @@ class Audit:
     membership: dict[str, Membership]
     picture: Image.Image
     notes: tuple[str, ...]
+    picture_name: str = "reconstruction.png"
 
     @property
     def tables(self) -> list[Table]:
@@ -87,15 +83,15 @@ class Audit:
         return [shown.verdict(site) for site in self.sites]
 
 
-def audit(folder: RunFolder, device: torch.device, *, seed: int = 0, listener: Listener = UNHEARD) -> Audit:
+def audit(
+    folder: RunFolder, device: torch.device, *, seed: int = 0, listener: Listener = UNHEARD
+) -> Audit | StatisticsAudit:
     """Attack a run of ``train`` or ``demo``. The same seed makes the same attacks. Raises what opening it raises."""
     run = WholeRun.open(folder, device, listener)
-    if run.server_model is None:
-        raise UsageError(
-            f"the server of {folder.path} adds up statistics: no image was released to it, so there is none to attack. "
-            "What its sites gave away, collafuse inspect says of each release; audit is for a run with "
-            "server.kind=images."
-        )
+    return audit_statistics(run, seed, listener) if run.statistics else _audit_releases(run, seed, listener)
+
+
+def _audit_releases(run: WholeRun, seed: int, listener: Listener) -> Audit:
     features = _features(run)
     sites: list[SiteAudit] = []
     rows: list[Pictures] = []
@@ -109,7 +105,7 @@ def audit(folder: RunFolder, device: torch.device, *, seed: int = 0, listener: L
         bar.advance(1)
     membership = memberships(run, seed, notes.append)
     bar.advance(1)
-    return Audit(tuple(sites), membership, _picture(list(run.sites), rows), tuple(notes))
+    return Audit(tuple(sites), membership, beside(list(run.sites), rows), tuple(notes))
 
 
 def _audit_site(
@@ -184,15 +180,3 @@ def _features(run: WholeRun) -> Features | None:
     if classifier is None:
         return None
     return lambda x: classifier.features(to_uint8(x).transpose(0, 3, 1, 2).copy())
-
-
-def _picture(names: list[str], rows: list[Pictures]) -> Image.Image:
-    """Rows: original, release, each estimate. Columns: sites; white where there is none."""
-    kinds = list(dict.fromkeys(kind for row in rows for kind in row)) or ["original"]
-    like = next((row["original"] for row in rows if row), np.ones((1, 1, 8, 8)))
-    sheets = [[_sheet(row.get(kind, np.ones_like(like))) for row in rows] for kind in kinds]
-    return labelled_table(sheets, kinds, names)
-
-
-def _sheet(x: NDArray[np.floating]) -> Image.Image:
-    return to_image(contact_sheet(to_uint8(x), columns=SHOWN, width=460))
