@@ -59,22 +59,22 @@ def verdict(site: StatisticsSite) -> str:
         does_not.append(f"{what}: the counts are exact ({_counts(counted.files)})")
     does_not.append(
         "what its images have in common"
-        + ("" if named == (ALL,) else " label by label")
-        + ": mean and covariance are what is sent, see statistics.png"
+        + ("" if named == (ALL,) else ", label by label")
+        + ": mean and covariance are what is sent"
+        + ("" if counted.exact else ", with noise")
+        + " (statistics.png)"
     )
     best = _best(site, alarming=True) or _best(site, alarming=False)
     if best is not None:
-        (does_not if best.alarm else holds).append(
-            f"whether an image was counted, from whoever has it, its label and other images of the kind: {best.attack} "
-            f"has an AUC of {best.membership.auc:.2f} (guessing: 0.5) and finds {best.membership.true_positives:.0%}"
+        (does_not if best.membership.alarm else holds).append(
+            f"whether an image was counted, from whoever has it, its label and other images of the kind: {_told(best)}"
         )
     knowing = next((one for one in site.traced if one.attack == BY_DIFFERENCE), None)
     if counted.exact:
         does_not.append("whether an image was counted, from whoever has all the others, who need only subtract")
     elif knowing is not None:
         (does_not if knowing.membership.alarm else holds).append(
-            f"whether an image was counted, from whoever has all the others: AUC {knowing.membership.auc:.2f} "
-            f"(guessing: 0.5, the budget allows up to {knowing.allowed:.2f})"
+            f"whether an image was counted, from whoever has all the others: {_told(knowing)}"
         )
     numbers = counted.files[0].about.dimension
     parts = [
@@ -87,18 +87,31 @@ def verdict(site: StatisticsSite) -> str:
     return " ".join([*parts, _formally(site)])
 
 
+def _told(one: Traced) -> str:
+    found = one.membership
+    return (
+        f"{one.attack} has an AUC of {found.shown()} (guessing: 0.5) over {found.others} held-out images and finds "
+        f"{found.true_positives:.0%} of the counted ones with few false alarms"
+    )
+
+
 def _formally(site: StatisticsSite) -> str:
-    mu = site.counted.mu
+    counted, mu = site.counted, site.counted.mu
     if mu is None:
         return "Formally nothing is guaranteed: without a budget (statistics.epsilon) the numbers are exact."
     if any(f.alarm and f.attack in ("noise", "shared noise") for f in site.promises):
         return "Formally nothing is guaranteed: the noise is not what the budget demands."
+    if any(f.alarm for f in site.promises):
+        return (
+            "Formally it is not known what is guaranteed: the numbers are not those of these images, each counted once."
+        )
     found = most_found(mu, FALSE_ALARMS)
     return (
         f"Formally, whatever else anybody knows: where 1 % of other images are accused, at most {found:.0%} of the "
         f"counted ones are found (AUC at most {most_auc(mu):.2f})"
         + (", so much that it rules out little." if found > MOST_USEFUL else ".")
-        + " This holds for one image at a time; for somebody whom several show it is weaker."
+        + " This holds for one image at a time; for somebody whom several show it is weaker. A count is told to about "
+        f"± {noise_deviations(counted.files[0].about)[0]:.2g} images."
     )
 
 
@@ -226,7 +239,7 @@ def _guarantees(audit: StatisticsAudit) -> Table:
         for file in site.counted.files:
             budget, clip = file.about.budget, file.about.clip
             if budget is None:
-                rows.append((site.counted.name, "nothing", *[None] * 6))
+                rows.append((site.counted.name, "none: exact", *[None] * 6))
                 continue
             mu = 1 / budget.noise_multiplier
             rows.append(

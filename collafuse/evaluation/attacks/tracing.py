@@ -192,7 +192,8 @@ def _released(file: Statistics, row: int) -> tuple[Array, Array, float]:
     of the semicircle law."""
     size = file.about.dimension
     covariance = unpacked(file.covariances[row : row + 1], size)[0]
-    entry = float(np.finfo(np.float32).eps) * max(float(np.abs(covariance).max()), 1e-30)
+    # Rounding to single precision is off by up to half its spacing, evenly.
+    entry = float(np.finfo(np.float32).eps) / math.sqrt(12) * max(math.sqrt(float((covariance**2).mean())), 1e-30)
     if file.about.budget is not None:
         entry = max(entry, noise_deviations(file.about)[2] / math.sqrt(2) / float(file.counts[row]))
     return file.means[row].astype(np.float64), covariance, 2 * entry * math.sqrt(size)
