@@ -238,14 +238,18 @@ def shared_noise(sites: Mapping[str, Apart]) -> list[Finding]:
     noise /= np.maximum(np.linalg.norm(noise, axis=1, keepdims=True), 1e-30)
     deviates = np.triu(np.abs(noise @ noise.T), k=1) * math.sqrt(noise.shape[1])
     pairs = len(rows) * (len(rows) - 1)  # each with either sign
-    found = []
+    alike: dict[str, list[str]] = {}
     for i, j in np.argwhere(deviates > ALARM_Z).tolist():
         if normal_tail(float(deviates[i, j])) * pairs < ALARM_P:
             (one, a), (other, b) = rows[i][:2], rows[j][:2]
-            says = (
-                f"its {a} and {b if one == other else f'{b} of {other}'} share their noise: it cancels in a difference."
-            )
-            found.append(Finding("shared noise", one, True, says))
+            alike.setdefault(one, []).append(f"{a} and {b}" if one == other else f"{a} and {b} of {other}")
+            if one != other:
+                alike.setdefault(other, []).append(f"{b} and {a} of {one}")
+    found = []
+    for name, which in alike.items():
+        more = f" and {len(which) - 1} more pairs" if len(which) > 1 else ""
+        says = f"its {which[0]}{more} share their noise: it cancels in a difference, and the budget does not hold."
+        found.append(Finding("shared noise", name, True, says))
     return found
 
 

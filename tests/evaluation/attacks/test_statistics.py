@@ -126,7 +126,8 @@ def test_noise_used_twice_is_found_between_labels_and_between_sites_and_own_nois
 
     assert [found for seed in range(0, 100, 2) for found in shared({"a": private(seed), "b": private(seed + 1)})] == []
     again = shared({"a": private(0), "b": private(0)})
-    assert len(again) == 2 and all("of b share their noise" in found.says for found in again)
+    assert [found.subject for found in again] == ["a", "b"]
+    assert again[1].says.startswith("its a and a of a and 1 more pairs share their noise")
     made = noised(OWN, PRIVATE, np.random.default_rng(0).standard_normal)
     off = Moments(*(getattr(made, k) - getattr(OWN, k) for k in ("counts", "sums", "products")))
     same = Moments(*(getattr(OWN, k) + getattr(off, k)[:1] for k in ("counts", "sums", "products")))
