@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,20 @@ from . import statistics_tables as shown
 from .attacks.finding import Finding
 from .attacks.membership import Membership
 from .attacks.memorisation import Nearest
-from .attacks.statistics import ALL, Apart, Counted, apart, broken_promises, counted, names_of, of_label, shared_noise
+from .attacks.statistics import (
+    ALL,
+    MOST_LINKED,
+    Apart,
+    Counted,
+    NoiseRow,
+    apart,
+    broken_promises,
+    counted,
+    names_of,
+    noise_rows,
+    of_label,
+    shared_noise,
+)
 from .attacks.tracing import Traced, trace
 from .measured import halves, in_memory
 from .models_attacked import FEWEST_OTHERS, memberships, memorised
@@ -33,10 +46,11 @@ MOST_COMPARED = 5_000
 
 @dataclass(frozen=True)
 class StatisticsSite:
-    """What was found about one site."""
+    """What was found about one site. noise: how many times what its budget demands was measured, with the standard
+    error; None where there is none."""
 
     counted: Counted
-    apart: Apart | None
+    noise: tuple[float, float] | None
     promises: tuple[Finding, ...]
     traced: tuple[Traced, ...]
     nearest: Nearest | None
@@ -70,32 +84,43 @@ class StatisticsAudit:
 
 def audit_statistics(run: WholeRun, seed: int, listener: Listener) -> StatisticsAudit:
     """Attack a run of statistics. The same seed makes the same attacks."""
-    sites = {name: counted(name, own.train, own.held_out, run.statistics[name]) for name, own in run.sites.items()}
     notes: list[str] = []
-    bar = listener.bar("audit", len(sites) + 1)
-    far = {name: apart(site) for name, site in sites.items()}
-    kept = {name: broken_promises(site, far[name]) for name, site in sites.items()}
-    shared = shared_noise({name: one for name, one in far.items() if one is not None and _are_of(kept[name])})
-    found, rows = [], []
-    for name, site in sites.items():
-        promises = (*kept[name], *(one for one in shared if one.subject == name))
-        own = keyed_seed(seed, "audit", name)
-        others, known = _split(site.held_out)
-        traced: list[Traced] = []
-        if len(site.held_out) >= FEWEST_OTHERS:
-            traced = trace(site, others, _known(run, site, known, own), far[name], own)
+    bar = listener.bar("audit", len(run.sites) + 1)
+    found: list[StatisticsSite] = []
+    rows: list[Pictures] = []
+    noise: list[NoiseRow] = []
+    for name, own in run.sites.items():
+        site, own_seed = counted(name, own.train, own.held_out, run.statistics[name]), keyed_seed(seed, "audit", name)
+        far = apart(site)
+        promises = broken_promises(site, far)
+        noise += noise_rows(name, far)[: MOST_LINKED - len(noise)] if _are_of(promises) else []
+        traced = _traced(run, site, far, own_seed)
         if not traced:
             notes.append(
                 f"{name} holds out too few images of each label to ask whether its statistics tell them apart."
             )
-        images = in_memory(site.images, MOST_COMPARED, own)
+        images = in_memory(site.images, MOST_COMPARED, own_seed)
         nearest, _ = memorised(run, name, images, site.held_out, seed)
-        found.append(StatisticsSite(site, far[name], promises, tuple(traced), nearest))
-        rows.append(_pictures(site, own))
+        measured = None if far is None or far.deviations is None else far.measured_noise()
+        found.append(StatisticsSite(site, measured, tuple(promises), tuple(traced), nearest))
+        rows.append(_pictures(site, own_seed))
         bar.advance(1)
+    shared = shared_noise(noise)
     membership = memberships(run, seed, notes.append)
     bar.advance(1)
-    return StatisticsAudit(tuple(found), membership, beside(list(sites), rows), tuple(notes))
+    with_shared = [
+        replace(site, promises=(*site.promises, *(one for one in shared if one.subject == site.counted.name)))
+        for site in found
+    ]
+    return StatisticsAudit(tuple(with_shared), membership, beside(list(run.sites), rows), tuple(notes))
+
+
+def _traced(run: WholeRun, site: Counted, far: Apart | None, seed: int) -> list[Traced]:
+    """Every attack on who was counted; none where too few images are held out."""
+    if len(site.held_out) < FEWEST_OTHERS:
+        return []
+    others, known = _split(site.held_out)
+    return trace(site, others, _known(run, site, known, seed), far, seed)
 
 
 def _are_of(promises: Sequence[Finding]) -> bool:

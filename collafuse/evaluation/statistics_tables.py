@@ -146,8 +146,8 @@ def _received(audit: StatisticsAudit) -> Table:
     for site in audit.sites:
         counted, first = site.counted, site.counted.files[0].about
         noise: Cell = None
-        if site.apart is not None and site.apart.deviations is not None:
-            ratio, error = site.apart.measured_noise()
+        if site.noise is not None:
+            ratio, error = site.noise
             noise = f"{ratio:.4g} ± {SHOWN_Z * error:.2g}"
         broken = [f.says for f in site.promises if f.alarm]
         rows.append(

@@ -7,7 +7,7 @@ as much noise as it demands, of its own for each label.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -222,26 +222,37 @@ def other_images(site: Counted, found: Apart) -> Finding:
     return Finding("numbers", site.name, True, says)
 
 
-def shared_noise(sites: Mapping[str, Apart]) -> list[Finding]:
+@dataclass(frozen=True, eq=False)
+class NoiseRow:
+    """The noise on one label's means and covariances, in deviations [D + D (D + 1)/2]."""
+
+    client: str
+    label: str
+    noise: NDArray[np.float32]
+
+
+def noise_rows(name: str, found: Apart | None) -> list[NoiseRow]:
+    """Of every label of a site; none where no noise is stated."""
+    if found is None or found.deviations is None:
+        return []
+    of_kind = found.deviates()
+    both = [np.concatenate([of_kind["means"][i], of_kind["covariances"][i]]) for i in range(len(found.labels))]
+    return [NoiseRow(name, label, one.astype(np.float32)) for label, one in zip(found.labels, both, strict=True)]
+
+
+def shared_noise(rows: Sequence[NoiseRow]) -> list[Finding]:
     """Whether labels, of one site or of several, share their noise, as where a seed starts again: the difference of two
     such rows has none. Of rows with noise of their own the correlation times sqrt(numbers) is standard normal."""
-    rows = [
-        (name, label, np.concatenate([noise["means"][i], noise["covariances"][i]]))
-        for name, found in sites.items()
-        if found.deviations is not None
-        for noise in [found.deviates()]
-        for i, label in enumerate(found.labels)
-    ][:MOST_LINKED]
     if len(rows) < 2:
         return []
-    noise = np.stack([one for _, _, one in rows])
+    noise = np.stack([row.noise for row in rows])
     noise /= np.maximum(np.linalg.norm(noise, axis=1, keepdims=True), 1e-30)
     deviates = np.triu(np.abs(noise @ noise.T), k=1) * math.sqrt(noise.shape[1])
     pairs = len(rows) * (len(rows) - 1)  # each with either sign
     alike: dict[str, list[str]] = {}
     for i, j in np.argwhere(deviates > ALARM_Z).tolist():
         if normal_tail(float(deviates[i, j])) * pairs < ALARM_P:
-            (one, a), (other, b) = rows[i][:2], rows[j][:2]
+            (one, a), (other, b) = ((row.client, row.label) for row in (rows[i], rows[j]))
             alike.setdefault(one, []).append(f"{a} and {b}" if one == other else f"{a} and {b} of {other}")
             if one != other:
                 alike.setdefault(other, []).append(f"{b} and {a} of {one}")

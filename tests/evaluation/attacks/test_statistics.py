@@ -18,6 +18,7 @@ from collafuse.evaluation.attacks.statistics import (
     apart,
     broken_promises,
     counted,
+    noise_rows,
     received,
     rows_of,
     shared_noise,
@@ -122,7 +123,7 @@ def test_noised_numbers_of_other_images_or_counted_twice_are_found_where_the_noi
 
 def test_noise_used_twice_is_found_between_labels_and_between_sites_and_own_noise_is_not():
     def shared(files):
-        return shared_noise({name: apart(site(file, name=name)) for name, file in files.items()})
+        return shared_noise([row for name, file in files.items() for row in noise_rows(name, apart(site(file)))])
 
     assert [found for seed in range(0, 100, 2) for found in shared({"a": private(seed), "b": private(seed + 1)})] == []
     again = shared({"a": private(0), "b": private(0)})
