@@ -11,7 +11,7 @@ from .attacks.exposure import NOT_ASKED
 from .attacks.finding import SHOWN_Z, Finding
 from .attacks.membership import FALSE_ALARMS
 from .attacks.statistics import ALL, names_of
-from .attacks.tracing import BY_DIFFERENCE, BY_LIKELIHOOD, BY_MEAN, Traced
+from .attacks.tracing import BY_DIFFERENCE, BY_LIKELIHOOD, BY_MEAN, FEWEST_KNOWN, Traced
 from .model_tables import INTERVALS, membership_table, memorisation_table, remembering
 from .tables import Cell, Table
 
@@ -52,39 +52,51 @@ def alarms(audit: StatisticsAudit) -> list[str]:
 
 def verdict(site: StatisticsSite) -> str:
     """What the statistics of one site do not protect, in plain language."""
-    counted, does_not, holds = site.counted, list[str](), list[str]()
+    counted = site.counted
     named = tuple(dict.fromkeys(name for file in counted.files for name in names_of(file)))
-    if counted.exact:
-        what = "how many images it has" + ("" if named == (ALL,) else " of each label, and so each label's share")
-        does_not.append(f"{what}: the counts are exact ({_counts(counted.files)})")
-    does_not.append(
-        "what its images have in common"
-        + ("" if named == (ALL,) else ", label by label")
-        + ": mean and covariance are what is sent"
-        + ("" if counted.exact else ", with noise")
-        + " (statistics.png)"
-    )
+    does_not, perhaps, holds = _sent(site, named), list[str](), list[str]()
     best = _best(site, alarming=True) or _best(site, alarming=False)
-    if best is not None:
-        (does_not if best.membership.alarm else holds).append(
-            f"whether an image was counted, from whoever has it, its label and other images of the kind: {_told(best)}"
-        )
     knowing = next((one for one in site.traced if one.attack == BY_DIFFERENCE), None)
+    for one, whoever in (
+        (best, "it, its label and other images of the kind"),
+        (knowing, "all the others"),
+    ):
+        if one is not None:
+            found = one.membership
+            beyond = found.auc > 0.5 + SHOWN_Z * found.error
+            (does_not if found.alarm else perhaps if beyond else holds).append(
+                f"whether an image was counted, from whoever has {whoever}: {_told(one)}"
+            )
     if counted.exact:
         does_not.append("whether an image was counted, from whoever has all the others, who need only subtract")
-    elif knowing is not None:
-        (does_not if knowing.membership.alarm else holds).append(
-            f"whether an image was counted, from whoever has all the others: {_told(knowing)}"
-        )
     numbers = counted.files[0].about.dimension
     parts = [
         f"{counted.name}, statistics of {_labels(named)}, {numbers} numbers of an image, {_budget(counted.files[0])}.",
         "No image was released, not even a noised one: there is none to recognise, to reconstruct or to read.",
         f"Not protected: {'; '.join(does_not)}.",
     ]
+    if perhaps:
+        parts.append(f"Perhaps not protected, since chance alone seldom does as well: {'; '.join(perhaps)}.")
     if holds:
         parts.append(f"No better than guessing: {'; '.join(holds)}.")
+    if best is None:
+        parts.append(
+            f"Whether an image was counted was not measured: with {len(counted.held_out)} held-out images there is too "
+            "little to compare with and to know the kind from."
+        )
     return " ".join([*parts, _formally(site)])
+
+
+def _sent(site: StatisticsSite, named: tuple[str, ...]) -> list[str]:
+    """What needs no attack, since it is what was sent."""
+    counted, found = site.counted, []
+    if counted.exact:
+        what = "how many images it has" + ("" if named == (ALL,) else " of each label, and so each label's share")
+        found.append(f"{what}: the counts are exact ({_counts(counted.files)})")
+    by_label = "" if named == (ALL,) else ", label by label"
+    noise = "" if counted.exact else ", with noise"
+    found.append(f"what its images have in common{by_label}: mean and covariance are sent{noise} (statistics.png)")
+    return found
 
 
 def _told(one: Traced) -> str:
@@ -181,6 +193,8 @@ def _received(audit: StatisticsAudit) -> Table:
         f"all of them and label by label. {INTERVALS}",
     ]
     notes += [f"{f.subject}: {f.says}" for site in audit.sites for f in site.promises if f.attack == NOT_ASKED]
+    if not audit.membership:  # then there is no table below which these would stand
+        notes += audit.notes
     return Table("What the server received", columns, tuple(rows), tuple(notes))
 
 
@@ -218,7 +232,8 @@ def _traced(audit: StatisticsAudit) -> Table:
     notes = (
         f"{BY_LIKELIHOOD}: is the image likelier under the released Gaussian or under one of its kind? {BY_MEAN}: how "
         "far does it lie where the released mean lies (Homer et al. 2008, Dwork et al. 2015)? For both an attacker "
-        "knows half of the held-out images, and the other half is asked about.",
+        f"knows half of the held-out images, and the other half is asked about. A label of which fewer "
+        f"than {FEWEST_KNOWN} images would be known is left out.",
         f"{BY_DIFFERENCE}: an attacker takes all other counted images off the sums. Asked where there is a budget: "
         "without one it cannot fail. It is an alarm where it finds more than the budget allows.",
         "An image is compared with those of its own label. Found: of the counted images, where at most 1 % of the "

@@ -132,6 +132,27 @@ def test_a_budget_too_large_to_be_one_is_called_so(private):
     )
 
 
+def test_what_chance_seldom_does_is_not_called_guessing_nor_sure(private):
+    """Between the interval that is shown and an alarm."""
+    north = private.sites[0]
+
+    def said(deviates):
+        changed = [
+            replace(one, membership=replace(one.membership, auc=0.5 + deviates * one.membership.error))
+            for one in north.traced
+        ]
+        return verdict(replace(north, traced=tuple(changed)))
+
+    assert "Perhaps not protected" not in said(1.0) and "No better than guessing: whether an image" in said(1.0)
+    assert "Perhaps not protected" in said(3.0) and "No better than guessing" not in said(3.0)
+    assert "Perhaps not protected" not in said(5.0) and "likelihood ratio has" in said(5.0).partition("Formally")[0]
+
+
+def test_what_was_not_measured_is_said(exact):
+    said = verdict(replace(exact.sites[0], traced=()))
+    assert "Whether an image was counted was not measured: with" in said and "No better than guessing" not in said
+
+
 def test_the_same_seed_makes_the_same_figures_and_a_sites_do_not_depend_on_the_others(exact, statistics_run, tmp_path):
     path = shutil.copytree(statistics_run.path, tmp_path / "run")
     (path / "server/releases/east.safetensors").unlink()
