@@ -64,13 +64,6 @@ def gaussian_renyi(mu: float, order: float) -> float:
     return order * mu * mu / 2
 
 
-def most_found(mu: float, false_alarms: float = 0.01) -> float:
-    """The largest share of images that anyone can tell were released, who accuses this share of others wrongly:
-    Phi(Phi^-1(false_alarms) + mu) under mu-GDP (Dong et al. 2022, definition 3)."""
-    normal = NormalDist()
-    return normal.cdf(normal.inv_cdf(false_alarms) + mu)
-
-
 @dataclass(frozen=True)
 class Guarantee:
     """One release at sigma, formally. epsilon: tight, at delta; rho: of zero-concentrated privacy, Rényi(a) = a rho."""

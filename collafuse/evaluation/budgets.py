@@ -28,6 +28,7 @@ from ..nodes.sites import Site
 from ..nodes.statistics import gaussians_of, sites_of
 from ..nodes.summary import summarise
 from .accounting import most_found
+from .attacks.membership import FALSE_ALARMS
 from .trial import AS_WELL, Trial, ratio_bounds
 from .whole_run import WholeRun
 
@@ -180,7 +181,7 @@ class BudgetCut(Trial):
             epsilon=sent.epsilon,
             delta=None if budget is None else budget.delta,
             as_sent=as_sent,
-            found=1.0 if budget is None else most_found(1 / budget.noise_multiplier),
+            found=1.0 if budget is None else most_found(1 / budget.noise_multiplier, FALSE_ALARMS),
             frechet=None if distances is None else float(np.mean(distances)),
             frechet_spread=None if distances is None else float(np.std(distances, ddof=1)),
             times_low=None if times is None else times[0],

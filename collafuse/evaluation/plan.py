@@ -23,12 +23,13 @@ from ..config import Config
 from ..core.atomic import write_bytes
 from ..core.errors import DataError, UsageError
 from ..core.mechanism import Budget
+from ..core.noise import SIGMA_MAX
 from ..data.listening import UNHEARD, Listener
 from ..learning.checkpoint import digest_of_tensors
 from ..learning.observer import Observer
 from ..nodes.runfolder import RunFolder
 from .budgets import EPSILONS, BudgetCut, BudgetFigures, Sent, simulated
-from .cuts import cuts_for, say_what_is_left_out
+from .cuts import cuts_for, lowest_of, say_what_is_left_out
 from .features import Extractor, choose, classifier_of
 from .one_cut import CutFigures, OneCut
 from .tables import FOLDER
@@ -82,9 +83,11 @@ def plan(
     planned = [(name, cut) for name in run.sites for cut in cuts_for(run, name, settings.cuts)]
     say_what_is_left_out(run, planned, settings.cuts, listener)
     if not planned:
+        lowest = min(lowest_of(run, name) for name in run.sites)
+        lower = "the server has learned nothing below; train a run with lower cuts for that, or n"
         raise UsageError(
-            f"no cut of {list(settings.cuts or ())} lies at or above a site's own; the server has learned nothing "
-            "below. Name higher ones, or train a run with lower cuts."
+            f"no cut of {list(settings.cuts or ())} lies from {lowest:g} to {SIGMA_MAX:g}, of which this run can tell: "
+            f"{lower if run.server_model is not None else 'n'}ame others."
         )
     known = run.known()
     classifier = classifier_of(known, folder.path / FOLDER)
