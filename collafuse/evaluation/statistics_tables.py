@@ -64,14 +64,18 @@ def verdict(site: StatisticsSite) -> str:
         if one is not None:
             found = one.membership
             beyond = found.auc > 0.5 + SHOWN_Z * found.error
+            finds = (
+                f" and finds {found.true_positives:.0%} of the counted ones before it accuses more than 1 % of others"
+            )
             (does_not if found.alarm else perhaps if beyond else holds).append(
-                f"whether an image was counted, from whoever has {whoever}: {_told(one)}"
+                f"whether an image was counted, from whoever has {whoever}: {one.attack} has an AUC of {found.shown()} "
+                f"(guessing: 0.5) with {found.others} held-out images{finds if beyond else ''}"
             )
     if counted.exact:
         does_not.append("whether an image was counted, from whoever has all the others, who need only subtract")
     numbers = counted.files[0].about.dimension
     parts = [
-        f"{counted.name}, statistics of {_labels(named)}, {numbers} numbers of an image, {_budget(counted.files[0])}.",
+        f"{counted.name}, statistics of {_labels(named)}, {numbers} numbers of an image, {_budget(counted.files)}.",
         "No image was released, not even a noised one: there is none to recognise, to reconstruct or to read.",
         f"Not protected: {'; '.join(does_not)}.",
     ]
@@ -97,14 +101,6 @@ def _sent(site: StatisticsSite, named: tuple[str, ...]) -> list[str]:
     noise = "" if counted.exact else ", with noise"
     found.append(f"what its images have in common{by_label}: mean and covariance are sent{noise} (statistics.png)")
     return found
-
-
-def _told(one: Traced) -> str:
-    found = one.membership
-    return (
-        f"{one.attack} has an AUC of {found.shown()} (guessing: 0.5) over {found.others} held-out images and finds "
-        f"{found.true_positives:.0%} of the counted ones with few false alarms"
-    )
 
 
 def _formally(site: StatisticsSite) -> str:
@@ -139,8 +135,10 @@ def _labels(named: tuple[str, ...]) -> str:
     return f"{len(named)} labels" if len(named) > 1 else f"the label {named[0]}"
 
 
-def _budget(file: Statistics) -> str:
-    return "exact" if file.about.budget is None else f"with noise for {file.about.budget.describe()}"
+def _budget(files: tuple[Statistics, ...]) -> str:
+    """Of each file that has another."""
+    budgets = dict.fromkeys(file.about.budget for file in files)
+    return " and ".join("exact" if one is None else f"with noise for {one.describe()}" for one in budgets)
 
 
 def _counts(files: tuple[Statistics, ...]) -> str:
@@ -226,16 +224,16 @@ def _traced(audit: StatisticsAudit) -> Table:
         "held-out images",
         "AUC (guessing 0.5)",
         "AUC that the budget allows",
-        "found",
+        "found at 1 % false alarms",
         "beyond chance",
     )
     notes = (
         f"{BY_LIKELIHOOD}: is the image likelier under the released Gaussian or under one of its kind? {BY_MEAN}: how "
         "far does it lie where the released mean lies (Homer et al. 2008, Dwork et al. 2015)? For both an attacker "
-        f"knows half of the held-out images, and the other half is asked about. A label of which fewer "
-        f"than {FEWEST_KNOWN} images would be known is left out.",
-        f"{BY_DIFFERENCE}: an attacker takes all other counted images off the sums. Asked where there is a budget: "
-        "without one it cannot fail. It is an alarm where it finds more than the budget allows.",
+        "knows half of the held-out images, and other sites' where those are few; the other half is asked about. A "
+        f"label of which fewer than {FEWEST_KNOWN} images would be known is left out.",
+        f"{BY_DIFFERENCE}: an attacker who has all other counted images takes them off the sums. Asked where there is "
+        "a budget: without one it cannot fail. It is an alarm where it finds more than the budget allows.",
         "An image is compared with those of its own label. Found: of the counted images, where at most 1 % of the "
         f"held-out ones of that label are accused, which are none of fewer than 100. {INTERVALS}",
     )
