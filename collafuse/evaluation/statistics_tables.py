@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..core.mechanism import Budget
 from ..core.moments import noise_deviations
 from ..core.statistics import Statistics
 from .accounting import most_auc, most_found
@@ -45,7 +46,8 @@ def alarms(audit: StatisticsAudit) -> list[str]:
         if (best := _best(site, alarming=True)) is not None:
             found.append(
                 f"{site.counted.name}: its statistics give away which images were counted ({best.attack}: AUC "
-                f"{best.membership.shown()}, guessing 0.5)."
+                f"{best.membership.shown()}, guessing 0.5). A budget, fewer coefficients, or more images of a label tell "
+                "less."
             )
     return found + remembering(audit.membership, {site.counted.name: site.nearest for site in audit.sites})
 
@@ -141,6 +143,10 @@ def _budget(files: tuple[Statistics, ...]) -> str:
     return " and ".join("exact" if one is None else f"with noise for {one.describe()}" for one in budgets)
 
 
+def _shown(budget: Budget | None) -> str:
+    return "none: exact" if budget is None else budget.describe()
+
+
 def _counts(files: tuple[Statistics, ...]) -> str:
     """Each label's count as it was sent, over all files."""
     total: dict[str, float] = {}
@@ -167,7 +173,7 @@ def _received(audit: StatisticsAudit) -> Table:
                 _counts(counted.files),
                 len(counted.images),
                 first.dimension,
-                "none: exact" if first.budget is None else first.budget.describe(),
+                "; ".join(dict.fromkeys(_shown(file.about.budget) for file in counted.files)),
                 first.clip,
                 noise,
                 "ALARM: " + " ".join(broken) if broken else _kept(site.promises),
@@ -243,7 +249,7 @@ def _traced(audit: StatisticsAudit) -> Table:
 def _judged(one: Traced) -> str:
     if one.alarm:
         return "ALARM"
-    return "yes, as the budget allows" if one.membership.alarm else "-"
+    return "yes" if one.membership.alarm else "-"
 
 
 def _guarantees(audit: StatisticsAudit) -> Table:
