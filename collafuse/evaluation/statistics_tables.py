@@ -46,8 +46,8 @@ def alarms(audit: StatisticsAudit) -> list[str]:
         if (best := _best(site, alarming=True)) is not None:
             found.append(
                 f"{site.counted.name}: its statistics give away which images were counted ({best.attack}: AUC "
-                f"{best.membership.shown()}, guessing 0.5). A budget, fewer coefficients, or more images of a label tell "
-                "less."
+                f"{best.membership.shown()}, guessing 0.5). A budget, fewer coefficients, or more images of a "
+                "label tell less."
             )
     return found + remembering(audit.membership, {site.counted.name: site.nearest for site in audit.sites})
 
