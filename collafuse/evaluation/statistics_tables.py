@@ -66,12 +66,10 @@ def verdict(site: StatisticsSite) -> str:
         if one is not None:
             found = one.membership
             beyond = found.auc > 0.5 + SHOWN_Z * found.error
-            finds = (
-                f" and finds {found.true_positives:.0%} of the counted ones before it accuses more than 1 % of others"
-            )
+            above = f", and puts {found.true_positives:.0%} of the counted above 99 % of the held-out of their label"
             (does_not if found.alarm else perhaps if beyond else holds).append(
                 f"whether an image was counted, from whoever has {whoever}: {one.attack} has an AUC of {found.shown()} "
-                f"(guessing: 0.5) with {found.others} held-out images{finds if beyond else ''}"
+                f"(guessing: 0.5) with {found.others} held-out images{above if beyond else ''}"
             )
     if counted.exact:
         does_not.append("whether an image was counted, from whoever has all the others, who need only subtract")
@@ -240,8 +238,9 @@ def _traced(audit: StatisticsAudit) -> Table:
         f"label of which fewer than {FEWEST_KNOWN} images would be known is left out.",
         f"{BY_DIFFERENCE}: an attacker who has all other counted images takes them off the sums. Asked where there is "
         "a budget: without one it cannot fail. It is an alarm where it finds more than the budget allows.",
-        "An image is compared with those of its own label. Found: of the counted images, where at most 1 % of the "
-        f"held-out ones of that label are accused, which are none of fewer than 100. {INTERVALS}",
+        "An image is compared with those of its own label. Found: of the counted images, where at most 1 % of these "
+        "held-out ones of that label are accused. Of fewer than 100 none is, but of all other images more than 1 % "
+        f"would be: so the share may lie above what a budget allows at 1 %. {INTERVALS}",
     )
     return Table("Membership inference: was this image counted?", columns, rows, notes)
 
