@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..core.mechanism import Budget
 from ..core.moments import noise_deviations
 from ..core.statistics import Statistics
 from .accounting import most_auc, most_found
@@ -45,7 +46,8 @@ def alarms(audit: StatisticsAudit) -> list[str]:
         if (best := _best(site, alarming=True)) is not None:
             found.append(
                 f"{site.counted.name}: its statistics give away which images were counted ({best.attack}: AUC "
-                f"{best.membership.shown()}, guessing 0.5)."
+                f"{best.membership.shown()}, guessing 0.5). A budget, fewer coefficients, or more images of a "
+                "label tell less."
             )
     return found + remembering(audit.membership, {site.counted.name: site.nearest for site in audit.sites})
 
@@ -64,14 +66,16 @@ def verdict(site: StatisticsSite) -> str:
         if one is not None:
             found = one.membership
             beyond = found.auc > 0.5 + SHOWN_Z * found.error
+            above = f", and puts {found.true_positives:.0%} of the counted above 99 % of the held-out of their label"
             (does_not if found.alarm else perhaps if beyond else holds).append(
-                f"whether an image was counted, from whoever has {whoever}: {_told(one)}"
+                f"whether an image was counted, from whoever has {whoever}: {one.attack} has an AUC of {found.shown()} "
+                f"(guessing: 0.5) with {found.others} held-out images{above if beyond else ''}"
             )
     if counted.exact:
         does_not.append("whether an image was counted, from whoever has all the others, who need only subtract")
     numbers = counted.files[0].about.dimension
     parts = [
-        f"{counted.name}, statistics of {_labels(named)}, {numbers} numbers of an image, {_budget(counted.files[0])}.",
+        f"{counted.name}, statistics of {_labels(named)}, {numbers} numbers of an image, {_budget(counted.files)}.",
         "No image was released, not even a noised one: there is none to recognise, to reconstruct or to read.",
         f"Not protected: {'; '.join(does_not)}.",
     ]
@@ -97,14 +101,6 @@ def _sent(site: StatisticsSite, named: tuple[str, ...]) -> list[str]:
     noise = "" if counted.exact else ", with noise"
     found.append(f"what its images have in common{by_label}: mean and covariance are sent{noise} (statistics.png)")
     return found
-
-
-def _told(one: Traced) -> str:
-    found = one.membership
-    return (
-        f"{one.attack} has an AUC of {found.shown()} (guessing: 0.5) over {found.others} held-out images and finds "
-        f"{found.true_positives:.0%} of the counted ones with few false alarms"
-    )
 
 
 def _formally(site: StatisticsSite) -> str:
@@ -139,8 +135,14 @@ def _labels(named: tuple[str, ...]) -> str:
     return f"{len(named)} labels" if len(named) > 1 else f"the label {named[0]}"
 
 
-def _budget(file: Statistics) -> str:
-    return "exact" if file.about.budget is None else f"with noise for {file.about.budget.describe()}"
+def _budget(files: tuple[Statistics, ...]) -> str:
+    """Of each file that has another."""
+    budgets = dict.fromkeys(file.about.budget for file in files)
+    return " and ".join("exact" if one is None else f"with noise for {one.describe()}" for one in budgets)
+
+
+def _shown(budget: Budget | None) -> str:
+    return "none: exact" if budget is None else budget.describe()
 
 
 def _counts(files: tuple[Statistics, ...]) -> str:
@@ -169,7 +171,7 @@ def _received(audit: StatisticsAudit) -> Table:
                 _counts(counted.files),
                 len(counted.images),
                 first.dimension,
-                "none: exact" if first.budget is None else first.budget.describe(),
+                "; ".join(dict.fromkeys(_shown(file.about.budget) for file in counted.files)),
                 first.clip,
                 noise,
                 "ALARM: " + " ".join(broken) if broken else _kept(site.promises),
@@ -226,18 +228,19 @@ def _traced(audit: StatisticsAudit) -> Table:
         "held-out images",
         "AUC (guessing 0.5)",
         "AUC that the budget allows",
-        "found",
+        "found at 1 % false alarms",
         "beyond chance",
     )
     notes = (
         f"{BY_LIKELIHOOD}: is the image likelier under the released Gaussian or under one of its kind? {BY_MEAN}: how "
         "far does it lie where the released mean lies (Homer et al. 2008, Dwork et al. 2015)? For both an attacker "
-        f"knows half of the held-out images, and the other half is asked about. A label of which fewer "
-        f"than {FEWEST_KNOWN} images would be known is left out.",
-        f"{BY_DIFFERENCE}: an attacker takes all other counted images off the sums. Asked where there is a budget: "
-        "without one it cannot fail. It is an alarm where it finds more than the budget allows.",
-        "An image is compared with those of its own label. Found: of the counted images, where at most 1 % of the "
-        f"held-out ones of that label are accused, which are none of fewer than 100. {INTERVALS}",
+        "knows half of the held-out images, and other sites' where those are few; the other half is asked about. A "
+        f"label of which fewer than {FEWEST_KNOWN} images would be known is left out.",
+        f"{BY_DIFFERENCE}: an attacker who has all other counted images takes them off the sums. Asked where there is "
+        "a budget: without one it cannot fail. It is an alarm where it finds more than the budget allows.",
+        "An image is compared with those of its own label. Found: of the counted images, where at most 1 % of these "
+        "held-out ones of that label are accused. Of fewer than 100 none is, but of all other images more than 1 % "
+        f"would be: so the share may lie above what a budget allows at 1 %. {INTERVALS}",
     )
     return Table("Membership inference: was this image counted?", columns, rows, notes)
 
@@ -245,7 +248,7 @@ def _traced(audit: StatisticsAudit) -> Table:
 def _judged(one: Traced) -> str:
     if one.alarm:
         return "ALARM"
-    return "yes, as the budget allows" if one.membership.alarm else "-"
+    return "yes" if one.membership.alarm else "-"
 
 
 def _guarantees(audit: StatisticsAudit) -> Table:

@@ -13,15 +13,16 @@ from collafuse.core.atomic import write_bytes
 from collafuse.core.mechanism import Budget
 from collafuse.core.moments import moments_of, noised, statistics_of
 from collafuse.core.statistics import Statement, to_bytes
-from collafuse.data.dealing import load_sites
+from collafuse.data.dealing import SiteData, load_sites
 from collafuse.data.imageset import ImageSet
 from collafuse.evaluation import audit as audits
 from collafuse.evaluation import models_attacked
-from collafuse.evaluation.attacks.statistics import rows_of
+from collafuse.evaluation.attacks.statistics import counted, rows_of
 from collafuse.evaluation.report import write_page
-from collafuse.evaluation.statistics_audit import StatisticsAudit, _split
+from collafuse.evaluation.statistics_audit import StatisticsAudit, _known, _split
 from collafuse.evaluation.statistics_tables import verdict
 from collafuse.evaluation.tables import write_results
+from collafuse.evaluation.whole_run import WholeRun
 from collafuse.nodes.runfolder import RunFolder
 from collafuse.nodes.summary import blocks
 from tests.evaluation.attacks.worlds import blobs
@@ -170,6 +171,32 @@ def test_what_an_attacker_knows_is_never_asked_about_and_groups_stay_whole():
     patients = replace(images, groups=np.array([f"patient {i // 5}" for i in range(60)]))
     others, known = _split(patients)
     assert (len(others), len(known)) == (30, 30) and not set(others.groups) & set(known.groups)
+
+
+def test_where_few_images_of_a_label_are_held_out_an_attacker_knows_other_sites_too(statistics_run, monkeypatch):
+    run = WholeRun.open(statistics_run, CPU)
+    north, east = run.sites["north"], run.measured["east"]
+    alike = SiteData(*(replace(part, label_names=("1", "3")) for part in east.parts))  # as if its 2s were 1s
+    monkeypatch.setitem(run.measured, "east", alike)
+    site = counted("north", north.train, north.held_out, run.statistics["north"])
+    few = site.held_out.take(site.held_out.rows_with("1")[:5])
+    found = _known(run, site, few, 0)
+    assert len(found["0"]) == 0 and len(found["1"]) == 5 + sum(len(part.rows_with("1")) for part in alike.parts)
+    enough = _known(run, site, site.held_out, 0)
+    assert len(enough["1"]) == len(site.held_out.rows_with("1")) > 20
+
+
+def test_files_of_different_settings_are_said_not_to_be_compared(statistics_run, tmp_path):
+    path = shutil.copytree(statistics_run.path, tmp_path / "run")
+    images = load_sites(statistics_run.read_config())["north"].train
+    for name, about in (("north", ABOUT), ("north.2", replace(ABOUT, clip=0.8))):
+        data = file_of(images, about, 1.0, 0)
+        write_bytes(path / f"server/releases/{name}.safetensors", data, overwrite=True)
+    for name in ("east", "south"):
+        (path / f"server/releases/{name}.safetensors").unlink()
+    received = _audit(path).tables[0]
+    assert received.rows[0][-1] == "not asked"
+    assert any("what the numbers are of was not asked" in note for note in received.notes)
 
 
 def test_the_page_of_a_run_shows_its_audit(exact, statistics_run, tmp_path):

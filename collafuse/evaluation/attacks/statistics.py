@@ -214,10 +214,11 @@ def other_images(site: Counted, found: Apart) -> Finding:
     if not far:
         return Finding("numbers", site.name, False, "the numbers are those of its images, and noise.")
     kind, times = max(far.items(), key=lambda one: one[1])
+    own, many = found.images.counts.sum(), (found.images.counts + found.off.counts).sum()
     says = (
-        f"the {kind} lie {times:.3g} times as far from those of its images as the stated noise: images were exchanged "
-        "since or counted more than once, or the file is of others. The figures below are about other images than were "
-        "counted."
+        f"the {kind} lie {times:.3g} times as far from those of its images as the stated noise (and {many:.0f} images "
+        f"were counted, where it has {own:.0f}): images were exchanged since or counted more than once, or the file is "
+        "of others. The figures below are about other images than were counted."
     )
     return Finding("numbers", site.name, True, says)
 

@@ -31,7 +31,7 @@ from .statistics import Apart, Counted, names_of, of_label
 
 Array = NDArray[np.float64]
 
-BY_LIKELIHOOD, BY_MEAN, BY_DIFFERENCE = "likelihood ratio", "tracing by the mean", "knows all others"
+BY_LIKELIHOOD, BY_MEAN, BY_DIFFERENCE = "likelihood ratio", "tracing by the mean", "subtraction"
 MOST_MEMBERS = 500
 """Images of a label that are asked about, and as many others."""
 FEWEST_KNOWN = 10
