@@ -108,7 +108,8 @@ def _worth_of_images(own: Sequence[CutFigures]) -> list[str]:
         found.append(
             f"From sigma {own[first].sigma:.3g} on sending images buys nothing: a Gaussian per label, from counts, "
             f"means and covariances, does as well, to within {AS_WELL - 1:.0%}. A statistics release sends no image in "
-            "any form; below 50 images a label it needs a budget."
+            "any form. Exact ones still tell which images were counted, the more the fewer a label has (collafuse audit); "
+            "a budget limits that."
         )
     elif all(row.images_pay for row in own):
         found.append("At every cut here the images that were sent buy better pictures than statistics alone.")
