@@ -107,8 +107,8 @@ def _worth_of_images(own: Sequence[CutFigures]) -> list[str]:
     if first < len(own):
         found.append(
             f"From sigma {own[first].sigma:.3g} on sending images buys nothing: a Gaussian per label, from counts, "
-            f"means and covariances, does as well, to within {AS_WELL - 1:.0%}. A statistics release sends no image in "
-            "any form. Exact ones still tell which images were counted, the more the fewer a label has (collafuse audit); "
+            f"means and covariances, does as well, to within {AS_WELL - 1:.0%}. Statistics hold no image in any form. "
+            "Exact ones still tell which images were counted, the more the fewer a label has (collafuse audit); "
             "a budget limits that."
         )
     elif all(row.images_pay for row in own):
