@@ -16,10 +16,10 @@ def audit(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Attack a run: what its server learns from the releases, and what its models give away.
+    """Attack a run: what its server learns from releases or statistics, and what its models give away.
 
-    Needs a run of train or demo, whose data lies where it lay. Writes RUN/evaluation/audit.json and a picture of
-    reconstructions; prints Markdown, the verdict first.
+    Needs a run of train or demo, whose data lies where it lay. Writes RUN/evaluation/audit.json and a picture, of
+    reconstructions or of what statistics show; prints Markdown, the verdict first.
     """
     from collafuse.evaluation.audit import audit as attack
     from collafuse.evaluation.tables import FOLDER, write_results
@@ -29,7 +29,7 @@ def audit(
 
     with reporting() as reporter:
         found = attack(RunFolder(run), choose_device(device), seed=seed, listener=reporter)
-    path, picture = run / FOLDER / "audit.json", run / FOLDER / "audit" / "reconstruction.png"
+    path, picture = run / FOLDER / "audit.json", run / FOLDER / "audit" / found.picture_name
     values = {"seed": seed, "alarms": found.alarms, "verdict": found.verdict, "pictures": [f"audit/{picture.name}"]}
     write_png(picture, found.picture, overwrite=True)
     write_results(path, found.tables, **values)

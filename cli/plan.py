@@ -31,12 +31,29 @@ def plan(
             "--max-leak", min=0, max=1, help="Furthest that inference of a label may get from guessing (0) to sure (1)."
         ),
     ] = None,
+    max_epsilon: Annotated[
+        float | None,
+        typer.Option(
+            "--max-epsilon",
+            min=0,
+            help="Largest epsilon that a release may promise: of one noised image at delta 1e-5, or the budget of "
+            "statistics.",
+        ),
+    ] = None,
     max_ms: Annotated[
         float | None, typer.Option("--max-ms", min=0, help="Longest time for a picture on this machine, in ms.")
     ] = None,
     max_frechet: Annotated[
         float | None,
         typer.Option("--max-frechet", min=0, help="Largest Fréchet distance; the tables name the features."),
+    ] = None,
+    epsilon: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--epsilon",
+            metavar="EPSILON",
+            help="Of a run of statistics: a budget to try; by default 1, 8 and 32. Repeatable.",
+        ),
     ] = None,
     train_steps: Annotated[
         int | None,
@@ -51,31 +68,42 @@ def plan(
     """Find the cut that fits: what a server can learn, what images are worth and what a device pays, over cuts.
 
     Uses the server of a run of train or demo, which knows every level above its lowest cut, and trains a short client
-    for each cut. Finished cuts are kept in RUN/evaluation/plan, so that the same command goes on where it stopped, and
-    asking for something else costs nothing. Writes RUN/evaluation/plan.json and a picture; prints Markdown.
+    for each cut. Where sites send statistics, every cut is tried with several budgets of noise for them. Finished cuts
+    are kept in RUN/evaluation/plan, so that the same command goes on where it stopped, and asking for something else
+    costs nothing. Writes RUN/evaluation/plan.json and a picture; prints Markdown.
     """
     from dataclasses import asdict
 
     from collafuse.core.atomic import write_bytes
-    from collafuse.evaluation import plan_report as shown
-    from collafuse.evaluation.plan import Demands, Settings
+    from collafuse.evaluation import budget_report, plan_report
+    from collafuse.evaluation.demands import Demands
+    from collafuse.evaluation.plan import Settings
     from collafuse.evaluation.plan import plan as measure
     from collafuse.evaluation.tables import FOLDER, write_results
     from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
 
-    demands = Demands(max_reid, max_leak, max_ms, max_frechet)
-    settings = Settings(tuple(cut) if cut else None, train_steps, seed, features, weights)
+    demands = Demands(max_reid, max_leak, max_ms, max_frechet, max_epsilon)
+    settings = Settings(
+        tuple(cut) if cut else None, tuple(epsilon) if epsilon else None, train_steps, seed, features, weights
+    )
     with reporting() as reporter:
         found = measure(RunFolder(run), settings, choose_device(device), reporter.observer, reporter)
-    tables, sentences = shown.tables(found.rows, demands, found.note), shown.conclusions(found.rows, demands)
+    if found.budgets:
+        tables = budget_report.tables(found.budgets, demands, found.note)
+        sentences = budget_report.conclusions(found.budgets, demands)
+        drawn = budget_report.picture(found.budgets, demands)
+    else:
+        tables = plan_report.tables(found.cuts, demands, found.note)
+        sentences = plan_report.conclusions(found.cuts, demands)
+        drawn = plan_report.picture(found.cuts, demands)
     path, picture = run / FOLDER / "plan.json", run / FOLDER / "plan" / "plan.png"
-    write_bytes(picture, shown.picture(found.rows, demands), overwrite=True)
+    write_bytes(picture, drawn, overwrite=True)
     values = {
         "demands": asdict(demands),
         "seed": seed,
         "conclusions": sentences,
-        "cuts": [asdict(row) for row in found.rows],
+        "cuts": [asdict(row) for row in found.cuts] + [asdict(row) for row in found.budgets],
         "pictures": [f"plan/{picture.name}"],
     }
     write_results(path, tables, **values)

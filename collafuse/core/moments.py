@@ -124,19 +124,26 @@ def noised(moments: Moments, about: Statement, noise: Noise) -> Moments:
 
     ``noise`` draws it; a site passes :func:`collafuse.core.noise.system_noise`.
     """
-    limit = radius(about)
-    assert about.budget is not None and limit is not None
-    scale, weight = _noise_scale(about.budget), COUNT_WEIGHT
+    of_counts, of_sums, of_products = noise_deviations(about)
     labels, size = moments.sums.shape
     triangle = np.asarray(noise((labels, size * (size + 1) // 2)), dtype=np.float64)
     # A product off the diagonal stands twice in the norm of u u^T, so it needs less noise by the root of 2.
     products = unpacked(triangle, size) / math.sqrt(2)
     products[:, np.arange(size), np.arange(size)] *= math.sqrt(2)
     return Moments(
-        moments.counts + scale / weight * noise((labels,)),
-        moments.sums + limit * scale / math.sqrt(2 * weight) * noise((labels, size)),
-        moments.products + limit**2 * scale * products,
+        moments.counts + of_counts * noise((labels,)),
+        moments.sums + of_sums * noise((labels, size)),
+        moments.products + of_products * products,
     )
+
+
+def noise_deviations(about: Statement) -> tuple[float, float, float]:
+    """Standard deviations of the noise that the budget of ``about`` puts on a count, on a sum of coefficients and on a
+    sum of their squares; a sum of products of two of them carries 1 / sqrt(2) of the last."""
+    limit = radius(about)
+    assert about.budget is not None and limit is not None
+    scale, weight = _noise_scale(about.budget), COUNT_WEIGHT
+    return scale / weight, limit * scale / math.sqrt(2 * weight), limit**2 * scale
 
 
 def _noise_scale(budget: Budget) -> float:
@@ -194,9 +201,7 @@ def pool(parts: Sequence[tuple[Statistics, int]]) -> Gaussian:
         mean += share * own
         second += share * (unpacked(file.covariances[row : row + 1], size)[0] + np.outer(own, own))
         if file.about.budget is not None:
-            limit = radius(file.about)
-            assert limit is not None
-            variance += (limit**2 * _noise_scale(file.about.budget) / math.sqrt(2) / total) ** 2
+            variance += (noise_deviations(file.about)[2] / math.sqrt(2) / total) ** 2
     eigenvalues, eigenvectors = np.linalg.eigh(second - np.outer(mean, mean))
     edge = 2 * math.sqrt(variance * size)
     return Gaussian(total, mean, np.where(eigenvalues > edge, eigenvalues, 0.0).clip(min=0.0), eigenvectors)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from ..core.errors import UsageError
 from ..core.mechanism import log_delta_of
@@ -17,6 +18,7 @@ from ..core.mechanism import log_delta_of
 DELTA = 1e-5
 """The delta at which epsilon is shown."""
 BISECTIONS = 200
+NORMAL = NormalDist()
 
 
 def pixel_sensitivity(image_shape: tuple[int, ...]) -> float:
@@ -79,3 +81,14 @@ def release_guarantee(image_shape: tuple[int, ...], sigma: float, releases: int 
     sensitivity = pixel_sensitivity(image_shape)
     mu = gaussian_mu(sensitivity, sigma, releases)
     return Guarantee(sigma, sensitivity, mu, gaussian_epsilon(mu, delta), delta, mu * mu / 2)
+
+
+def most_found(mu: float, false_alarms: float) -> float:
+    """The largest share of members that any attack on something mu-GDP finds where it accuses this share of others:
+    Phi(Phi^-1(false_alarms) + mu), its trade-off function (Dong et al. 2022, section 2)."""
+    return NORMAL.cdf(NORMAL.inv_cdf(false_alarms) + mu)
+
+
+def most_auc(mu: float) -> float:
+    """The largest AUC of any attack on something mu-GDP: Phi(mu / sqrt(2)), the area below that function."""
+    return NORMAL.cdf(mu / math.sqrt(2))

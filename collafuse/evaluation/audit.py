@@ -6,23 +6,16 @@ verdict in plain language: what a given cut does not protect.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_client.finisher import Finisher
-from edge_client.pictures import labelled_table, to_image
-
-from ..core.conditioning import Conditions, one_label_each, translate_labels
-from ..core.errors import CollaFuseError
+from ..core.conditioning import one_label_each, translate_labels
 from ..core.noise import Cut
-from ..core.pictures import contact_sheet, to_uint8
-from ..data.imageset import ImageSet, x0_of
+from ..core.pictures import to_uint8
 from ..data.listening import UNHEARD, Listener
 from ..learning.seeds import keyed_seed
 from ..nodes.runfolder import RunFolder
@@ -30,32 +23,23 @@ from . import audit_tables as shown
 from .attacks.attributes import Inference, infer, questions
 from .attacks.exposure import Exposure, broken_promises, expose
 from .attacks.finding import Finding, Share
-from .attacks.membership import Denoise, Membership, levels_between, scores, together, told_apart
-from .attacks.memorisation import Nearest, Repeated, nearest_images, repeated_noise
+from .attacks.membership import Membership
+from .attacks.memorisation import Nearest, Repeated
 from .attacks.reconstruction import Features, Reconstruction, compare, wiener
 from .attacks.reidentification import COPIES, GALLERY, reidentified, reidentified_at
 from .features import classifier_of
 from .measured import some
+from .models_attacked import memberships, memorised
+from .picture import SHOWN, Pictures, beside
 from .pooling import pooled
+from .statistics_audit import StatisticsAudit, audit_statistics
 from .tables import FOLDER, Table
-from .whole_run import WholeRun, asked, conditions_of, gallery_of
+from .whole_run import WholeRun, asked, gallery_of
 
 MOST_RECONSTRUCTED, FEWEST_RECONSTRUCTED = 256, 4
 """Images of a site that are reconstructed, with at least as many others to know the kind from."""
 MOST_KNOWN = 5_000
 """Images that an attacker has of the same kind, at most."""
-MOST_MEMBERS = 500
-FEWEST_OTHERS = 20
-"""A site with fewer held-out images is not asked about membership."""
-GENERATED = 256
-SHOWN = 8
-"""Images of a site on the picture."""
-LOWEST_ASKED = 0.02
-"""The lowest level at which a client's denoiser is asked about members: 2.5 of 255 grey levels."""
-HIGHEST_ASKED = 5.0
-
-Pictures = dict[str, NDArray[np.floating]]
-"""What is shown of a site, by its kind: originals, releases, estimates, each [N, C, H, W]."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +65,7 @@ class Audit:
     membership: dict[str, Membership]
     picture: Image.Image
     notes: tuple[str, ...]
+    picture_name: str = "reconstruction.png"
 
     @property
     def tables(self) -> list[Table]:
@@ -98,9 +83,15 @@ class Audit:
         return [shown.verdict(site) for site in self.sites]
 
 
-def audit(folder: RunFolder, device: torch.device, *, seed: int = 0, listener: Listener = UNHEARD) -> Audit:
+def audit(
+    folder: RunFolder, device: torch.device, *, seed: int = 0, listener: Listener = UNHEARD
+) -> Audit | StatisticsAudit:
     """Attack a run of ``train`` or ``demo``. The same seed makes the same attacks. Raises what opening it raises."""
     run = WholeRun.open(folder, device, listener)
+    return audit_statistics(run, seed, listener) if run.statistics else _audit_releases(run, seed, listener)
+
+
+def _audit_releases(run: WholeRun, seed: int, listener: Listener) -> Audit:
     features = _features(run)
     sites: list[SiteAudit] = []
     rows: list[Pictures] = []
@@ -112,9 +103,9 @@ def audit(folder: RunFolder, device: torch.device, *, seed: int = 0, listener: L
         sites.append(site)
         rows.append(pictures)
         bar.advance(1)
-    membership = _memberships(run, seed, notes.append)
+    membership = memberships(run, seed, notes.append)
     bar.advance(1)
-    return Audit(tuple(sites), membership, _picture(list(run.sites), rows), tuple(notes))
+    return Audit(tuple(sites), membership, beside(list(run.sites), rows), tuple(notes))
 
 
 def _audit_site(
@@ -135,7 +126,7 @@ def _audit_site(
     if len(images) >= 2 * FEWEST_RECONSTRUCTED:
         reconstructions, pictures = _reconstruct(run, exposure, z, features, rng)
     asked_about = [infer(x0, z, answers, exposure.sigma, what, rng) for what, answers in questions(images)]
-    nearest, repeated = _memorised(run, exposure, stored, seed)
+    nearest, repeated = memorised(run, name, images, exposure.held_out, seed, exposure.z if stored else None)
     site = SiteAudit(
         exposure,
         promises,
@@ -167,6 +158,7 @@ def _reconstruct(
     estimate, mean = wiener(noisy, sigma, known.x0(), known_groups, groups)
     estimates, blind = {"Wiener filter": estimate}, {}
     server, model = run.server_model, run.models.get(exposure.name)
+    assert server is not None
     asked_about = [(shown.BY_SERVER, server, max(sigma, Cut(server.sigma_low).lowest_trained))]
     if model is not None:
         asked_about.append((shown.BY_CLIENT, model, sigma))
@@ -179,78 +171,6 @@ def _reconstruct(
     return compare(images.x0(), estimates, mean, features, blind), {k: v[step] for k, v in pictures.items()}
 
 
-def _memorised(run: WholeRun, exposure: Exposure, stored: bool, seed: int) -> tuple[Nearest | None, Repeated | None]:
-    """What the client's finished images and the server's intermediates repeat."""
-    if exposure.name not in run.models:
-        return None, None
-    delivered, finished = run.generate(exposure.name, GENERATED, seed)
-    nearest = None
-    if len(exposure.held_out) >= FEWEST_OTHERS and len(exposure.images) > 1:
-        generated = x0_of(finished.transpose(0, 3, 1, 2))
-        groups = _groups_of(exposure.images, exposure.held_out)
-        nearest = nearest_images(generated, exposure.images.x0(), exposure.held_out.x0(), groups)
-    return nearest, repeated_noise(delivered, exposure.z, exposure.images.x0()) if stored else None
-
-
-def _memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[str, Membership]:
-    """The server, each client's weights, and each bundle that lies in the run folder."""
-    asked_about = [name for name, site in run.sites.items() if len(site.held_out) >= FEWEST_OTHERS]
-    for name in run.sites.keys() - set(asked_about):
-        note(f"{name} holds out fewer than {FEWEST_OTHERS} images, too few to ask about membership.")
-    found: dict[str, Membership] = {}
-    if asked_about:
-        server, parts = run.server_model, []
-        for name in asked_about:
-            lowest = Cut(run.releases[name][0].sigma_cut).lowest_trained
-            levels = levels_between(lowest, max(HIGHEST_ASKED, 2 * lowest))
-            parts.append(_attacked(run, name, asked(server, run.device), partial(run.told, name), levels, seed))
-        found["server"] = together(parts)
-    for name in (name for name in asked_about if name in run.models):
-        model = run.models[name]
-        levels = levels_between(LOWEST_ASKED, model.sigma_high)
-        knows = partial(conditions_of, space=model.space)
-        found[f"client {name}"] = _attacked(run, name, asked(model, run.device), knows, levels, seed)
-    for path in sorted(run.folder.path.glob("*.onnx")):
-        try:
-            finisher = Finisher.load(path)
-        except CollaFuseError as error:
-            note(f"{path.name} was not asked: {error}")
-            continue
-        info = finisher.bundle.info
-        if info.client in asked_about:
-            levels = levels_between(max(LOWEST_ASKED, info.sigma_min), info.sigma_max)
-            knows = partial(conditions_of, space=info.space)
-            found[f"bundle {path.name}"] = _attacked(run, info.client, finisher.model, knows, levels, seed)
-    return found
-
-
-def _attacked(
-    run: WholeRun,
-    name: str,
-    denoise: Denoise,
-    knows: Callable[[ImageSet], Conditions],
-    levels: list[float],
-    seed: int,
-) -> Membership:
-    """How a site's training images are told from its held-out ones, under the same noise whichever model is asked.
-
-    knows: what the model is told of images.
-    """
-    rng = np.random.default_rng(keyed_seed(seed, "membership", name))
-    members, others = (part.take(some(len(part), MOST_MEMBERS, rng)) for part in run.sites[name].parts)
-    both = np.concatenate([members.x0(), others.x0()])
-    conditions = np.concatenate([knows(part) for part in (members, others)])
-    found = scores(denoise, both, conditions, levels, rng)
-    return told_apart(found[: len(members)], found[len(members) :], _groups_of(members, others))
-
-
-def _groups_of(members: ImageSet, others: ImageSet) -> NDArray[np.str_] | None:
-    """What each image belongs to, the others after the members; None where images belong to nothing."""
-    if members.groups is None or others.groups is None:
-        return None
-    return np.concatenate([members.groups, others.groups])
-
-
 def _features(run: WholeRun) -> Features | None:
     """Features of a classifier trained on half of all sites' images, which ``evaluate`` uses too; None without labels.
 
@@ -260,15 +180,3 @@ def _features(run: WholeRun) -> Features | None:
     if classifier is None:
         return None
     return lambda x: classifier.features(to_uint8(x).transpose(0, 3, 1, 2).copy())
-
-
-def _picture(names: list[str], rows: list[Pictures]) -> Image.Image:
-    """Rows: original, release, each estimate. Columns: sites; white where there is none."""
-    kinds = list(dict.fromkeys(kind for row in rows for kind in row)) or ["original"]
-    like = next((row["original"] for row in rows if row), np.ones((1, 1, 8, 8)))
-    sheets = [[_sheet(row.get(kind, np.ones_like(like))) for row in rows] for kind in kinds]
-    return labelled_table(sheets, kinds, names)
-
-
-def _sheet(x: NDArray[np.floating]) -> Image.Image:
-    return to_image(contact_sheet(to_uint8(x), columns=SHOWN, width=460))

@@ -9,6 +9,7 @@ from .accounting import DELTA, Guarantee, release_guarantee
 from .attacks.attributes import MOST_ATTRIBUTES
 from .attacks.exposure import MOST_ATTACKED, NOT_ASKED, Exposure, measured_sigma
 from .attacks.reidentification import COPIES
+from .model_tables import INTERVALS, membership_table, memorisation_table, remembering
 from .tables import Cell, Table
 
 if TYPE_CHECKING:
@@ -18,35 +19,24 @@ LARGE_EPSILON = 10.0
 """A formal guarantee above this rules out nothing that a person would call private."""
 BY_SERVER, BY_CLIENT = "server's denoiser", "client's denoiser"
 """Estimates of an image by a model of the run; the server does not have the client's."""
-INTERVALS = "In brackets or after ±: 95 % intervals."
 
 
 def tables(audit: Audit) -> list[Table]:
     """Every figure of an audit."""
     found = [_promises(audit), _reidentification(audit), _reconstruction(audit), _attributes(audit)]
-    found += [_membership(audit), _memorisation(audit), _guarantees(audit)]
+    asked = {site.exposure.name: (site.nearest, site.repeated) for site in audit.sites}
+    found += [membership_table(audit.membership, audit.notes), memorisation_table(asked), _guarantees(audit)]
     return [table for table in found if table.rows]
 
 
 def alarms(audit: Audit) -> list[str]:
     """Broken promises, and models that remember: what should not happen at any cut."""
     found = [f"{f.subject}: {f.says}" for site in audit.sites for f in site.promises if f.alarm]
-    for model, membership in audit.membership.items():
-        if membership.alarm:
-            found.append(
-                f"{model}: it gives away which images it was trained on (AUC {membership.shown()}, guessing 0.5)."
-            )
+    found += remembering(audit.membership, {site.exposure.name: site.nearest for site in audit.sites})
     for site in audit.sites:
-        name = site.exposure.name
-        if site.nearest is not None and site.nearest.alarm:
-            found.append(
-                f"{name}: {site.nearest.share:.0%} of finished images lie nearest to a training image where "
-                f"{site.nearest.expected:.0%} are expected, and {site.nearest.copies:.0%} are near-copies of one: the "
-                "client's model repeats its site's images."
-            )
         if site.repeated is not None and site.repeated.alarm:
             found.append(
-                f"{name}: a delivered intermediate repeats the noise of a stored release (correlation "
+                f"{site.exposure.name}: a delivered intermediate repeats the noise of a stored release (correlation "
                 f"{site.repeated.correlation:.2f}): the server memorises releases."
             )
     return found
@@ -252,62 +242,6 @@ def _shared_anyway(audit: Audit) -> list[str]:
         f"{', '.join(names)}: labels are sent beside the pixels, so the server knows them without any attack; the "
         "figures say what it would know if they were kept (share_labels: false)."
     ]
-
-
-def _membership(audit: Audit) -> Table:
-    rows = tuple(
-        (name, m.members, m.others, m.shown(), f"{m.true_positives:.1%}", "ALARM" if m.alarm else "-")
-        for name, m in audit.membership.items()
-    )
-    columns = (
-        "model",
-        "training images",
-        "held-out images",
-        "AUC (guessing 0.5)",
-        "found at 1 % false alarms",
-        "beyond chance",
-    )
-    notes = [f"By the denoising error over several levels, under the same noise for all. {INTERVALS}"]
-    if any(m.others < 100 for m in audit.membership.values()):
-        notes.append("With fewer than 100 held-out images, found at 1 % means: above all held-out ones.")
-    if "server" in audit.membership:
-        notes.append("The server is asked about each site apart, and the figures put together.")
-    return Table("Membership inference: was this image trained on?", columns, rows, (*notes, *audit.notes))
-
-
-def _memorisation(audit: Audit) -> Table:
-    rows = []
-    for site in audit.sites:
-        near, repeated = site.nearest, site.repeated
-        if near is None and repeated is None:
-            continue
-        rows.append(
-            (
-                site.exposure.name,
-                None if near is None else near.generated,
-                None if near is None else f"{near.share:.1%}",
-                None if near is None else f"{near.expected:.1%}",
-                None if near is None else f"{near.copies:.1%} / {near.copies_of_held_out:.1%}",
-                None if repeated is None else f"{repeated.correlation:.2f}",
-                None if repeated is None else f"{repeated.explained:.2g}",
-                "ALARM" if (near and near.alarm) or (repeated and repeated.alarm) else "-",
-            )
-        )
-    columns = (
-        "client",
-        "generated",
-        "nearest is a training image",
-        "expected",
-        "near-copies: training / held-out",
-        "highest correlation with a stored release's noise",
-        "chance of one so high",
-        "beyond chance",
-    )
-    notes = (
-        "Finished images beside training and held-out ones; delivered intermediates beside stored releases.",
-        "A near-copy is three times nearer to its nearest image than to the next.",
-    )
-    return Table("Memorisation: is what was trained on repeated?", columns, tuple(rows), notes)
 
 
 def _guarantees(audit: Audit) -> Table:

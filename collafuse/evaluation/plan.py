@@ -1,95 +1,64 @@
 """Where to cut: for a grid of cuts what the server could learn, what the images are worth, and what a device pays.
 
-One server serves every cut above the one it was trained at: it is a denoiser of all levels from there on. For each cut
-and client a short client is trained, the same number of steps for all, so that cuts can be compared with each other
+One server serves every cut above the one it was trained at: it is a denoiser of all levels from there on; one of
+statistics serves every cut, and what it could learn depends on the budget that they carry noise for. For each cut and
+client a short client is trained, the same number of steps for all, so that cuts can be compared with each other
 (with ``evaluate``'s figures of the run's own clients they cannot). Each finished cut is kept and not made again.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 import torch
 
 from edge_client import machine
 
+from ..config import Config
 from ..core.atomic import write_bytes
 from ..core.errors import DataError, UsageError
+from ..core.mechanism import Budget
 from ..core.noise import SIGMA_MAX
 from ..data.listening import UNHEARD, Listener
 from ..learning.checkpoint import digest_of_tensors
 from ..learning.observer import Observer
 from ..nodes.runfolder import RunFolder
-from .features import choose, classifier_of
-from .one_cut import CutFigures, OneCut, recut
+from .budgets import EPSILONS, BudgetCut, BudgetFigures, Sent, simulated
+from .cuts import cuts_for, lowest_of, say_what_is_left_out
+from .features import Extractor, choose, classifier_of
+from .one_cut import CutFigures, OneCut
 from .tables import FOLDER
+from .trial import recut
 from .whole_run import WholeRun
 
-LADDER = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
-"""Cuts that are tried where none are named, from a site's own on."""
-CUTS_PER_SITE = 5
 ENOUGH = 20
 """Held-out images, and training images for the floor, without which no distance is measured."""
-
-
-@dataclass(frozen=True)
-class Demands:
-    """What a user asks of a cut; None asks nothing. Shares and leaks from 0 to 1. Raises UsageError.
-
-    max_reid holds for the upper bound of the interval that is shown: few releases may be recognised by luck.
-    """
-
-    max_reid: float | None = None
-    max_leak: float | None = None
-    max_ms: float | None = None
-    max_frechet: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise UsageError(f"{name}={value}; expected a number of at least 0.")
-
-    def unmet(self, figures: CutFigures) -> list[str]:
-        """What of it a cut does not meet, as names of figures."""
-        found = {
-            "recognition": (figures.reid_high, self.max_reid),
-            "inference": (figures.leak or 0.0, self.max_leak),
-            "time": (figures.ms, self.max_ms),
-            "quality": (figures.frechet, self.max_frechet),
-        }
-        return [name for name, (value, most) in found.items() if most is not None and value > most]
-
-    @property
-    def any(self) -> bool:
-        """Whether anything is asked."""
-        return any(value is not None for value in vars(self).values())
-
-
-def best_cut(rows: Sequence[CutFigures], demands: Demands) -> CutFigures | None:
-    """Of the cuts that meet all demands the one with the best images; None where none does."""
-    fitting = [row for row in rows if not demands.unmet(row)]
-    return min(fitting, key=lambda row: row.frechet) if fitting else None
+Row = TypeVar("Row", CutFigures, BudgetFigures)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """rows: of every cut and client; note: what the distances are measured in."""
+    """cuts: of every client, where images are sent; budgets: of every cut and client, where statistics are sent; note:
+    what the distances are measured in."""
 
-    rows: tuple[CutFigures, ...]
+    cuts: tuple[CutFigures, ...]
+    budgets: tuple[BudgetFigures, ...]
     note: str
 
 
 @dataclass(frozen=True)
 class Settings:
-    """cuts: sigmas to try, None for a ladder from each site's own; train_steps: of each client, None for a quarter of
-    what is configured; features, weights: as ``evaluate`` has them."""
+    """cuts: sigmas to try, None for a ladder from each site's own; epsilons: budgets of statistics to try, None for
+    EPSILONS; train_steps: of each client, None for a quarter of what is configured; features, weights: as ``evaluate``
+    has them."""
 
     cuts: tuple[float, ...] | None = None
+    epsilons: tuple[float, ...] | None = None
     train_steps: int | None = None
     seed: int = 0
     features: str = "auto"
@@ -105,35 +74,60 @@ def plan(
 ) -> Plan:
     """The figures of every cut of every site, made where they are not kept from before.
 
-    Raises DataError for a site with too few images, UsageError for a cut below every site's own, and what
-    opening the run raises.
+    Raises DataError for a site with too few images, UsageError for a cut below every site's own and for budgets where
+    no statistics are sent, ConfigError for an impossible budget, and what opening the run raises.
     """
     run = WholeRun.open(folder, device, listener)
     _check_enough(run)
+    _check_budgets(run, settings.epsilons)
     planned = [(name, cut) for name in run.sites for cut in cuts_for(run, name, settings.cuts)]
     say_what_is_left_out(run, planned, settings.cuts, listener)
     if not planned:
+        lowest = min(lowest_of(run, name) for name in run.sites)
+        lower = "the server has learned nothing below; train a run with lower cuts for that, or n"
         raise UsageError(
-            f"no cut of {list(settings.cuts or ())} lies at or above a site's own; the server has learned nothing "
-            "below. Name higher ones, or train a run with lower cuts."
+            f"no cut of {list(settings.cuts or ())} lies from {lowest:g} to {SIGMA_MAX:g}, of which this run can tell: "
+            f"{lower if run.server_model is not None else 'n'}ame others."
         )
     known = run.known()
     classifier = classifier_of(known, folder.path / FOLDER)
     extractor = choose(settings.features, settings.weights, known, classifier, device)
-    found = []
-    bar = listener.bar("cuts", len(planned))
-    for name, sigma in planned:
-        path = folder.path / FOLDER / "plan" / f"{name}-{sigma:.4g}.json"
-        key = key_of(run, name, sigma, settings, extractor.name)
-        row = _kept(path, key)
-        if row is None:
-            changed = recut(run.config, name, sigma, settings.train_steps)
-            observer = observer_of(f"{name} {sigma:.3g}")
-            row = OneCut(run, name, changed, extractor, settings.seed, observer).figures()
-            write_bytes(path, json.dumps({"key": key, "figures": asdict(row)}, indent=1).encode(), overwrite=True)
-        found.append(row)
-        bar.advance(1)
-    return Plan(tuple(found), f"Fréchet distances are in features of {extractor.name}.")
+    note = f"Fréchet distances are in features of {extractor.name}."
+
+    def given(name: str, sigma: float) -> tuple[WholeRun, str, Config, Extractor, int, Observer]:
+        changed = recut(run.config, name, sigma, settings.train_steps)
+        return run, name, changed, extractor, settings.seed, observer_of(f"{name} {sigma:.3g}")
+
+    def rows(kind: type[Row], made: Callable[[str, float], list[Row]]) -> tuple[Row, ...]:
+        found = []
+        bar = listener.bar("cuts", len(planned))
+        for name, sigma in planned:
+            path = folder.path / FOLDER / "plan" / f"{name}-{sigma:.4g}.json"
+            found += _kept_or_made(
+                path, key_of(run, name, sigma, settings, extractor.name), kind, partial(made, name, sigma)
+            )
+            bar.advance(1)
+        return tuple(found)
+
+    @cache
+    def budgets() -> list[Sent]:
+        return [simulated(run, epsilon, settings.seed) for epsilon in (None, *(settings.epsilons or EPSILONS))]
+
+    if run.server_model is not None:
+        return Plan(rows(CutFigures, lambda *cut: [OneCut(*given(*cut)).figures()]), (), note)
+    return Plan((), rows(BudgetFigures, lambda *cut: BudgetCut(*given(*cut)).figures(budgets())), note)
+
+
+def _check_budgets(run: WholeRun, epsilons: tuple[float, ...] | None) -> None:
+    """Raise for budgets that are asked for where no statistics are sent, or that no release can have."""
+    if epsilons and run.server_model is not None:
+        raise UsageError(
+            f"--epsilon {epsilons[0]:g}: a budget is of statistics, and this run's sites send images. Leave it out, or "
+            "train with server.kind=statistics."
+        )
+    for name in run.sites:
+        for epsilon in epsilons or EPSILONS:
+            Budget(epsilon, run.config.client(name).statistics.delta)
 
 
 def _check_enough(run: WholeRun) -> None:
@@ -147,29 +141,6 @@ def _check_enough(run: WholeRun) -> None:
                 )
 
 
-def say_what_is_left_out(
-    run: WholeRun, planned: Sequence[tuple[str, float]], cuts: Sequence[float] | None, listener: Listener
-) -> None:
-    """Name the cuts that were asked for and are not tried, client by client."""
-    for name in run.sites:
-        tried = [sigma for of, sigma in planned if of == name]
-        if out := [f"{sigma:g}" for sigma in sorted(set(cuts or ())) if sigma not in tried]:
-            listener.say(
-                f"{name} is not tried at sigma {', '.join(out)}: it released at {run.server.site(name).sigma_cut:g}, "
-                f"and the server can tell of levels from there to {SIGMA_MAX:g}."
-            )
-
-
-def cuts_for(run: WholeRun, name: str, cuts: Sequence[float] | None) -> list[float]:
-    """The cuts that a run can tell of for a site: from its own, below which the server learned nothing of it."""
-    own = run.server.site(name).sigma_cut
-    if cuts is None:
-        above = [sigma for sigma in LADDER if sigma > own * 1.1]
-        kept = np.unique(np.linspace(0, len(above) - 1, CUTS_PER_SITE - 1).round().astype(int)) if above else ()
-        return [own, *(above[i] for i in kept)]
-    return sorted({sigma for sigma in cuts if own * 0.999 <= sigma < SIGMA_MAX})
-
-
 def key_of(run: WholeRun, name: str, sigma: float, settings: Settings, extractor: str) -> dict[str, object]:
     """What a kept row depends on, as it stands in its file."""
     config = recut(run.config, name, sigma, settings.train_steps).client(name)
@@ -177,6 +148,7 @@ def key_of(run: WholeRun, name: str, sigma: float, settings: Settings, extractor
     return {
         "server": run.server.model.id,
         "client": json.loads(config.model_dump_json()),
+        "budgets": None if run.server_model is not None else list(settings.epsilons or EPSILONS),
         "seed": settings.seed,
         "features": extractor,
         "images": images,
@@ -184,10 +156,15 @@ def key_of(run: WholeRun, name: str, sigma: float, settings: Settings, extractor
     }
 
 
-def _kept(path: Path, key: dict[str, object]) -> CutFigures | None:
-    """The row of an earlier call, if it is of the same things; anything else is made again."""
+def _kept_or_made(path: Path, key: dict[str, object], kind: type[Row], made: Callable[[], list[Row]]) -> list[Row]:
+    """The rows of an earlier call, if they are of the same things; anything else is made again, and kept."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return CutFigures(**values["figures"]) if values["key"] == key else None
+        if values["key"] == key:
+            return [kind(**row) for row in values["figures"]]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        pass
+    rows = made()
+    kept = {"key": key, "figures": [asdict(row) for row in rows]}
+    write_bytes(path, json.dumps(kept, indent=1).encode(), overwrite=True)
+    return rows

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from ..core.noise import Cut
-from .one_cut import AS_WELL, SETS, CutFigures
-from .plan import Demands, best_cut
+from .accounting import DELTA
+from .demands import Demands, best_cut, by_client
+from .drawing import BLUE, GREEN, GREY, ORANGE, draw_cost, level_axis, limit, png
+from .one_cut import CutFigures
 from .tables import Table
+from .trial import AS_WELL, SETS
 
-ROOM = 1.2
-"""How many times the level before it one must be for its figure to be written at the axis."""
 DEMANDED = {
     "recognition": "are few enough releases recognised",
     "inference": "is little enough inferred",
+    "guarantee": "is epsilon small enough",
     "time": "is the device fast enough",
     "quality": "are images good enough",
 }
-BLUE, ORANGE, GREEN, GREY = "#2b6cb0", "#c05621", "#2f855a", "#718096"
-
-
-def by_client(rows: Sequence[CutFigures]) -> dict[str, list[CutFigures]]:
-    """Rows of each client, by rising cut."""
-    names = dict.fromkeys(row.client for row in rows)
-    return {n: sorted((r for r in rows if r.client == n), key=lambda r: r.sigma) for n in names}
 
 
 def tables(rows: Sequence[CutFigures], demands: Demands, extractor_note: str) -> list[Table]:
@@ -38,6 +32,7 @@ def tables(rows: Sequence[CutFigures], demands: Demands, extractor_note: str) ->
         "cut (sigma)",
         "recognised (of a gallery)",
         "inferred (guessing)",
+        f"epsilon (delta {DELTA:g})",
         f"Fréchet distance (mean of {SETS})",
         "from statistics alone",
         "real images (floor)",
@@ -58,6 +53,7 @@ def tables(rows: Sequence[CutFigures], demands: Demands, extractor_note: str) ->
                     f"{r.sigma:.3g}",
                     f"{r.reid:.1%} ({100 * r.reid_low:.1f}-{100 * r.reid_high:.1f}) of {r.gallery}",
                     inferred,
+                    f"{r.epsilon:.3g}",
                     f"{r.frechet:.3g} ± {r.frechet_spread:.2g}",
                     f"{r.frechet_statistics:.3g} ({_times(r)}: {_of_statistics(r)})",
                     f"{r.floor:.3g}",
@@ -80,6 +76,8 @@ def tables(rows: Sequence[CutFigures], demands: Demands, extractor_note: str) ->
         "somewhat worse just above them, so that images at the higher cuts are flattered.",
         "Inferred: the label or attribute that a noised image gives away most, the best of many if there are many. "
         "What a site shares (share_labels, share_text) the server knows without it.",
+        "Epsilon: what one release promises formally, pixels in [-1, 1], one image replaced by another. Above 10 or so "
+        "it rules nothing out; labels and text that are shared have no guarantee.",
         "ms per image: onnxruntime on this machine, as bench measures it, at the time of each cut: on a busy machine "
         "compare NFE. Steps grow with log sigma.",
     )
@@ -109,8 +107,9 @@ def _worth_of_images(own: Sequence[CutFigures]) -> list[str]:
     if first < len(own):
         found.append(
             f"From sigma {own[first].sigma:.3g} on sending images buys nothing: a Gaussian per label, from counts, "
-            f"means and covariances, does as well, to within {AS_WELL - 1:.0%}. A statistics release sends no image in "
-            "any form; below 50 images a label it needs a budget."
+            f"means and covariances, does as well, to within {AS_WELL - 1:.0%}. Statistics hold no image in any form. "
+            "Exact ones still tell which images were counted, the more the fewer a label has (collafuse audit); "
+            "a budget limits that."
         )
     elif all(row.images_pay for row in own):
         found.append("At every cut here the images that were sent buy better pictures than statistics alone.")
@@ -129,15 +128,6 @@ def _times(row: CutFigures) -> str:
 
 def _of_statistics(row: CutFigures) -> str:
     return "as good" if row.statistics_suffice else "worse" if row.images_pay else "cannot be told"
-
-
-def _apart(levels: Sequence[float]) -> list[float]:
-    """Of rising noise levels those whose figures have room beside each other on a logarithmic axis."""
-    shown: list[float] = []
-    for level in levels:
-        if not shown or level > shown[-1] * ROOM:
-            shown.append(level)
-    return shown
 
 
 def _choice(client: str, own: Sequence[CutFigures], demands: Demands) -> str:
@@ -164,9 +154,7 @@ def _choice(client: str, own: Sequence[CutFigures], demands: Demands) -> str:
 
 def picture(rows: Sequence[CutFigures], demands: Demands) -> bytes:
     """:func:`drawn` as a PNG file."""
-    buffer = io.BytesIO()
-    drawn(rows, demands).savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(drawn(rows, demands))
 
 
 def drawn(rows: Sequence[CutFigures], demands: Demands) -> Figure:
@@ -184,19 +172,13 @@ def drawn(rows: Sequence[CutFigures], demands: Demands) -> Figure:
         privacy, quality, cost = axes[:, column]
         _draw_privacy(privacy, sigmas, own, demands)
         _draw_quality(quality, sigmas, own, demands)
-        _draw_cost(cost, sigmas, own, demands)
+        draw_cost(cost, own, demands)
         privacy.set_title(_headline(client, chosen, demands), fontsize=11, loc="left")
+        level_axis((privacy, quality, cost), every, "cut (sigma): more noise before anything is sent →")
         for axis in (privacy, quality, cost):
-            axis.set_xscale("log")
-            axis.set_xlim(every[0] / 1.3, every[-1] * 1.3)
-            axis.grid(alpha=0.25)
             _shade(axis, own, demands)
             if chosen is not None:
                 axis.axvline(chosen.sigma, color=GREEN, linewidth=1.2)
-        cost.set_xticks(_apart(every))
-        cost.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-        cost.xaxis.set_minor_locator(NullLocator())
-        cost.set_xlabel("cut (sigma): more noise before anything is sent →")
     named = ("what a server can learn", "distance from real images", "device, ms per image\n(at a point: evaluations)")
     for axis, text in zip(axes[:, 0], named, strict=True):
         axis.set_ylabel(text)
@@ -228,11 +210,6 @@ def _shade(axis: Axes, own: Sequence[CutFigures], demands: Demands) -> None:
             axis.axvspan(row.sigma / 1.08, row.sigma * 1.08, color=GREEN, alpha=0.16, linewidth=0)
 
 
-def _limit(axis: Axes, most: float | None) -> None:
-    if most is not None:
-        axis.axhline(most, color=GREY, linestyle="--", linewidth=1)
-
-
 def _draw_privacy(axis: Axes, sigmas: list[float], own: Sequence[CutFigures], demands: Demands) -> None:
     shares = [row.reid for row in own]
     errors = [[row.reid - row.reid_low for row in own], [row.reid_high - row.reid for row in own]]
@@ -240,7 +217,7 @@ def _draw_privacy(axis: Axes, sigmas: list[float], own: Sequence[CutFigures], de
     if all(row.leak is not None for row in own):
         leaks = [row.leak or 0.0 for row in own]
         axis.plot(sigmas, leaks, marker="s", color=BLUE, label="label or attribute: from guessing to certain")
-    _limit(axis, demands.max_reid)
+    limit(axis, demands.max_reid)
     axis.set_ylim(-0.03, 1.05)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
 
@@ -251,18 +228,4 @@ def _draw_quality(axis: Axes, sigmas: list[float], own: Sequence[CutFigures], de
     statistics = [row.frechet_statistics for row in own]
     axis.plot(sigmas, statistics, marker="^", color=BLUE, linestyle=":", label="statistics, then client: no image sent")
     axis.plot(sigmas, [row.floor for row in own], color=GREY, label="real images")
-    _limit(axis, demands.max_frechet)
-
-
-def _draw_cost(axis: Axes, sigmas: list[float], own: Sequence[CutFigures], demands: Demands) -> None:
-    axis.plot(sigmas, [row.ms for row in own], marker="o", color=ORANGE)
-    for row in own:
-        axis.annotate(
-            f"{row.nfe}",
-            (row.sigma, row.ms),
-            fontsize=7,
-            xytext=(0, 6),
-            textcoords="offset points",
-            ha="center",
-        )
-    _limit(axis, demands.max_ms)
+    limit(axis, demands.max_frechet)

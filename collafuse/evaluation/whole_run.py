@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from ..config import Config
 from ..core.conditioning import Conditions, ConditionSpace, check_same_text
-from ..core.errors import DataError, UsageError
+from ..core.errors import DataError
 from ..core.pairing import conditions_for
 from ..core.pictures import Pixels
 from ..core.release import Release
+from ..core.statistics import Statistics
 from ..data.dealing import SiteData, load_sites
 from ..data.imageset import ImageSet, x0_of
 from ..data.listening import UNHEARD, Listener
@@ -22,6 +23,7 @@ from ..nodes.client import finish_all
 from ..nodes.runfolder import CONFIG, RunFolder
 from ..nodes.server import Server
 from ..nodes.sites import read_releases
+from ..nodes.statistics import read_statistics
 from .attacks.exposure import Exposure
 from .attacks.membership import Denoise
 from .attacks.reidentification import GALLERY
@@ -34,16 +36,18 @@ BATCH = 256
 @dataclass(frozen=True)
 class WholeRun:
     """A trained run. sites: their images, of which a large set may lie in files; measured: those that measurements look
-    at, see :mod:`.measured`. releases: what the server has of each site. server_model: the server's, a network. models:
-    of the clients that were trained, by name."""
+    at, see :mod:`.measured`. releases, statistics: what the server has of each site, images or statistics; the other is
+    empty. server_model: the server's network, None where it adds up statistics. models: of the clients that were
+    trained, by name."""
 
     folder: RunFolder
     config: Config
     sites: dict[str, SiteData]
     measured: dict[str, SiteData]
     releases: dict[str, list[Release]]
+    statistics: dict[str, list[Statistics]]
     server: Server
-    server_model: TrainedModel
+    server_model: TrainedModel | None
     models: dict[str, TrainedModel]
     device: torch.device
 
@@ -51,8 +55,8 @@ class WholeRun:
     def open(cls, folder: RunFolder, device: torch.device, listener: Listener = UNHEARD) -> WholeRun:
         """Everything of a run of ``train`` or ``demo``, whose data lies where it lay.
 
-        Raises DataError for a folder that holds one node alone, RefusedError for a baseline, UsageError for a server of
-        statistics, FileFormatError for what is damaged or not trained.
+        Raises DataError for a folder that holds one node alone, RefusedError for a baseline, FileFormatError for what
+        is damaged or not trained.
         """
         folder.refuse_baseline("an audit or a plan")
         if not (folder.path / CONFIG).is_file() and (folder.path / "server").is_dir():
@@ -62,18 +66,18 @@ class WholeRun:
                 "hand, or let each site simulate its own part there."
             )
         config, server = folder.read_config(), Server.load(folder.server, device)
-        if not isinstance(server.model, TrainedModel):
-            raise UsageError(
-                f"the server of {folder.path} adds up statistics: no image was released to it, so there is none to "
-                "attack and no cut to move. What its sites gave away, collafuse inspect says of each release; "
-                "audit and plan are for a run with server.kind=images."
-            )
         sites = load_sites(config, listener)
-        found = read_releases(folder.server.releases, accept_simulated=True)
-        names = [name for name in sites if name in found]
+        network = server.model if isinstance(server.model, TrainedModel) else None
+        given, counted = {}, {}
+        if network is not None:
+            given = read_releases(folder.server.releases, accept_simulated=True)
+        else:
+            counted = read_statistics(folder.server.releases, accept_simulated=True)
+        names = [name for name in sites if name in given or name in counted]
         models = {n: load(folder.client(n).weights, "client") for n in names if folder.client(n).weights.is_file()}
         looked_at = {n: measured(n, sites[n], listener) for n in names}
-        return cls(folder, config, {n: sites[n] for n in names}, looked_at, found, server, server.model, models, device)
+        own = {n: sites[n] for n in names}
+        return cls(folder, config, own, looked_at, given, counted, server, network, models, device)
 
     def known(self) -> ImageSet:
         """Half of the training images of each site, all together: what the measurements' classifier learns from."""

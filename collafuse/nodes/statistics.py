@@ -63,6 +63,18 @@ def sites_of(config: Config, found: Found) -> dict[str, Site]:
     return sites
 
 
+def gaussians_of(found: Found, sites: Mapping[str, Site]) -> gaussian.TrainedGaussians:
+    """One Gaussian per label that a site shares, and one of all images, of all sites' statistics together."""
+    first = next(iter(found.values()))[0]
+    every = [(one, row) for several in found.values() for one in several for row in range(len(one.counts))]
+    label_names = tuple(sorted({label for site in sites.values() for label in site.label_names or ()}))
+    shown = [(one, row, one.label_names[row]) for one, row in every if one.label_names is not None]
+    parts = [[(one, row) for one, row, name in shown if name == label] for label in label_names]
+    gaussians = [pool(part) for part in [*parts, every]]
+    denoiser = gaussian.GaussianDenoiser(Basis(first.image_shape, first.about.coefficients), gaussians)
+    return gaussian.TrainedGaussians(denoiser, label_names)
+
+
 def add_up(config: Config, found: Found, folder: NodeFolder, device: torch.device, observer: Observer) -> Server:
     """Add up all sites' statistics, one Gaussian per label and one of all images, and write the server's folder.
 
@@ -76,13 +88,7 @@ def add_up(config: Config, found: Found, folder: NodeFolder, device: torch.devic
             f"the statistics are of images of shape {first.image_shape}, the configuration says "
             f"{config.data.image_shape}."
         )
-    every = [(one, row) for several in found.values() for one in several for row in range(len(one.counts))]
-    label_names = tuple(sorted({label for site in sites.values() for label in site.label_names or ()}))
-    shown = [(one, row, one.label_names[row]) for one, row in every if one.label_names is not None]
-    parts = [[(one, row) for one, row, name in shown if name == label] for label in label_names]
-    gaussians = [pool(part) for part in [*parts, every]]
-    denoiser = gaussian.GaussianDenoiser(Basis(first.image_shape, first.about.coefficients), gaussians)
-    model = gaussian.TrainedGaussians(denoiser, label_names)
+    model = gaussians_of(found, sites)
     untold = Server(config, model, sites, device)
     drawn = [untold.deliver(name, SHEET_IMAGES, seed=config.server.training.seed).x for name in sites]
     folder.write_config(config.for_server())
@@ -91,7 +97,7 @@ def add_up(config: Config, found: Found, folder: NodeFolder, device: torch.devic
         sheet = contact_sheet(to_uint8(np.concatenate(drawn)), columns=SHEET_IMAGES)
         Image.fromarray(sheet[0]).save(file, format="PNG")
     gaussian.save(folder.weights, model)
-    for label, one in zip((*label_names, "all images"), gaussians, strict=True):
+    for label, one in zip((*model.label_names, "all images"), model.denoiser.gaussians, strict=True):
         left = int((one.eigenvalues > 0).sum())
         observer.note(f"{label}: {one.count:.0f} images, {left} of {len(one.mean)} directions above the noise.")
     return Server.load(folder, device)

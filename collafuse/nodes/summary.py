@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import DataError, RefusedError
 from ..core.moments import Moments, moments_of, noised, statistics_of
-from ..core.noise import system_noise
+from ..core.noise import Noise, system_noise
 from ..core.statistics import MIN_IMAGES, Statement, Statistics
 from ..data.imageset import ImageSet
 
@@ -23,11 +23,14 @@ def summarise(
     share_labels: bool,
     simulated: bool,
     labels_listed: bool = False,
+    noise: Noise = system_noise,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Statistics:
-    """The statistics of a site's images; noise is the operating system's. For what is refused see
+    """The statistics of a site's images. For what is refused see
     :meth:`collafuse.nodes.client.Client.release_statistics`. labels_listed: whether the configuration, not the images,
-    says which labels there are. ``advance`` hears of each block of images."""
+    says which labels there are. ``noise``: that of a budget; another one than the system's hides nothing from whoever
+    can repeat it, so only a simulated release may have one. ``advance`` hears of each block of images."""
+    assert simulated or noise is system_noise
     names = images.label_names if share_labels and images.labels.any() else None
     if names is not None and about.budget is not None and not labels_listed:
         raise _names_that_tell(names)
@@ -37,7 +40,7 @@ def summarise(
     if about.budget is None:
         _refuse_few(moments, rows_named)
     else:
-        moments = noised(moments, about, system_noise)
+        moments = noised(moments, about, noise)
     enough = np.flatnonzero(moments.counts >= MIN_IMAGES)
     if not len(enough):
         raise DataError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from collafuse.core.errors import UsageError
@@ -15,6 +16,8 @@ from collafuse.evaluation.accounting import (
     gaussian_epsilon,
     gaussian_mu,
     gaussian_renyi,
+    most_auc,
+    most_found,
     pixel_sensitivity,
     release_guarantee,
 )
@@ -80,3 +83,18 @@ def test_impossible_figures_are_refused():
     for call in (lambda: gaussian_mu(1, 0), lambda: gaussian_epsilon(1, 0), lambda: gaussian_renyi(1, 1)):
         with pytest.raises(UsageError, match="expected|above"):
             call()
+
+
+@pytest.mark.parametrize("mu", [0.2681, 1.666, 4.0])
+@pytest.mark.parametrize("false_alarms", [0.01, 0.1])
+def test_what_an_attack_finds_at_most_is_what_all_its_budgets_together_allow(mu, false_alarms):
+    """(epsilon, delta)-privacy allows e^epsilon false_alarms + delta; of mu-GDP every epsilon, also below 0, has its
+    delta."""
+    allowed = min(math.exp(e) * false_alarms + delta_of(mu, e) for e in np.linspace(-10, 30, 40_000))
+    assert most_found(mu, false_alarms) == pytest.approx(allowed, rel=1e-4)
+
+
+@pytest.mark.parametrize("mu", [0.2681, 1.666, 4.0])
+def test_the_largest_area_is_that_below_what_is_found_at_most(mu):
+    levels = (np.arange(20_000) + 0.5) / 20_000
+    assert most_auc(mu) == pytest.approx(np.mean([most_found(mu, a) for a in levels]), abs=1e-4)

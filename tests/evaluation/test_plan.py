@@ -18,11 +18,14 @@ from collafuse.core.moments import Basis
 from collafuse.data.dealing import SiteData, load_sites
 from collafuse.data.listening import Unheard
 from collafuse.evaluation import features, whole_run
-from collafuse.evaluation import one_cut as one_cuts
+from collafuse.evaluation import trial as trials
+from collafuse.evaluation.cuts import cuts_for, say_what_is_left_out
+from collafuse.evaluation.demands import Demands, best_cut
 from collafuse.evaluation.features import Extractor
-from collafuse.evaluation.one_cut import CutFigures, OneCut, recut, steps_for
-from collafuse.evaluation.plan import Demands, Settings, best_cut, cuts_for, key_of, plan, say_what_is_left_out
+from collafuse.evaluation.one_cut import CutFigures, OneCut
+from collafuse.evaluation.plan import Settings, key_of, plan
 from collafuse.evaluation.plan_report import conclusions, drawn, picture, tables
+from collafuse.evaluation.trial import recut, steps_for
 from collafuse.evaluation.whole_run import WholeRun
 from collafuse.nodes.runfolder import RunFolder
 from collafuse.nodes.server import Server
@@ -37,6 +40,7 @@ ROW = CutFigures(
     reid_high=0.92,
     attribute=0.95,
     attribute_chance=0.5,
+    epsilon=900.0,
     frechet=2.0,
     frechet_spread=0.1,
     frechet_statistics=4.0,
@@ -83,15 +87,15 @@ def test_where_statistics_may_be_much_worse_the_plan_says_that_it_cannot_tell():
     (all_worse,) = conclusions([ROWS[0]], Demands())
     assert "At every cut here the images that were sent buy better pictures" in all_worse
     (table,) = tables([ROWS[0], ROWS[1], replace(ROWS[2], **UNTOLD)], Demands(), "note")
-    assert [row[5].rpartition(": ")[2] for row in table.rows] == ["worse)", "as good)", "cannot be told)"]
+    assert [row[6].rpartition(": ")[2] for row in table.rows] == ["worse)", "as good)", "cannot be told)"]
 
 
 @pytest.mark.parametrize(("truth", "as_good", "pay"), [(1.0, 0.2, 0.07), (1.05, 0.07, 0.2), (1.2, 0.01, 0.8)])
 def test_statistics_that_are_worse_are_seldom_called_as_good_however_sets_spread(truth, as_good, pay):
     """With sets that spread by 10 % of each side, a fifth worse was called as good in two cases of five."""
     rng, count = np.random.default_rng(0), 2000
-    ours, theirs = (1 + 0.1 * rng.standard_normal((2, count, one_cuts.SETS))) * [[[truth]], [[1.0]]]
-    bounds = [one_cuts.ratio_bounds(list(a), list(b)) for a, b in zip(ours, theirs, strict=True)]
+    ours, theirs = (1 + 0.1 * rng.standard_normal((2, count, trials.SETS))) * [[[truth]], [[1.0]]]
+    bounds = [trials.ratio_bounds(list(a), list(b)) for a, b in zip(ours, theirs, strict=True)]
     rows = [replace(ROW, statistics_low=low, statistics_high=high) for low, high in bounds]
     assert sum(row.statistics_suffice for row in rows) < as_good * count
     assert sum(row.images_pay for row in rows) < pay * count
@@ -99,7 +103,7 @@ def test_statistics_that_are_worse_are_seldom_called_as_good_however_sets_spread
 
 def test_statistics_that_are_equal_are_called_so_where_sets_spread_alike():
     theirs = [1.0, 1.2, 0.8, 1.1, 0.9]
-    low, high = one_cuts.ratio_bounds([1.01 * f for f in theirs], theirs)
+    low, high = trials.ratio_bounds([1.01 * f for f in theirs], theirs)
     assert low == pytest.approx(1.01) and replace(ROW, statistics_low=low, statistics_high=high).statistics_suffice
 
 
@@ -216,7 +220,7 @@ def one_cut(run: WholeRun, **changes) -> OneCut:
 def test_of_many_held_out_images_some_of_each_label_are_compared_with_the_same_beside_every_cut(
     digits_run, monkeypatch
 ):
-    monkeypatch.setattr("collafuse.evaluation.one_cut.MOST_IMAGES", 24)
+    monkeypatch.setattr("collafuse.evaluation.trial.MOST_IMAGES", 24)
     run = WholeRun.open(digits_run, CPU)
     reference = one_cut(run).reference
     assert len(reference) == 24 and reference.labels.sum(axis=0).min() > 5
@@ -225,13 +229,13 @@ def test_of_many_held_out_images_some_of_each_label_are_compared_with_the_same_b
 
 def test_generated_images_and_the_floor_have_the_references_mix(digits_run, monkeypatch):
     cut, compared = one_cut(WholeRun.open(digits_run, CPU)), []
-    monkeypatch.setattr(one_cuts, "frechet_distance", lambda a, b: compared.append(len(a)) or 0.0)
-    count = one_cuts.SETS * len(cut.reference)
+    monkeypatch.setattr(trials, "frechet_distance", lambda a, b: compared.append(len(a)) or 0.0)
+    count = cut.count
     server = Server(cut.config, cut.run.server.model, cut._sites(), CPU)
     delivered = server.deliver("north", count, planned=server.plan_like("north", count, cut.reference, in_turn=True))
-    assert len(cut._distances(np.zeros((count, 8, 8, 1), np.uint8), delivered)) == one_cuts.SETS
-    cut._floor()
-    assert compared == [cut.mix.count] * (one_cuts.SETS + 1)
+    assert len(cut.distances_of(np.zeros((count, 8, 8, 1), np.uint8), delivered)) == trials.SETS
+    cut.floor()
+    assert compared == [cut.mix.count] * (2 * trials.SETS)
     shares = delivered.labels[:, :2].mean(axis=0)
     assert shares == pytest.approx(cut.reference.labels.mean(axis=0))
 
@@ -283,7 +287,7 @@ def test_a_cut_of_a_run_is_measured_once_and_kept(digits_run, tmp_path, monkeypa
     monkeypatch.setattr(Server, "begin", lambda server, *given: begun.append(begin(server, *given)) or begun[-1])
     settings = Settings(cuts=(0.6,), train_steps=2)
     found = plan(RunFolder(path), settings, CPU, observer)
-    row, _ = found.rows  # 0.6 lies below south's own cut
+    row, _ = found.cuts  # 0.6 lies below south's own cut
     assert (row.client, row.sigma, row.gallery) == ("north", 0.6, 1000) and watched == ["north 0.6", "east 0.6"]
     assert 0.3 < row.reid < 0.99 and row.nfe == 3 and row.ms > 0 and math.isfinite(row.frechet + row.frechet_statistics)
     assert plan(RunFolder(path), settings, CPU, observer) == found and len(watched) == 2
@@ -292,7 +296,7 @@ def test_a_cut_of_a_run_is_measured_once_and_kept(digits_run, tmp_path, monkeypa
     assert 0 < row.statistics_low < row.statistics_high
     kept = path / "evaluation" / "plan" / "north-0.6.json"
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"key": {}}))
-    assert plan(RunFolder(path), settings, CPU, observer).rows[0].reid == row.reid and len(watched) == 3
+    assert plan(RunFolder(path), settings, CPU, observer).cuts[0].reid == row.reid and len(watched) == 3
 
 
 def test_cuts_below_every_sites_own_are_refused(digits_run, tmp_path, monkeypatch):
@@ -300,6 +304,16 @@ def test_cuts_below_every_sites_own_are_refused(digits_run, tmp_path, monkeypatc
     shutil.copytree(digits_run.path, tmp_path / "run")
     with pytest.raises(UsageError, match="the server has learned nothing below"):
         plan(RunFolder(tmp_path / "run"), Settings(cuts=(0.1,)), CPU, lambda name: Recorder())
+
+
+def test_budgets_are_of_statistics(digits_run):
+    with pytest.raises(UsageError, match="this run's sites send images"):
+        plan(digits_run, Settings(epsilons=(8.0,)), CPU, lambda name: pytest.fail("something was trained"))
+
+
+def test_the_guarantee_of_a_release_is_held_against_a_limit():
+    assert Demands(max_epsilon=100).unmet(ROW) == ["guarantee"] and Demands(max_epsilon=900).unmet(ROW) == []
+    assert "At none of these is epsilon small enough." in conclusions(ROWS, Demands(max_epsilon=1))[0]
 
 
 def test_a_site_with_too_few_images_is_told_before_anything_is_trained(digits_run, monkeypatch):

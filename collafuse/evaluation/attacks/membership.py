@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,11 +87,31 @@ def told_apart(members: Floats, others: Floats, groups: NDArray[np.generic] | No
     # The threshold accuses at most 1 % of the others: none of them where there are fewer than 100.
     threshold = ordered[n - 1 - math.floor(FALSE_ALARMS * n)]
     # Of the rank sum of Mann and Whitney (1947) under the null; its square is (m + n + 1) / (12 m n) without groups.
+    error = division_error(_ranks(members, others), m, groups) / (m * n)
+    return Membership(m, n, auc, error, float((members > threshold).mean()))
+
+
+def _ranks(members: Floats, others: Floats) -> NDArray[np.float64]:
+    """Of all scores, the members' first [M + N]; their mean is 0."""
     both = np.concatenate([members, others])
     lower, upper = (np.searchsorted(np.sort(both), both, side) for side in ("left", "right"))
-    ranks = (lower + upper - m - n) / 2
-    error = division_error(ranks, m, groups) / (m * n)
-    return Membership(m, n, auc, error, float((members > threshold).mean()))
+    return (lower + upper - len(both)) / 2
+
+
+def told_apart_by_kind(
+    members: Sequence[Floats], others: Sequence[Floats], groups: Sequence[NDArray[np.generic]] | None = None
+) -> Membership:
+    """As :func:`told_apart`, but each is compared with others of its own kind alone, such as its label, one entry each.
+
+    groups: of each kind, its members first; a group may have images of several kinds.
+    """
+    found = together([told_apart(*pair) for pair in zip(members, others, strict=True)])
+    if groups is None:
+        return found
+    ranks = [_ranks(*pair) for pair in zip(members, others, strict=True)]
+    pairs = sum(len(one) * len(other) for one, other in zip(members, others, strict=True))
+    error = division_error(np.concatenate(ranks), found.members, np.concatenate(list(groups))) / pairs
+    return replace(found, error=error)
 
 
 def together(sites: Sequence[Membership]) -> Membership:

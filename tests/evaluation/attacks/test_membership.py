@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from collafuse.evaluation.attacks.membership import levels_between, scores, together, told_apart
+from collafuse.evaluation.attacks.membership import levels_between, scores, together, told_apart, told_apart_by_kind
 from tests.evaluation.attacks.worlds import blobs
 from tests.oracles import GaussianMixture
 
@@ -85,3 +85,25 @@ def test_patients_whose_images_are_alike_are_as_many_draws_as_patients():
     # A model that remembers is still found, of as few as 40 patients.
     remembered = told_apart(scores[:400] + 8, scores[400:], np.arange(500) * 40 // 500)
     assert remembered.alarm and remembered.auc > 0.99
+
+
+def test_images_are_compared_with_those_of_their_own_kind_alone():
+    """One kind scores higher than the other, and is held out more rarely: in one heap that would look like memory."""
+    rng = np.random.default_rng(0)
+    members, others = (rng.normal(5, 1, 400), rng.normal(0, 1, 100)), (rng.normal(5, 1, 100), rng.normal(0, 1, 400))
+    assert told_apart(np.concatenate(members), np.concatenate(others)).alarm
+    found = told_apart_by_kind(members, others)
+    assert not found.alarm and found == together([told_apart(*pair) for pair in zip(members, others, strict=True)])
+
+
+def test_groups_with_images_of_several_kinds_are_counted_once():
+    """20 patients with 10 images of each of two kinds, that all score alike: they are 20 draws, not 40."""
+    rng = np.random.default_rng(0)
+    patient = rng.standard_normal(20)
+    scores_of = [np.repeat(patient, 10) + 0.1 * rng.standard_normal(200) for _ in range(2)]
+    groups = np.repeat(np.arange(20), 10)
+    members, others = ([one[part] for one in scores_of] for part in (slice(0, 100), slice(100, 200)))
+    both = told_apart_by_kind(members, others, [groups, groups])
+    one = told_apart(members[0], others[0], groups)
+    assert both.error == pytest.approx(one.error, rel=0.05)  # the second kind says nothing new
+    assert told_apart_by_kind(members[:1], others[:1], [groups]) == one
