@@ -18,7 +18,8 @@ AUTO = "auto"
 CPU = "cpu"
 RUNTIME_SUFFIX = "ExecutionProvider"
 TENSORRT_BATCHES = (1, 16, 64)
-"""The smallest, usual and largest batch that a TensorRT engine is built for; beyond it, it is built again."""
+"""The smallest, usual and largest batch that a TensorRT engine is built for. Beyond the largest a call fails:
+onnxruntime builds no engine anew that was given its range."""
 TENSORRT_WORKSPACE_BYTES = 256 << 20
 """A Jetson's GPU takes it from the memory that everything else needs too; the default is 1 GiB."""
 
