@@ -126,6 +126,32 @@ def test_a_package_that_is_missing_or_old(monkeypatch):
     assert (checks["safetensors"].status, checks["typer"].status) == (WARNING, OK)
 
 
+def installed(monkeypatch, **versions: str) -> None:
+    """Only these onnxruntimes are installed; a line stands for a hyphen."""
+    found = {name.replace("_", "-"): version for name, version in versions.items()}
+    monkeypatch.setattr(doctor, "installed_runtimes", lambda: found)
+
+
+def test_an_old_runtime_for_a_gpu_is_not_to_be_joined_by_the_ordinary_one(monkeypatch):
+    """They would overwrite each other's files. Those for Jetsons come from elsewhere than the package index."""
+    for name, advice in (("onnxruntime", "pip install 'onnxruntime>=1.23'"), ("onnxruntime_gpu", "onnxruntime-gpu")):
+        installed(monkeypatch, **{name: "1.20.0"})
+        (check,) = [check for check in doctor._packages() if check.name == "onnxruntime"]
+        assert check.status == WARNING and advice in check.fix
+    assert "pip install" not in check.fix and "where this one came from" in check.fix
+
+
+def test_a_runtime_that_cannot_be_imported_is_replaced_by_its_like(monkeypatch):
+    def broken(*_):
+        raise child.ChildError("numpy.core.multiarray failed to import")
+
+    monkeypatch.setattr(doctor, "run_child", broken)
+    installed(monkeypatch, onnxruntime_gpu="1.23.0")
+    (check,) = doctor._providers(Path("/"), None, 1)
+    assert check.status == PROBLEM and "onnxruntime-gpu" in check.fix and "numpy<2" in check.fix
+    assert "numpy onnxruntime;" not in check.fix
+
+
 def test_the_versions_are_those_of_the_project():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for name, oldest in doctor.PACKAGES.items():
