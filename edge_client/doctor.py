@@ -143,7 +143,10 @@ def installed_runtimes() -> dict[str, str]:
 
 
 def _brings_runtime(distribution: importlib.metadata.Distribution) -> bool:
-    return any(str(file) == "onnxruntime/__init__.py" for file in distribution.files or ())
+    module = "onnxruntime/__init__.py"
+    if distribution.files is None:  # of a system's own packages Python has no list
+        return distribution.metadata["Name"] == "onnxruntime" and Path(str(distribution.locate_file(module))).exists()
+    return any(str(file) == module for file in distribution.files)
 
 
 def _runtimes() -> Check:

@@ -172,6 +172,18 @@ def test_two_runtimes_at_once_are_found(tmp_path, monkeypatch):
     assert check.status == WARNING and "pip uninstall -y onnxruntime-gpu onnxruntime" in check.fix
 
 
+def test_a_runtime_that_the_system_installed_is_found(tmp_path, monkeypatch):
+    """Debian's packages have no list of their files for Python."""
+    (tmp_path / "onnxruntime-1.21.0.dist-info").mkdir()
+    text = "Metadata-Version: 2.1\nName: onnxruntime\nVersion: 1.21.0\n"
+    (tmp_path / "onnxruntime-1.21.0.dist-info/METADATA").write_text(text)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert installed_runtimes() == {}  # only the list was left behind
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime/__init__.py").touch()
+    assert installed_runtimes() == {"onnxruntime": "1.21.0"}
+
+
 def test_little_memory_a_full_disk_and_a_wrong_clock_are_warnings(monkeypatch):
     monkeypatch.setattr(doctor.machine, "memory_mb", lambda: (512.0, 90.0))
     assert doctor._memory().status == WARNING and "90 of 512 MB" in doctor._memory().found
