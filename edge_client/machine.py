@@ -72,6 +72,7 @@ def gpu() -> str:
 def graphics() -> str:
     """What the system says of NVIDIA's driver and its GPUs, without loading either; empty where it says nothing."""
     driver = _text(Path("/proc/driver/nvidia/version")).splitlines()[:1]
+    driver += _text(Path("/etc/nv_tegra_release")).splitlines()[:1]  # a Jetson's comes with its system
     cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     models = [line for card in cards for line in _text(card).splitlines() if line.startswith("Model")]
     return "\n".join((*driver, *models))

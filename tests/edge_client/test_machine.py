@@ -42,6 +42,10 @@ def test_machines_with_other_processors_or_another_driver_differ(files):
     assert machine.graphics() == "NVRM version: 540.4.0" and machine.identity() != one
     del files["/proc/driver/nvidia/version"]
     assert machine.identity() == one
+    # A Jetson's GPU has no such driver; its own comes with the system, whose release this names.
+    files["/etc/nv_tegra_release"] = "# R36 (release), REVISION: 4.0, GCID: 1\n# KERNEL_VARIANT: oot\n"
+    assert machine.graphics() == "# R36 (release), REVISION: 4.0, GCID: 1" and machine.identity() != one
+    del files["/etc/nv_tegra_release"]
     files["/proc/cpuinfo"] = PI
     assert machine.identity() != one
 
