@@ -69,10 +69,10 @@ def _tensorrt(setting: Setting) -> dict[str, str]:
         shapes = f"x:{image},sigma:{count},labels:{count}x{setting.info.space.width}"
         options[f"trt_profile_{bound}_shapes"] = shapes
     if setting.caches is not None:
-        options |= {
-            "trt_engine_cache_enable": "1",
+        options |= {  # "True" and not "1", at which onnxruntime's Python ends with an exception
+            "trt_engine_cache_enable": "True",
             "trt_engine_cache_path": str(setting.caches),
-            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_enable": "True",
             "trt_timing_cache_path": str(setting.caches),
         }
     return options

@@ -66,6 +66,8 @@ def test_an_engine_is_built_for_every_batch_and_kept(tmp_path):
     assert options["trt_profile_min_shapes"] == "x:1x1x2x2,sigma:1,labels:1x3"
     assert options["trt_profile_max_shapes"] == "x:64x1x2x2,sigma:64,labels:64x3"
     assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(tmp_path)
+    # In Python onnxruntime takes nothing else for its switches: at "1" it ends with an exception.
+    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "True"
     assert not [o for o in PROVIDERS["tensorrt"].options(Setting(halving_info(), 1, None)) if "cache" in o]
 
 
