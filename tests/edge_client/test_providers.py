@@ -87,7 +87,7 @@ def test_a_cpu_takes_few_images_at_once(provider, side, expected):
         ({("A", "Conv"): 9, (CPU, "Shape"): 5}, None),
         ({("A", "A_subgraph_1"): 1}, None),
         ({("A", "Mul"): 1}, None),
-        ({}, "ran no operator"),
+        ({}, "says nothing of where it ran; is there room in TMPDIR"),  # as on a full disk
         ({(CPU, "Conv"): 9}, "ran no operator"),
         ({("A", "Conv"): 9, (CPU, "FusedConv"): 2}, f"of the bundle's convolutions, 2 ran on {CPU}"),
         ({("A", "Conv"): 9, ("B", "QLinearConv"): 1}, "1 ran on B"),
