@@ -97,7 +97,8 @@ PROVIDERS = {
         Provider(
             "cuda",
             "CUDAExecutionProvider",
-            "uninstall onnxruntime, install an onnxruntime-gpu built for this GPU and the CUDA and cuDNN that it names",
+            "uninstall onnxruntime, install an onnxruntime-gpu built for this GPU and the CUDA and cuDNN that it names "
+            "(where pip did, name their folders site-packages/nvidia/*/lib in LD_LIBRARY_PATH)",
             _cuda,
         ),
         Provider(
