@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,9 +31,15 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def _stderr() -> TextIO | None:
+    """It, or None where it was closed when Python started; its type hides that."""
+    return sys.stderr
+
+
 def say(text: str) -> None:
-    """A sentence for people, on stderr, as it is."""
-    print(text, file=sys.stderr)
+    """A sentence for people, on stderr, as it is; nowhere where a service was started without one."""
+    if _stderr() is not None:
+        print(text, file=sys.stderr)
 
 
 def say_if_large(path: Path, what: str) -> None:
@@ -100,7 +106,8 @@ class Reporter:
 @contextmanager
 def reporting() -> Iterator[Reporter]:
     """Shows progress on stderr while the block runs."""
-    if not sys.stderr.isatty():
+    talk = _stderr()
+    if talk is None or not talk.isatty():
         yield Reporter(None)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

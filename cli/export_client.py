@@ -23,7 +23,7 @@ def export_client(
         typer.Option(
             "--precision",
             metavar="P",
-            help="fp32; fp16: weights in half, half the file; int8: convolutions in 8 bits, fastest.",
+            help="fp32; fp16: weights in half, half the file; int8: convolutions in 8 bits, faster on some chips.",
         ),
     ] = "fp32",
     calibration: Annotated[

@@ -25,7 +25,7 @@ from collafuse.core.texts import EncodedText
 from . import machine
 from .child import environment
 from .finisher import Finisher, Settings
-from .providers import default_batch_size, named
+from .providers import AUTO, candidates, default_batch_size, named
 from .scratch import scratch_folder
 from .trial import seconds_per_call
 from .trust import keys_in_force
@@ -152,10 +152,7 @@ def bench(
         say=say,
     )
     info, model = finisher.bundle.info, finisher.model
-    engines = (
-        f", {STARTS} of which build an engine; this takes minutes" if named(finisher.provider).builds_engines else ""
-    )
-    say(f"Starting fresh processes{engines} ...")
+    say(f"Starting fresh processes{_engines(provider)} ...")
     start = measure_start([*command, str(path.resolve())], options, sample(info, 1))
     sizes = tuple(batch_sizes) or (default_batch_size(finisher.provider, info.image_shape),)
     speeds = []
@@ -176,6 +173,14 @@ def bench(
         start=start,
         machine=describe_machine(),
     )
+
+
+def _engines(provider: str) -> str:
+    """What to say of starts that build an engine: ``auto`` tries all candidates, whatever it chooses in the end."""
+    tried = candidates(onnxruntime.get_available_providers()) if provider == AUTO else [provider]
+    if not machine.tensorrt_version() or not any(named(name).builds_engines for name in tried):
+        return ""
+    return f", {STARTS} of which build an engine; this takes minutes"
 
 
 def _settings(settings: Settings) -> dict[str, Any]:

@@ -64,6 +64,16 @@ def engine_folder(provider: str, digest: str) -> Path | None:
     return usable_folder("engines", f"{provider}-{_name(parts)}")
 
 
+def emptied(folder: Path) -> bool:
+    """Remove the files of a folder in the cache; False where one stays."""
+    try:
+        for path in folder.iterdir():
+            path.unlink()
+    except OSError:
+        return False
+    return True
+
+
 def read_entry(kind: str, key: Mapping[str, str]) -> dict[str, Any] | None:
     """What was remembered under this key, unchecked but for its shape; None when there is nothing that can be read."""
     with suppress(OSError, RuntimeError, CollaFuseError):

@@ -32,6 +32,15 @@ class ChildError(CollaFuseError):
     """A child process ended without an answer; the message says how."""
 
 
+def _ended_by(number: int) -> str:
+    """What a signal did to a child."""
+    known = number in {one.value for one in signal.Signals}
+    name = signal.Signals(number).name if known else f"signal {number}"
+    if name == "SIGKILL":
+        return f"it was killed ({name}), as where memory runs out"
+    return f"it {'used up its processor time' if name == 'SIGXCPU' else 'crashed'} ({name})"
+
+
 def run_child(module: str, arguments: Sequence[str], timeout: float, stdin: bytes = b"") -> dict[str, Any]:
     """The JSON object that ``edge_client.MODULE.main(arguments)`` prints in a fresh interpreter.
 
@@ -53,8 +62,7 @@ def run_child(module: str, arguments: Sequence[str], timeout: float, stdin: byte
     except OSError as error:
         raise ChildError(f"it could not be started ({error.strerror})") from error
     if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise ChildError(f"it {'used up its processor time' if name == 'SIGXCPU' else 'crashed'} ({name})")
+        raise ChildError(_ended_by(-done.returncode))
     try:
         answer = json.loads(done.stdout)
     except ValueError:

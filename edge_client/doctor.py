@@ -102,9 +102,10 @@ def _packages() -> Iterator[Check]:
             yield Check(name, PROBLEM, "not installed", f"pip install '{name}>={oldest}'")
             continue
         if _numbers(version) < _numbers(oldest):
-            yield Check(
-                name, WARNING, version, f"{oldest} is the oldest that is tested: pip install '{name}>={oldest}'"
-            )
+            newer = f"pip install '{name}>={oldest}'"
+            if name == "onnxruntime" and (other := _special_runtime()):
+                newer = f"get {other} {oldest} or newer where this one came from"
+            yield Check(name, WARNING, version, f"{oldest} is the oldest that is tested: {newer}")
         else:
             yield Check(name, OK, version)
 
@@ -116,6 +117,15 @@ def _installed_version(name: str) -> str:
     if not runtimes:
         raise importlib.metadata.PackageNotFoundError(name)
     return next(iter(runtimes.values()))
+
+
+def _special_runtime() -> str:
+    """The name of an onnxruntime for other hardware that is installed in the place of the ordinary one, or nothing.
+
+    The ordinary one would overwrite its files, and those for Jetsons do not come from the package index.
+    """
+    runtimes = installed_runtimes()
+    return "" if "onnxruntime" in runtimes else next(iter(runtimes), "")
 
 
 def _numbers(version: str) -> list[int]:
@@ -133,7 +143,10 @@ def installed_runtimes() -> dict[str, str]:
 
 
 def _brings_runtime(distribution: importlib.metadata.Distribution) -> bool:
-    return any(str(file) == "onnxruntime/__init__.py" for file in distribution.files or ())
+    module = "onnxruntime/__init__.py"
+    if distribution.files is None:  # of a system's own packages Python has no list
+        return distribution.metadata["Name"] == "onnxruntime" and Path(str(distribution.locate_file(module))).exists()
+    return any(str(file) == module for file in distribution.files)
 
 
 def _runtimes() -> Check:
@@ -222,6 +235,8 @@ def _providers(folder: Path, bundle: Path | None, threads: int, say: Say = _nobo
         answer = run_child("doctor", (str(folder / "tiny.onnx"),), ASK_SECONDS)
     except ChildError as error:
         fix = "pip install --force-reinstall numpy onnxruntime; on an old system, an older version of them"
+        if other := _special_runtime():
+            fix = f"install {other} again where it came from; if it was built for numpy 1, pip install 'numpy<2'"
         yield Check("onnxruntime runs", PROBLEM, f"importing it failed: {error}", fix)
         return
     if answer["unwritten"]:

@@ -110,8 +110,17 @@ class JobFolder:
         self._begun = False
 
     @classmethod
-    def claim(cls, path: Path, job: Job, text_of: Callable[[int], Mapping[str, str]], *, overwrite: bool) -> JobFolder:
-        """The folder for this job, new or to be continued. ``text_of(index)``: what a picture will hold inside.
+    def claim(
+        cls,
+        path: Path,
+        job: Job,
+        text_of: Callable[[int], Mapping[str, str]],
+        *,
+        overwrite: bool,
+        found: Callable[[int], None] = lambda count: None,
+    ) -> JobFolder:
+        """The folder for this job, new or to be continued. ``text_of(index)``: what a picture will hold inside;
+        ``found`` hears of those that are there, as each is read.
 
         Without ``overwrite`` every file that would be replaced must be of this job; with it, pictures of this job are
         kept if it was interrupted, and made again if it was finished. Raises OutputExistsError.
@@ -123,7 +132,9 @@ class JobFolder:
         done = bytearray(job.images)
         if mine and not (overwrite and finished):
             for index in range(job.images):
-                done[index] = _is_done(path / picture_name(index), index, text_of, replacing)
+                if _is_done(path / picture_name(index), index, text_of, replacing):
+                    done[index] = 1
+                    found(1)
         elif not overwrite and path.is_dir():
             _refuse(path, job, known)
         return cls(path, job, done, continued=mine, ended=mine and finished)

@@ -69,14 +69,12 @@ def finish_to_folder(
             "use edge_client.Finisher.finish, which gives arrays."
         )
     batch_size = finisher.check(intermediate, batch_size)
-    started = time.monotonic()
     common = common_text(finisher, intermediate)
     job = Job(finisher.bundle.digest, intermediate.digest, len(intermediate), finisher.settings.describe())
     text_of = partial(_text_of, finisher, common, intermediate)
-    place = JobFolder.claim(folder, job, text_of, overwrite=overwrite)
+    place = JobFolder.claim(folder, job, text_of, overwrite=overwrite, found=advance)
     kept = sum(place.done)
-    if kept:
-        advance(kept)
+    started = time.monotonic()
     for start, count in place.pending(batch_size):
         block, images = finisher.finish_block(intermediate, start, count)
         place.begin()

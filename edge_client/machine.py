@@ -72,6 +72,7 @@ def gpu() -> str:
 def graphics() -> str:
     """What the system says of NVIDIA's driver and its GPUs, without loading either; empty where it says nothing."""
     driver = _text(Path("/proc/driver/nvidia/version")).splitlines()[:1]
+    driver += _text(Path("/etc/nv_tegra_release")).splitlines()[:1]  # a Jetson's comes with its system
     cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     models = [line for card in cards for line in _text(card).splitlines() if line.startswith("Model")]
     return "\n".join((*driver, *models))
@@ -110,9 +111,20 @@ def peak_memory_mb() -> float | None:
 
     Not getrusage: what it reports is inherited from the process that started this one.
     """
+    held = _own_memory("VmHWM")
+    return None if held is None else held / 1e6
+
+
+def mapped_bytes() -> int:
+    """Memory that this process has for itself, used or not, as a limit counts it; 0 where the system does not say."""
+    return _own_memory("VmData") or 0
+
+
+def _own_memory(name: str) -> int | None:
+    """What the system says of this process's memory under this name, in bytes."""
     values = dict(line.split(":", 1) for line in _text(Path("/proc/self/status")).splitlines() if ":" in line)
     try:
-        return int(values["VmHWM"].split()[0]) * 1024 / 1e6
+        return int(values[name].split()[0]) * 1024
     except (KeyError, ValueError, IndexError):
         return None
 

@@ -36,6 +36,10 @@ def shortfall(placement: Placement, runtime_name: str) -> str | None:
     Shapes are computed on the CPU under every provider. The arithmetic of these networks is in their convolutions:
     all of them must be on the provider, and something must be where there are none.
     """
+    if not placement:
+        return (
+            "onnxruntime's profile of a run says nothing of where it ran; is there room in TMPDIR, where it is written?"
+        )
     if not any(provider == runtime_name for provider, _ in placement):
         return "onnxruntime ran no operator of the bundle on it"
     elsewhere = Counter[str]()

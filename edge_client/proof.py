@@ -63,7 +63,7 @@ def require(bundle: Bundle, say: Callable[[str], None] = lambda text: None) -> N
 
 
 def memory_limit(bundle: Bundle) -> int:
-    """Bytes that a bundle's first load may hold."""
+    """Bytes that a bundle's first load may hold, beside what Python, NumPy and onnxruntime hold without one."""
     return BASE_BYTES + COPIES * len(bundle.data) + BYTES_PER_PIXEL * _pixels(bundle)
 
 
@@ -88,7 +88,9 @@ def _limit(bundle: Bundle) -> None:
     except ImportError:
         return
     processor_seconds = PROCESSOR_SECONDS + math.ceil(seconds_more(bundle))
-    for kind, most in ((resource.RLIMIT_DATA, memory_limit(bundle)), (resource.RLIMIT_CPU, processor_seconds)):
+    # NumPy alone maps 41 MB for each core beyond the first, for matrix products that nobody asks of it.
+    held = machine.mapped_bytes() + memory_limit(bundle)
+    for kind, most in ((resource.RLIMIT_DATA, held), (resource.RLIMIT_CPU, processor_seconds)):
         hardest = resource.getrlimit(kind)[1]
         most = most if hardest == resource.RLIM_INFINITY else min(most, hardest)
         resource.setrlimit(kind, (most, hardest))

@@ -18,7 +18,8 @@ AUTO = "auto"
 CPU = "cpu"
 RUNTIME_SUFFIX = "ExecutionProvider"
 TENSORRT_BATCHES = (1, 16, 64)
-"""The smallest, usual and largest batch that a TensorRT engine is built for; beyond it, it is built again."""
+"""The smallest, usual and largest batch that a TensorRT engine is built for. Beyond the largest a call fails:
+onnxruntime builds no engine anew that was given its range."""
 TENSORRT_WORKSPACE_BYTES = 256 << 20
 """A Jetson's GPU takes it from the memory that everything else needs too; the default is 1 GiB."""
 
@@ -68,10 +69,10 @@ def _tensorrt(setting: Setting) -> dict[str, str]:
         shapes = f"x:{image},sigma:{count},labels:{count}x{setting.info.space.width}"
         options[f"trt_profile_{bound}_shapes"] = shapes
     if setting.caches is not None:
-        options |= {
-            "trt_engine_cache_enable": "1",
+        options |= {  # "True" and not "1", at which onnxruntime's Python ends with an exception
+            "trt_engine_cache_enable": "True",
             "trt_engine_cache_path": str(setting.caches),
-            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_enable": "True",
             "trt_timing_cache_path": str(setting.caches),
         }
     return options
@@ -96,7 +97,8 @@ PROVIDERS = {
         Provider(
             "cuda",
             "CUDAExecutionProvider",
-            "uninstall onnxruntime, install an onnxruntime-gpu built for this GPU and the CUDA and cuDNN that it names",
+            "uninstall onnxruntime, install an onnxruntime-gpu built for this GPU and the CUDA and cuDNN that it names "
+            "(where pip did, name their folders site-packages/nvidia/*/lib in LD_LIBRARY_PATH)",
             _cuda,
         ),
         Provider(

@@ -21,6 +21,9 @@ from .scratch import scratch_folder
 
 Say = Callable[[str], None]
 
+UNREADABLE = ("could not deserialize engine", "could not create timing cache")
+"""How onnxruntime begins to say that what TensorRT kept is damaged."""
+
 
 def open_session(
     bundle: Bundle, provider: str = CPU, threads: int | None = None, say: Say = lambda text: None
@@ -67,6 +70,23 @@ def _load(bundle: Bundle, options: onnxruntime.SessionOptions, providers: list[A
 
 def _open_elsewhere(bundle: Bundle, provider: Provider, threads: int, say: Say) -> OnnxDenoiser:
     """As :func:`open_session`, for a provider that may be there in name only."""
+    folder = caches.engine_folder(provider.name, bundle.digest) if provider.builds_engines else None
+    setting = Setting(bundle.info, threads, folder)
+    if provider.builds_engines and machine.tensorrt_version():
+        say(_announcement(folder))
+    try:
+        return _proven(bundle, provider, setting, say)
+    except ProviderError as error:
+        # They are written without a second name: a power cut or a full disk leaves a part, which would fail each time.
+        damaged = any(words in error.tried for words in UNREADABLE)
+        if folder is None or not damaged or not caches.emptied(folder):
+            raise
+        say(f"What was kept in {folder} cannot be read and is removed; building it again, which takes minutes.")
+    return _proven(bundle, provider, setting, say)
+
+
+def _proven(bundle: Bundle, provider: Provider, setting: Setting, say: Say) -> OnnxDenoiser:
+    """The denoiser once it has shown where it ran and given the known answer. Raises RuntimeMissingError."""
     offered = onnxruntime.get_available_providers()
 
     def refused(tried: str) -> ProviderError:
@@ -74,17 +94,13 @@ def _open_elsewhere(bundle: Bundle, provider: Provider, threads: int, say: Say) 
 
     if provider.runtime_name not in offered:
         raise refused("this onnxruntime was built without it")
-    folder = caches.engine_folder(provider.name, bundle.digest) if provider.builds_engines else None
-    setting = Setting(bundle.info, threads, folder)
-    if provider.builds_engines and machine.tensorrt_version():
-        say(_announcement(folder))
     started = time.monotonic()
     complaints = placement.Complaints()
     try:
         with complaints:
             denoiser, error, placed = _run_once(bundle, provider, setting)
     except FileFormatError as failed:
-        raise refused(complaints.reason() or first_line(failed)) from failed
+        raise refused(complaints.reason() or _what_failed(failed)) from failed
     shortfall = placement.shortfall(placed, provider.runtime_name)
     if shortfall is not None:
         raise refused(complaints.reason() or shortfall)
@@ -93,6 +109,12 @@ def _open_elsewhere(bundle: Bundle, provider: Provider, threads: int, say: Say) 
     seconds, share = time.monotonic() - started, placement.share(placed, provider.runtime_name)
     say(f"{provider.name} runs {share} and gives the known answer ({seconds:.1f} s).")
     return denoiser
+
+
+def _what_failed(error: FileFormatError) -> str:
+    """What onnxruntime said, without the advice for a bundle that fails everywhere: this one has run on the CPU."""
+    cause = error.__cause__
+    return first_line(cause if isinstance(cause, Exception) else error).rstrip(".")
 
 
 def _run_once(bundle: Bundle, provider: Provider, setting: Setting) -> tuple[OnnxDenoiser, float, placement.Placement]:

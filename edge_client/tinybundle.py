@@ -1,4 +1,4 @@
-"""The smallest bundle that says something about a provider: one convolution and a tanh, written byte by byte.
+"""The smallest bundle that says something about a provider: one convolution and a little around it, byte by byte.
 
 A device has no onnx package to make one with. The bundle goes through the same checks and the same known-answer test
 as a real one, so what runs it runs the operators that matter.
@@ -16,6 +16,7 @@ from collafuse.core.bundle import (
     DIGEST_KEY,
     FLOAT32,
     INPUTS,
+    INT64,
     METADATA_KEY,
     NO_DIGEST,
     OUTPUT,
@@ -30,13 +31,16 @@ SIGMAS = (0.1, 0.5)
 IR_VERSION, OPSET = 8, 18
 INTS = 7
 """ONNX's attribute type for a list of whole numbers."""
+PER_IMAGE = (-1, 1, 1, 1)
+"""The shape of one number for each image."""
 
 
 def tiny_bundle() -> bytes:
     """The bundle's bytes, the same each time."""
     weights = _weights()
-    x, _, _ = known_answer_input(IMAGE_SHAPE, ConditionSpace(), SIGMAS)
-    answer = known_answer_values(np.tanh(_convolution(x, weights)))
+    x, sigma, labels = known_answer_input(IMAGE_SHAPE, ConditionSpace(), SIGMAS)
+    each = PER_IMAGE
+    answer = known_answer_values(np.tanh(_convolution(x, weights) + sigma.reshape(each) - labels.reshape(each)))
     info = BundleInfo(
         client="doctor",
         image_shape=IMAGE_SHAPE,
@@ -79,16 +83,37 @@ def _convolution(x: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArra
 
 
 def _graph(weights: NDArray[np.float32]) -> bytes:
-    """GraphProto: x0_hat = tanh(conv(x, weights)); sigma and labels are inputs that nothing uses."""
+    """GraphProto: x0_hat = tanh(conv(x, weights) + sigma - labels). All inputs are used, as in a real bundle."""
     pads = _message(5, (1, b"pads"), *((8, 1) for _ in range(4)), (20, INTS))
-    convolution = _field(1, b"x") + _field(1, b"weights") + _field(2, b"hidden") + _field(4, b"Conv") + pads
-    tanh = _field(1, b"hidden") + _field(2, OUTPUT.encode()) + _field(4, b"Tanh")
-    dims = b"".join(_field(1, size) for size in weights.shape)
-    tensor = dims + _field(2, FLOAT32) + _field(8, b"weights") + _field(9, weights.astype("<f4").tobytes())
+    nodes = (
+        _node("Conv", "x", "weights", "hidden") + pads,
+        _node("Reshape", "sigma", "each", "level"),
+        _node("Reshape", "labels", "each", "flag"),
+        _node("Add", "hidden", "level", "raised"),
+        _node("Sub", "raised", "flag", "whole"),
+        _node("Tanh", "whole", OUTPUT),
+    )
+    tensors = (
+        _tensor("weights", FLOAT32, weights.shape, weights.astype("<f4").tobytes()),
+        _tensor("each", INT64, (4,), np.asarray(PER_IMAGE, dtype="<i8").tobytes()),
+    )
     shapes: dict[str, Sequence[int]] = dict(zip(INPUTS, (IMAGE_SHAPE, (), (1,)), strict=True))
     inputs = b"".join(_field(11, _value(name, shape)) for name, shape in shapes.items())
     output = _field(12, _value(OUTPUT, IMAGE_SHAPE))
-    return _field(1, convolution) + _field(1, tanh) + _field(2, b"tiny") + _field(5, tensor) + inputs + output
+    parts = [*(_field(1, node) for node in nodes), _field(2, b"tiny"), *(_field(5, tensor) for tensor in tensors)]
+    return b"".join(parts) + inputs + output
+
+
+def _node(operator: str, *names: str) -> bytes:
+    """NodeProto: of these names the last is the output."""
+    inputs = b"".join(_field(1, name.encode()) for name in names[:-1])
+    return inputs + _field(2, names[-1].encode()) + _field(4, operator.encode())
+
+
+def _tensor(name: str, element_type: int, shape: Sequence[int], data: bytes) -> bytes:
+    """TensorProto."""
+    dims = b"".join(_field(1, size) for size in shape)
+    return dims + _field(2, element_type) + _field(8, name.encode()) + _field(9, data)
 
 
 def _value(name: str, axes: Sequence[int]) -> bytes:

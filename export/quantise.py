@@ -18,7 +18,7 @@ from pathlib import Path
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from collafuse.core.errors import ExportError, first_line
+from collafuse.core.errors import ExportError, StorageError, first_line
 
 from .calibration import Inputs
 from .graph import quiet
@@ -39,7 +39,8 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 def quantise(model: onnx.ModelProto, inputs: Iterable[Inputs]) -> onnx.ModelProto:
     """A copy of a step graph with its inner convolutions in int8, each tensor's range taken from these inputs.
 
-    Raises ExportError when onnxruntime cannot quantise it or no convolution is left to quantise.
+    Raises ExportError when onnxruntime cannot quantise it or no convolution is left to quantise, StorageError where
+    there is no room for temporary files.
     """
     convolutions = [node.name for node in model.graph.node if node.op_type in QUANTISED]
     if len(convolutions) < 3:
@@ -51,28 +52,41 @@ def quantise(model: onnx.ModelProto, inputs: Iterable[Inputs]) -> onnx.ModelProt
     prepared.CopyFrom(model)
     # Says that the graph needs no preparation: torch's exporter has folded what there is to fold.
     onnx.helper.set_model_props(prepared, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        before, after = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        onnx.save(prepared, before)
-        try:
-            quantize_static(
-                before,
-                after,
-                _Reader(inputs),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(QUANTISED),
-                nodes_to_exclude=[convolutions[0], convolutions[-1]],
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-                reduce_range=True,
-            )
-        except (RuntimeError, ValueError, TypeError, KeyError) as error:
-            raise ExportError(
-                f"onnxruntime could not quantise the client's network: {first_line(error)}. No bundle was written; "
-                "export it with --precision fp16 or fp32."
-            ) from error
-        quantised = onnx.load(after)
+    try:
+        with tempfile.TemporaryDirectory() as folder, quiet():
+            quantised = _quantised_in(Path(folder), prepared, inputs, [convolutions[0], convolutions[-1]])
+    except OSError as error:
+        raise StorageError(
+            f"cannot write a temporary file ({error.strerror or error}), which quantising needs; set TMPDIR to a "
+            "folder with some room. No bundle was written."
+        ) from error
     del quantised.metadata_props[:]
     quantised.producer_name, quantised.producer_version = model.producer_name, model.producer_version
     return quantised
+
+
+def _quantised_in(
+    folder: Path, prepared: onnx.ModelProto, inputs: Iterable[Inputs], kept: list[str]
+) -> onnx.ModelProto:
+    """What onnxruntime makes of a graph, from file to file; ``kept`` names the operators that stay as they are."""
+    before, after = folder / "fp32.onnx", folder / "int8.onnx"
+    onnx.save(prepared, before)
+    try:
+        quantize_static(
+            before,
+            after,
+            _Reader(inputs),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(QUANTISED),
+            nodes_to_exclude=kept,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
+        )
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise ExportError(
+            f"onnxruntime could not quantise the client's network: {first_line(error)}. No bundle was written; "
+            "export it with --precision fp16 or fp32."
+        ) from error
+    return onnx.load(after)

@@ -19,6 +19,15 @@ def test_a_bar_without_a_terminal_is_a_line_at_the_end(capsys):
     assert first.startswith("finish: 3/3, ") and second == "done"
 
 
+def test_a_service_without_a_stderr_works_in_silence(monkeypatch, capsys):
+    """Where it was closed at the start, Python has none; and print() then writes to stdout, which is data."""
+    monkeypatch.setattr(sys, "stderr", None)
+    console.say("Look at it.")
+    with reporting() as reporter:
+        reporter.bar("finish", 2).advance(2)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_terminal_gets_a_bar(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):

@@ -11,7 +11,7 @@ import pytest
 
 from collafuse.core import bundle as bundles
 from collafuse.core.errors import CollaFuseError, FileFormatError, StorageError, UsageError
-from edge_client import Finisher
+from edge_client import Finisher, choice
 from edge_client import bench as benches
 from edge_client.bench import COLUMNS, Start, bench, measure_speed, sample
 from edge_client.providers import PROVIDERS, Provider
@@ -65,8 +65,10 @@ def test_everything_is_measured_in_one_go(halving, few_starts, tmp_path, monkeyp
     assert all("provider" not in str(path) for path in kept)  # what was measured is not taken for a verdict
 
 
-def test_starts_that_build_an_engine_are_announced(halving, monkeypatch):
-    """With an empty cache each first start builds one, which takes minutes."""
+@pytest.mark.parametrize("provider", ["same", "auto"])
+def test_starts_that_build_an_engine_are_announced(halving, tmp_path, monkeypatch, provider):
+    """With an empty cache each first start builds one, which takes minutes; ``auto`` does, whatever it chooses then."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     said = []
 
     def measured(*_):
@@ -74,11 +76,13 @@ def test_starts_that_build_an_engine_are_announced(halving, monkeypatch):
         return Start(1.0, 1.0, None)
 
     monkeypatch.setattr(benches, "measure_start", measured)
-    for builds in (False, True):
+    monkeypatch.setattr(choice, "choose", lambda *_: "cpu")
+    for builds, version in ((False, "101300"), (True, ""), (True, "101300")):
+        monkeypatch.setattr(benches.machine, "tensorrt_version", lambda version=version: version)
         monkeypatch.setitem(PROVIDERS, "same", Provider("same", "CPUExecutionProvider", "", builds_engines=builds))
-        bench(halving, FINISH, provider="same", repetitions=1, say=said.append)
+        bench(halving, FINISH, provider=provider, repetitions=1, say=said.append)
     before = [said[i - 1] for i, one in enumerate(said) if one == "measured"]
-    assert [("engine" in one, "minutes" in one) for one in before] == [(False, False), (True, True)]
+    assert [("engine" in one, "minutes" in one) for one in before] == [(False, False), (False, False), (True, True)]
 
 
 def test_the_command_prints_a_row_below_its_head_or_json(halving, few_starts, monkeypatch, capsys):

@@ -153,6 +153,8 @@ def test_modules_in_the_users_folder_are_not_taken_for_ours(halving, tmp_path, m
     ("code", "message"),
     [
         ("import os; os.kill(os.getpid(), 11)", r"it crashed \(SIGSEGV\)"),
+        ("import os; os.kill(os.getpid(), 9)", r"it was killed \(SIGKILL\), as where memory runs out"),
+        ("import os; os.kill(os.getpid(), 40)", r"it crashed \(signal 40\)"),
         ("import time; time.sleep(60)", "it did not finish within 1 s"),
         ("raise SystemExit('no room')", r"exit code 1 \(no room\)"),
         ("print('hello')", "exit code 0"),

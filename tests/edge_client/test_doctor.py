@@ -45,9 +45,15 @@ def test_the_tiny_bundle_is_an_honest_one():
     data = tiny_bundle()
     onnx.checker.check_model(onnx.load_model_from_string(data), full_check=True)
     bundle = bundles.from_bytes(data, "tiny")
-    assert bundle.summary.operators == {"Conv", "Tanh"}
+    assert bundle.summary.operators == {"Conv", "Reshape", "Add", "Sub", "Tanh"}
     assert known_answer_error(open_session(bundle), bundle) < 1e-6
     assert tiny_bundle() == data
+
+
+def test_the_tiny_bundle_uses_all_its_inputs():
+    """TensorRT is told a range for each; where a kept engine has fewer inputs, onnxruntime builds it at each start."""
+    nodes = onnx.load_model_from_string(tiny_bundle()).graph.node
+    assert {name for node in nodes for name in node.input} >= set(bundles.INPUTS)
 
 
 # --- a machine that works -----------------------------------------------------------------------------------
@@ -126,6 +132,32 @@ def test_a_package_that_is_missing_or_old(monkeypatch):
     assert (checks["safetensors"].status, checks["typer"].status) == (WARNING, OK)
 
 
+def installed(monkeypatch, **versions: str) -> None:
+    """Only these onnxruntimes are installed; a line stands for a hyphen."""
+    found = {name.replace("_", "-"): version for name, version in versions.items()}
+    monkeypatch.setattr(doctor, "installed_runtimes", lambda: found)
+
+
+def test_an_old_runtime_for_a_gpu_is_not_to_be_joined_by_the_ordinary_one(monkeypatch):
+    """They would overwrite each other's files. Those for Jetsons come from elsewhere than the package index."""
+    for name, advice in (("onnxruntime", "pip install 'onnxruntime>=1.23'"), ("onnxruntime_gpu", "onnxruntime-gpu")):
+        installed(monkeypatch, **{name: "1.20.0"})
+        (check,) = [check for check in doctor._packages() if check.name == "onnxruntime"]
+        assert check.status == WARNING and advice in check.fix
+    assert "pip install" not in check.fix and "where this one came from" in check.fix
+
+
+def test_a_runtime_that_cannot_be_imported_is_replaced_by_its_like(monkeypatch):
+    def broken(*_):
+        raise child.ChildError("numpy.core.multiarray failed to import")
+
+    monkeypatch.setattr(doctor, "run_child", broken)
+    installed(monkeypatch, onnxruntime_gpu="1.23.0")
+    (check,) = doctor._providers(Path("/"), None, 1)
+    assert check.status == PROBLEM and "onnxruntime-gpu" in check.fix and "numpy<2" in check.fix
+    assert "numpy onnxruntime;" not in check.fix
+
+
 def test_the_versions_are_those_of_the_project():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for name, oldest in doctor.PACKAGES.items():
@@ -144,6 +176,18 @@ def test_two_runtimes_at_once_are_found(tmp_path, monkeypatch):
     assert len(installed_runtimes()) == 2 and installed_runtimes()["onnxruntime-gpu"] == "1.31.1"
     check = doctor._runtimes()
     assert check.status == WARNING and "pip uninstall -y onnxruntime-gpu onnxruntime" in check.fix
+
+
+def test_a_runtime_that_the_system_installed_is_found(tmp_path, monkeypatch):
+    """Debian's packages have no list of their files for Python."""
+    (tmp_path / "onnxruntime-1.21.0.dist-info").mkdir()
+    text = "Metadata-Version: 2.1\nName: onnxruntime\nVersion: 1.21.0\n"
+    (tmp_path / "onnxruntime-1.21.0.dist-info/METADATA").write_text(text)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert installed_runtimes() == {}  # only the list was left behind
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime/__init__.py").touch()
+    assert installed_runtimes() == {"onnxruntime": "1.21.0"}
 
 
 def test_little_memory_a_full_disk_and_a_wrong_clock_are_warnings(monkeypatch):

@@ -31,6 +31,7 @@ def test_a_pc_and_a_board_are_named(files):
 def test_a_system_that_says_nothing_has_a_name_all_the_same(files):
     assert machine.cpu_model() and machine.cpu_features() == []
     assert (machine.memory_mb(), machine.peak_memory_mb(), machine.board()) == (None, None, "")
+    assert machine.mapped_bytes() == 0
 
 
 def test_machines_with_other_processors_or_another_driver_differ(files):
@@ -41,6 +42,10 @@ def test_machines_with_other_processors_or_another_driver_differ(files):
     assert machine.graphics() == "NVRM version: 540.4.0" and machine.identity() != one
     del files["/proc/driver/nvidia/version"]
     assert machine.identity() == one
+    # A Jetson's GPU has no such driver; its own comes with the system, whose release this names.
+    files["/etc/nv_tegra_release"] = "# R36 (release), REVISION: 4.0, GCID: 1\n# KERNEL_VARIANT: oot\n"
+    assert machine.graphics() == "# R36 (release), REVISION: 4.0, GCID: 1" and machine.identity() != one
+    del files["/etc/nv_tegra_release"]
     files["/proc/cpuinfo"] = PI
     assert machine.identity() != one
 
@@ -51,8 +56,8 @@ def test_machines_with_other_processors_or_another_driver_differ(files):
 def test_memory_in_mb(files, monkeypatch, limit, expected):
     monkeypatch.setattr(machine, "memory_left_mb", lambda root: limit)
     files["/proc/meminfo"] = "MemTotal:  4000000 kB\nMemAvailable:  1000000 kB\n"
-    files["/proc/self/status"] = "Name: python\nVmHWM:\t  50000 kB\n"
-    assert (machine.memory_mb(), machine.peak_memory_mb()) == (expected, 51.2)
+    files["/proc/self/status"] = "Name: python\nVmHWM:\t  50000 kB\nVmData:\t  7 kB\n"
+    assert (machine.memory_mb(), machine.peak_memory_mb(), machine.mapped_bytes()) == (expected, 51.2, 7 << 10)
 
 
 @pytest.mark.skipif(machine.peak_memory_mb() is None, reason="only Linux tells a process's peak")

@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 
 from collafuse.core import bundle as bundles
-from collafuse.core.errors import RuntimeMissingError, UsageError
-from edge_client import Finisher, placement, session
+from collafuse.core.errors import FileFormatError, RuntimeMissingError, UsageError
+from edge_client import Finisher, caches, placement, session
 from edge_client.bench import sample
 from edge_client.providers import PROVIDERS, Provider, ProviderError, Setting, candidates, default_batch_size, named
 from edge_client.session import open_session
@@ -66,6 +66,8 @@ def test_an_engine_is_built_for_every_batch_and_kept(tmp_path):
     assert options["trt_profile_min_shapes"] == "x:1x1x2x2,sigma:1,labels:1x3"
     assert options["trt_profile_max_shapes"] == "x:64x1x2x2,sigma:64,labels:64x3"
     assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(tmp_path)
+    # In Python onnxruntime takes nothing else for its switches: at "1" it ends with an exception.
+    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "True"
     assert not [o for o in PROVIDERS["tensorrt"].options(Setting(halving_info(), 1, None)) if "cache" in o]
 
 
@@ -85,7 +87,7 @@ def test_a_cpu_takes_few_images_at_once(provider, side, expected):
         ({("A", "Conv"): 9, (CPU, "Shape"): 5}, None),
         ({("A", "A_subgraph_1"): 1}, None),
         ({("A", "Mul"): 1}, None),
-        ({}, "ran no operator"),
+        ({}, "says nothing of where it ran; is there room in TMPDIR"),  # as on a full disk
         ({(CPU, "Conv"): 9}, "ran no operator"),
         ({("A", "Conv"): 9, (CPU, "FusedConv"): 2}, f"of the bundle's convolutions, 2 ran on {CPU}"),
         ({("A", "Conv"): 9, ("B", "QLinearConv"): 1}, "1 ran on B"),
@@ -194,9 +196,11 @@ def test_a_graph_that_a_provider_refuses_is_the_providers_failure(same, halving)
     def change(model):
         model.graph.node[0].input[1] = "nowhere"
 
-    with pytest.raises(ProviderError, match="same does not run here: onnxruntime .* cannot load the bundle"):
-        halving.write_bytes(halving_bundle(change))
+    halving.write_bytes(halving_bundle(change))
+    with pytest.raises(ProviderError, match="same does not run here: .*nowhere") as caught:
         open_session(bundles.read(halving), same)
+    # A bundle that ran on the CPU is not to be exported again because a provider fails.
+    assert "export" not in str(caught.value) and ".." not in str(caught.value)
 
 
 def test_an_engine_is_announced_where_it_will_be_built(same, halving, tmp_path, monkeypatch):
@@ -213,6 +217,49 @@ def test_an_engine_is_announced_where_it_will_be_built(same, halving, tmp_path, 
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     open_session(bundles.read(halving), same, say=said.append)
     assert "each time" in said[4]
+
+
+@pytest.fixture
+def engines(same, monkeypatch, tmp_path) -> Path:
+    """The folder of what the provider "same" compiles, which holds an engine."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(PROVIDERS, "same", Provider("same", CPU, "", builds_engines=True))
+    folder = caches.engine_folder("same", bundles.from_bytes(halving_bundle(), "halving").digest)
+    for name in ("one.engine", "one.profile", "one.timing"):
+        (folder / name).write_bytes(b"half of")
+    return folder
+
+
+SAYS = "[ONNXRuntimeError] : 11 : EP_FAIL : TensorRT EP "
+
+
+@pytest.mark.parametrize("what", ["could not deserialize engine from cache: ", "could not create timing cache: "])
+def test_an_engine_that_a_power_cut_damaged_is_built_again(engines, halving, monkeypatch, what):
+    """onnxruntime writes it in place, and refuses what is left of it at every start."""
+    load = session._load
+
+    def refusing(*arguments):
+        if any(engines.iterdir()):
+            raise FileFormatError("it cannot be loaded; export it again.") from RuntimeError(f"{SAYS}{what}{engines}/x")
+        return load(*arguments)
+
+    monkeypatch.setattr(session, "_load", refusing)
+    said = []
+    assert open_session(bundles.read(halving), "same", say=said.append).provider == "same"
+    assert any(str(engines) in line and "cannot be read and is removed" in line for line in said)
+    assert list(engines.iterdir()) == []
+
+
+def test_an_engine_that_fails_otherwise_is_kept(engines, halving, monkeypatch):
+    """Where memory runs out, say, building it again takes minutes and helps nothing."""
+
+    def refusing(*_):
+        raise FileFormatError("it cannot be loaded; export it again.") from RuntimeError(f"{SAYS}: out of memory")
+
+    monkeypatch.setattr(session, "_load", refusing)
+    with pytest.raises(ProviderError, match="out of memory"):
+        open_session(bundles.read(halving), "same")
+    assert len(list(engines.iterdir())) == 3
 
 
 @pytest.mark.skipif(

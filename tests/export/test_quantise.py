@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from collafuse.core import bundle as bundles
-from collafuse.core.errors import ExportError
+from collafuse.core.errors import ExportError, StorageError
 from collafuse.core.knownanswer import known_answer_input, known_answer_values
 from edge_client import Finisher
 from edge_client.session import known_answer_error, open_session
@@ -143,6 +143,15 @@ def test_a_graph_that_onnxruntime_cannot_calibrate_is_refused_in_one_sentence(ti
     with pytest.raises(ExportError, match="onnxruntime could not quantise the client's network: ") as caught:
         quantise(graph_of(tiny_bundle), [])  # nothing to calibrate on
     assert "\n" not in str(caught.value)
+
+
+def test_a_disk_without_room_for_the_graph_is_named(tiny_bundle, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("export.quantise.onnx.save", full)
+    with pytest.raises(StorageError, match="No space left on device.*set TMPDIR"):
+        quantise(graph_of(tiny_bundle), [])
 
 
 def test_the_same_calibration_gives_the_same_graph(tiny_bundle, delivered, model):
