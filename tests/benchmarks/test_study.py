@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.study import methods
+from benchmarks.study import errors, methods
 from benchmarks.study.cells import REAL, Cell, Study
 from benchmarks.study.table import finished, to_markdown
 from benchmarks.study.turns import alone
@@ -29,6 +29,13 @@ def test_every_cell_is_a_configuration_with_the_networks_and_steps_of_all(cell):
     for node in (config.server, *config.clients.values()):
         assert node.network == config.server.network and node.training.steps == config.server.training.steps
         assert node.training.seed == cell.seed
+
+
+def test_an_error_is_that_of_the_estimates_under_the_same_noise_for_each():
+    images = image_set(1200)
+    own = errors.error(lambda x, sigma, conditions: x, images, 0.5)
+    assert own == pytest.approx(0.25, rel=0.02) and own == errors.error(lambda x, sigma, conditions: x, images, 0.5)
+    assert errors.error(lambda x, sigma, conditions: 0 * x, images, 0.5) == pytest.approx((images.x0() ** 2).mean())
 
 
 def test_no_cell_stands_twice():
