@@ -35,6 +35,7 @@ from ..learning.observer import Observer
 from ..learning.seeds import keyed_seed
 from ..learning.training import Trainer, fresh_denoiser
 from .ledger import Ledger
+from .metrics import check_trackers
 from .runfolder import NodeFolder
 from .summary import summarise
 from .watching import NodeObserver
@@ -187,10 +188,14 @@ class Client:
         observer: Observer,
         *,
         resume: bool = False,
+        overwrite: bool = False,
         init: weights.TrainedModel | None = None,
         trackers: Sequence[str] = (),
     ) -> weights.TrainedModel:
-        """Train the low-noise denoiser and write its weights; ``init`` is a server's model to start from."""
+        """Train the low-noise denoiser and write its weights; ``init`` is a server's model to start from.
+
+        ``overwrite`` removes an older training, once nothing is left to refuse.
+        """
         data, settings = self.training_data(), self.settings.training
         if (warning := self._blank_warning()) is not None:
             observer.note(f"warning: {warning}")
@@ -198,6 +203,9 @@ class Client:
         denoiser = fresh_denoiser(self.settings.network, shape, space, data, settings, self.name)
         if init is not None:
             weights.warm_start(denoiser, init)
+        check_trackers(trackers)
+        if overwrite:
+            folder.clear()
         watching = NodeObserver(folder.path, observer, trackers, lambda d: self.sample_sheet(d, device))
         try:
             start = f"weights {init.id}" if init is not None else "fresh"

@@ -13,6 +13,7 @@ from ..learning import weights
 from ..learning.distillation import Distiller, Teacher
 from ..learning.observer import Observer
 from .client import Client
+from .metrics import check_trackers
 from .runfolder import NodeFolder
 from .watching import NodeObserver
 
@@ -25,11 +26,13 @@ def distill(
     observer: Observer,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     trackers: Sequence[str] = (),
 ) -> weights.TrainedModel:
     """Train a client that finishes in one evaluation on what the ``trained`` one makes in several.
 
     ``folder`` gets it, and a configuration of one step and no guidance, which it has learned.
+    ``overwrite`` removes an older one, once nothing is left to refuse.
     """
     wanted, sampler = client.settings.distillation, client.settings.sampler
     teacher = Teacher(trained.denoiser, sampler.name, wanted.teacher_steps, sampler.sigma_low, sampler.guidance)
@@ -38,6 +41,9 @@ def distill(
     settings = client.settings.training.model_copy(update={"steps": wanted.steps})
     once = Client(_in_one_step(client.config, client.name), client.name, client.site)
     student, data = copy.deepcopy(trained.denoiser).requires_grad_(True), once.training_data()
+    check_trackers(trackers)
+    if overwrite:
+        folder.clear()
     watching = NodeObserver(folder.path, observer, trackers, lambda denoiser: once.sample_sheet(denoiser, device))
     try:
         distiller = Distiller(student, teacher, data, settings, folder.path, device, watching, start)

@@ -20,6 +20,7 @@ from ..learning import weights
 from ..learning.observer import Observer
 from .client import Client
 from .ledger import Ledger
+from .metrics import check_trackers
 from .runfolder import CONFIG, RunFolder
 from .server import Server
 from .server_training import train_server
@@ -71,6 +72,7 @@ def run_experiment(
     config.refuse_baseline("a run of every node")
     if warm_start and config.server.kind == "statistics":
         raise UsageError("a statistics server has no network for a client to start from; leave out --warm-start.")
+    check_trackers(trackers)
     run.check(resume=resume, overwrite=overwrite)
     if resume:
         refuse_another(run, config)

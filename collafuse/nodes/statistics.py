@@ -75,10 +75,18 @@ def gaussians_of(found: Found, sites: Mapping[str, Site]) -> gaussian.TrainedGau
     return gaussian.TrainedGaussians(denoiser, label_names)
 
 
-def add_up(config: Config, found: Found, folder: NodeFolder, device: torch.device, observer: Observer) -> Server:
+def add_up(
+    config: Config,
+    found: Found,
+    folder: NodeFolder,
+    device: torch.device,
+    observer: Observer,
+    *,
+    overwrite: bool = False,
+) -> Server:
     """Add up all sites' statistics, one Gaussian per label and one of all images, and write the server's folder.
 
-    Raises MismatchError for images of another shape than configured.
+    ``overwrite`` removes an older training, once nothing is left to refuse. Raises MismatchError for images of another shape than configured.
     """
     sites = sites_of(config, found)
     check_names(config, sites, observer)
@@ -91,6 +99,8 @@ def add_up(config: Config, found: Found, folder: NodeFolder, device: torch.devic
     model = gaussians_of(found, sites)
     untold = Server(config, model, sites, device)
     drawn = [untold.deliver(name, SHEET_IMAGES, seed=config.server.training.seed).x for name in sites]
+    if overwrite:
+        folder.clear()
     folder.write_config(config.for_server())
     write_sites(folder.sites, sites)
     with atomic_file(folder.samples / "draws.png", overwrite=True) as file:
