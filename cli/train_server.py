@@ -53,8 +53,8 @@ def train_server(
         given = read_statistics(releases, accept_simulated=accept_simulated)
         folder.check(resume=resume, overwrite=overwrite)
         with reporting() as reporter:
-            observer = reporter.observer("server")
-            server = add_up(settings, given, folder, choose_device(device), observer, overwrite=overwrite)
+            bar = reporter.observer("server")
+            server = add_up(settings, given, folder, choose_device(device), bar, overwrite=overwrite)
         say(f"Added up the statistics of {', '.join(given)} in {folder.path}. Next:")
     else:
         found = read_releases(releases, accept_simulated=accept_simulated)

@@ -69,9 +69,9 @@ class NodeFolder:
         return self.path / "sites.json"
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Make sure that a node may be trained here: nothing there yet, or ``resume``, or ``overwrite``; changes nothing.
+        """Make sure that a node may be trained here: nothing there yet, or ``resume``, or ``overwrite``.
 
-        Raises OutputExistsError.
+        Changes nothing. Raises OutputExistsError.
         """
         held = self._results()
         if held and not resume and not overwrite:

@@ -86,7 +86,8 @@ def add_up(
 ) -> Server:
     """Add up all sites' statistics, one Gaussian per label and one of all images, and write the server's folder.
 
-    ``overwrite`` removes an older training, once nothing is left to refuse. Raises MismatchError for images of another shape than configured.
+    ``overwrite`` removes an older training, once nothing is left to refuse. Raises MismatchError for images of another
+    shape than configured.
     """
     sites = sites_of(config, found)
     check_names(config, sites, observer)

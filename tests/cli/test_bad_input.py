@@ -161,8 +161,8 @@ def test_an_older_node_stays_until_everything_else_is_known_to_be_good(call_cli)
         return (call_cli.folder / "run" / node / "weights.safetensors").read_bytes()
 
     client = ("train-client", "digits.yaml", "--client", "north", "-o", "run")
-    call_cli("train", "digits.yaml", "-o", "simulated")
-    server = ("train-server", "digits.yaml", "--releases", "simulated/server/releases", "--accept-simulated", "-o", "run")
+    call_cli("train", "digits.yaml", "-o", "old")
+    server = ("train-server", "digits.yaml", "--releases", "old/server/releases", "--accept-simulated", "-o", "run")
     before = {}
     for command, node in ((client, "clients/north"), (server, "server")):
         call_cli(*command)
