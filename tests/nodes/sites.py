@@ -19,11 +19,19 @@ NETWORK = {"channels": 8, "multipliers": [1], "blocks": 1}
 TRAINING = {"steps": 3, "batch_size": 4, "warmup_steps": 1, "log_every": 1, "checkpoint_every": 2}
 
 
-def config(clients: dict[str, Any] | None = None, server: dict[str, Any] | None = None, **client: Any) -> Config:
+DATA = {"dataset": "folder", "path": "images", "image_size": 4, "channels": 1}
+
+
+def config(
+    clients: dict[str, Any] | None = None,
+    server: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    **client: Any,
+) -> Config:
     """One client ``a`` at cut 0.5, unless told otherwise; nothing is read from ``images``."""
     return from_mapping(
         {
-            "data": {"dataset": "folder", "path": "images", "image_size": 4, "channels": 1},
+            "data": data or DATA,
             "server": {"network": NETWORK, "training": TRAINING, "sampler": {"steps": 4}} | (server or {}),
             "client": {"cut": {"sigma": 0.5}, "network": NETWORK, "training": TRAINING, "sampler": {"steps": 2}}
             | client,
