@@ -21,7 +21,7 @@ from ..learning.training import Trainer, fresh_denoiser
 from .metrics import check_trackers
 from .runfolder import NodeFolder
 from .server import SHEET_IMAGES, Server
-from .sites import check_names, mixture_warning, sites_of, space_of, training_data, write_sites
+from .sites import check_names, mixture_warning, refuse_twice, sites_of, space_of, training_data, write_sites
 from .watching import NodeObserver
 
 
@@ -41,6 +41,7 @@ def train_server(
 
     ``overwrite`` removes an older training, once nothing is left to refuse.
     """
+    refuse_twice(found)
     sites = sites_of(found)
     if (warning := mixture_warning(sites)) is not None:
         observer.note(f"warning: {warning}")

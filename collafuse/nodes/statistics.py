@@ -63,6 +63,15 @@ def sites_of(config: Config, found: Found) -> dict[str, Site]:
     return sites
 
 
+def refuse_twice(found: Found) -> None:
+    """Raise MismatchError where two files of a client are the same: its images would count twice."""
+    for name, several in found.items():
+        if len({files.to_bytes(one) for one in several}) < len(several):
+            raise MismatchError(
+                f"two files of {name} hold the same statistics, which would count twice; keep one of the files."
+            )
+
+
 def gaussians_of(found: Found, sites: Mapping[str, Site]) -> gaussian.TrainedGaussians:
     """One Gaussian per label that a site shares, and one of all images, of all sites' statistics together."""
     first = next(iter(found.values()))[0]
@@ -89,6 +98,7 @@ def add_up(
     ``overwrite`` removes an older training, once nothing is left to refuse. Raises MismatchError for images of another
     shape than configured.
     """
+    refuse_twice(found)
     sites = sites_of(config, found)
     check_names(config, sites, observer)
     first = next(iter(found.values()))[0]
