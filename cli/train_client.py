@@ -59,9 +59,9 @@ def train_client(
     teacher = weights.load(init, "server") if init is not None else None
     folder = run.client(client)
     target = folder.distilled if distill else folder
-    target.prepare(resume=resume, overwrite=overwrite)
+    target.check(resume=resume, overwrite=overwrite)
     chosen = choose_device(device)
-    asked: dict[str, Any] = {"resume": resume, "trackers": track or ()}
+    asked: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "trackers": track or ()}
     with reporting() as reporter:
         if before is not None:
             model = distilled(site, before, target, chosen, reporter.observer(f"{client}, distilled"), **asked)

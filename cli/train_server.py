@@ -51,19 +51,28 @@ def train_server(
         if processes_launched() > 1:
             raise UsageError("adding up statistics is work for one process; start train-server without torchrun.")
         given = read_statistics(releases, accept_simulated=accept_simulated)
-        folder.prepare(resume=resume, overwrite=overwrite)
+        folder.check(resume=resume, overwrite=overwrite)
         with reporting() as reporter:
-            server = add_up(settings, given, folder, choose_device(device), reporter.observer("server"))
+            bar = reporter.observer("server")
+            server = add_up(settings, given, folder, choose_device(device), bar, overwrite=overwrite)
         say(f"Added up the statistics of {', '.join(given)} in {folder.path}. Next:")
     else:
         found = read_releases(releases, accept_simulated=accept_simulated)
         with meeting(choose_device(device)) as (ranks, device_here):
             if ranks.leads:
-                folder.prepare(resume=resume, overwrite=overwrite)
+                folder.check(resume=resume, overwrite=overwrite)
             with reporting() as reporter:
                 observer = reporter.observer("server") if ranks.leads else UNWATCHED
                 server = learn(
-                    settings, found, folder, device_here, observer, resume=resume, trackers=track or (), ranks=ranks
+                    settings,
+                    found,
+                    folder,
+                    device_here,
+                    observer,
+                    resume=resume,
+                    overwrite=overwrite,
+                    trackers=track or (),
+                    ranks=ranks,
                 )
         if not ranks.leads:
             return

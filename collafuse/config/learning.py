@@ -93,6 +93,11 @@ class TrainingSettings(Section):
     def _valid(self) -> TrainingSettings:
         if self.shard and self.compile:
             raise ConfigError("training.shard and training.compile do not go together; leave one of them out.")
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"training.accumulate={self.accumulate} does not divide the {self.batch_size} images of a step; use a "
+                "divisor of training.batch_size, or another batch_size."
+            )
         if self.compile == "graphs" and self.accumulate > 1:
             raise ConfigError(
                 f"training.compile=graphs replays one batch and training.accumulate={self.accumulate} makes several of "

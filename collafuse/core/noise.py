@@ -229,3 +229,8 @@ def system_noise(shape: Sequence[int]) -> NDArray[np.float64]:
     angle = bits[1] * (2.0 * math.pi * 2.0**-53)
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
     return normal[:count].reshape(tuple(shape))
+
+
+def system_order(count: int) -> NDArray[np.int64]:
+    """The numbers below ``count`` in an order from the operating system's randomness, which cannot be repeated."""
+    return np.argsort(np.frombuffer(secrets.token_bytes(8 * count), dtype="<u8"), kind="stable").astype(np.int64)

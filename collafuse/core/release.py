@@ -9,9 +9,10 @@ File format (safetensors, ``kind`` "release", version 1):
 
     metadata: sigma_cut, label_names (null when labels are not shared), simulated, and with text its text_encoder
 
-MUST NOT hold: clean images, the noise or a seed, file names, site names, EXIF, or anything else that is
-derived from x0. Limits: N >= 1, C in 1..4, H and W in 1..1024, K <= 4096, T <= 4096. ``simulated`` marks
-releases that ``train`` made inside one process; ``train-server`` and ``serve`` refuse them without a flag.
+Rows stand in a random order, unless simulated. MUST NOT hold: clean images, the noise or a seed, file names or
+their order, site names, EXIF, or anything else that is derived from x0. Limits: N >= 1, C in 1..4, H and W in
+1..1024, K <= 4096, T <= 4096. ``simulated`` marks releases that ``train`` made inside one process;
+``train-server`` and ``serve`` refuse them without a flag.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from .seeds import keyed_seed
 
 SUMMED_VALUES = 1 << 20
 """Pixel values summed at a time in float64: some 20 MB of memory."""
+SIGMA_DATA_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def estimate_sigma_data(data: TrainingData) -> float:
     """Standard deviation of the clean images behind the data: sqrt(var z - sigma_floor^2).
 
     Images with the least noise say the most, so only those at the lowest floor are used. Where noise hides it,
-    which shows in a value that images in [-1, 1] cannot have, it is EDM's 0.5.
+    which shows in a value that images in [-1, 1] cannot have, it is EDM's 0.5. To SIGMA_DATA_DIGITS digits: the last
+    ones depend on the order of sums, which is another on other processors and numbers of threads, and a training is
+    resumed with the same value alone.
     """
     quietest = torch.nonzero(data.sigma_floor == data.sigma_floor.min())[:, 0]
     # In parts: in float64 all at once, a set of grey levels would take eight times its memory.
@@ -73,7 +76,7 @@ def estimate_sigma_data(data: TrainingData) -> float:
     sums = [(part.sum().item(), part.square().sum().item()) for part in parts]
     mean, square = (math.fsum(column) / (len(quietest) * values) for column in zip(*sums, strict=True))
     variance = square - mean**2 - float(data.sigma_floor.min()) ** 2
-    return math.sqrt(variance) if 0.01 < variance <= 1 else 0.5
+    return float(f"{math.sqrt(variance):.{SIGMA_DATA_DIGITS}g}") if 0.01 < variance <= 1 else 0.5
 
 
 @lru_cache(maxsize=4)

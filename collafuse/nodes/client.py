@@ -21,7 +21,7 @@ from ..core.atomic import storage_error
 from ..core.conditioning import guided
 from ..core.errors import DataError, FileFormatError
 from ..core.moments import default_coefficients
-from ..core.noise import SIGMA_MIN, client_sigmas, system_noise
+from ..core.noise import SIGMA_MIN, client_sigmas, system_noise, system_order
 from ..core.pictures import Pixels, contact_sheet, side_by_side, to_uint8
 from ..core.samplers import STEPS, run
 from ..core.statistics import Statement, Statistics, to_bytes
@@ -35,6 +35,7 @@ from ..learning.observer import Observer
 from ..learning.seeds import keyed_seed
 from ..learning.training import Trainer, fresh_denoiser
 from .ledger import Ledger
+from .metrics import check_trackers
 from .runfolder import NodeFolder
 from .summary import summarise
 from .watching import NodeObserver
@@ -66,14 +67,18 @@ class Client:
     ) -> releases.Release:
         """Noise each training image once, with the operating system's randomness, and write the release file.
 
-        The ledger records every image first. Images that are equal pixel by pixel are released once. A release
-        that was interrupted after it was recorded is completed instead of drawn again. ``new_only`` leaves out what
-        was released before. ``advance`` hears of each block of images that was noised. Raises RefusedError when an
-        image was released before, unless ``new_only`` or ``spend_again``, or when nothing is new.
+        The ledger records every image first. Images that are equal pixel by pixel are released once. Rows stand in a
+        random order: files are read label by label, and slices of one patient one after the other, which is nobody
+        else's business. Those of a simulation stay in the order of the images, so that an audit knows which is of
+        which. A release that was interrupted after it was recorded is completed instead of drawn again. ``new_only``
+        leaves out what was released before. ``advance`` hears of each block of images that was noised. Raises
+        RefusedError when an image was released before, unless ``new_only`` or ``spend_again``, or when nothing is new.
         """
         if ledger.recover(path, overwrite=overwrite):
             return releases.read(path)
         images = self._to_release(ledger, new_only=new_only, spend_again=spend_again)
+        if not simulated:
+            images = images.take(system_order(len(images)))
 
         def blocks() -> Iterator[NDArray[np.float32]]:
             values = math.prod(images.pixels.shape)
@@ -187,10 +192,14 @@ class Client:
         observer: Observer,
         *,
         resume: bool = False,
+        overwrite: bool = False,
         init: weights.TrainedModel | None = None,
         trackers: Sequence[str] = (),
     ) -> weights.TrainedModel:
-        """Train the low-noise denoiser and write its weights; ``init`` is a server's model to start from."""
+        """Train the low-noise denoiser and write its weights; ``init`` is a server's model to start from.
+
+        ``overwrite`` removes an older training, once nothing is left to refuse.
+        """
         data, settings = self.training_data(), self.settings.training
         if (warning := self._blank_warning()) is not None:
             observer.note(f"warning: {warning}")
@@ -198,6 +207,9 @@ class Client:
         denoiser = fresh_denoiser(self.settings.network, shape, space, data, settings, self.name)
         if init is not None:
             weights.warm_start(denoiser, init)
+        check_trackers(trackers)
+        if overwrite:
+            folder.clear()
         watching = NodeObserver(folder.path, observer, trackers, lambda d: self.sample_sheet(d, device))
         try:
             start = f"weights {init.id}" if init is not None else "fresh"

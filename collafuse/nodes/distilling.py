@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import torch
 
 from ..config import Config
+from ..core.errors import MismatchError
 from ..core.noise import SIGMA_MIN
 from ..learning import weights
 from ..learning.distillation import Distiller, Teacher
 from ..learning.observer import Observer
 from .client import Client
+from .metrics import check_trackers
 from .runfolder import NodeFolder
 from .watching import NodeObserver
 
@@ -25,12 +27,16 @@ def distill(
     observer: Observer,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     trackers: Sequence[str] = (),
 ) -> weights.TrainedModel:
     """Train a client that finishes in one evaluation on what the ``trained`` one makes in several.
 
     ``folder`` gets it, and a configuration of one step and no guidance, which it has learned.
+    ``overwrite`` removes an older one, once nothing is left to refuse. Raises MismatchError where the configuration or
+    the data fit another client than the trained one.
     """
+    _check_same_task(client, trained)
     wanted, sampler = client.settings.distillation, client.settings.sampler
     teacher = Teacher(trained.denoiser, sampler.name, wanted.teacher_steps, sampler.sigma_low, sampler.guidance)
     start = f"distilled from {trained.id} by {sampler.name} in {wanted.teacher_steps} steps: {sampler.sigma_low:g}, "
@@ -38,6 +44,9 @@ def distill(
     settings = client.settings.training.model_copy(update={"steps": wanted.steps})
     once = Client(_in_one_step(client.config, client.name), client.name, client.site)
     student, data = copy.deepcopy(trained.denoiser).requires_grad_(True), once.training_data()
+    check_trackers(trackers)
+    if overwrite:
+        folder.clear()
     watching = NodeObserver(folder.path, observer, trackers, lambda denoiser: once.sample_sheet(denoiser, device))
     try:
         distiller = Distiller(student, teacher, data, settings, folder.path, device, watching, start)
@@ -47,6 +56,21 @@ def distill(
     model = weights.TrainedModel(student, "client", SIGMA_MIN, trained.sigma_high, settings.steps)
     weights.save(folder.weights, model)
     return weights.load(folder.weights, "client")
+
+
+def _check_same_task(client: Client, trained: weights.TrainedModel) -> None:
+    """Raise MismatchError where the configuration and the data say otherwise than the trained client's weights: its
+    student would be taught at levels, or under labels, that the teacher does not know."""
+    for name, now, then in (
+        ("level where it takes over", client.settings.handover_sigma, trained.sigma_high),
+        ("image shape", client.config.data.image_shape, trained.denoiser.image_shape),
+        ("labels and text", client.site.train.space, trained.space),
+    ):
+        if now != then:
+            raise MismatchError(
+                f"the trained client of {client.name} has another {name}: {then}, here it is {now}; restore what it "
+                "was trained with, or train it again first."
+            )
 
 
 def _in_one_step(config: Config, name: str) -> Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..learning import weights
 from ..learning.observer import Observer
 from .client import Client
 from .ledger import Ledger
+from .metrics import check_trackers
 from .runfolder import CONFIG, RunFolder
 from .server import Server
 from .server_training import train_server
@@ -36,7 +37,7 @@ FREE = re.compile(
     r"|training\.(accumulate|compile|recompute|shard)$)"
 )
 """Settings that may be others when a run is resumed: neither a training nor a release depends on them. That the images
-and their text are the same is checked by their digests."""
+are the same is checked by their digests, see :func:`refuse_other_images`, and their text as each training goes on."""
 
 ObserverOf = Callable[[str], Observer]
 """Makes an observer for a node by its name."""
@@ -71,18 +72,24 @@ def run_experiment(
     config.refuse_baseline("a run of every node")
     if warm_start and config.server.kind == "statistics":
         raise UsageError("a statistics server has no network for a client to start from; leave out --warm-start.")
+    check_trackers(trackers)
     run.check(resume=resume, overwrite=overwrite)
     if resume:
         refuse_another(run, config)
     clients = {name: Client(config, name, site) for name, site in load_sites(config, listener).items()}
+    ledgers = {name: Ledger(run.client(name).ledger) for name in clients}
+    if resume:
+        refuse_other_images(clients, ledgers)
     if overwrite and not resume:
         run.clear()  # only now that configuration, device and data are known to be good
+    for ledger in ledgers.values():
+        ledger.begin()  # first, as the mark of a run
+    run.write_config(config)  # before any release, of which it says by which settings it was made
     for name, client in clients.items():
         path = run.server.releases / f"{name}{SUFFIX}"
         if not (resume and path.exists()):
             release = client.release_statistics if config.server.kind == "statistics" else client.release
-            release(path, Ledger(run.client(name).ledger), simulated=True)
-    run.write_config(config)
+            release(path, ledgers[name], simulated=True)
     if config.server.kind == "statistics":
         given = read_statistics(run.server.releases, accept_simulated=True)
         server = add_up(config, given, run.server, device, observer_of("server"))
@@ -112,6 +119,17 @@ def refuse_another(run: RunFolder, config: Config) -> None:
             raise MismatchError(
                 f"{run.path} was trained with {key}={before.get(key)}, the configuration says {now.get(key)}; "
                 "restore it, or train into a new run folder."
+            )
+
+
+def refuse_other_images(clients: Mapping[str, Client], ledgers: Mapping[str, Ledger]) -> None:
+    """Raise MismatchError when a site has other images than it released: the server would have learned from images of
+    which its client knows nothing, or that are held out now."""
+    for name, client in clients.items():
+        if ledgers[name].path.exists() and ledgers[name].released_others(client.site.train.digests):
+            raise MismatchError(
+                f"{name} has other images to train on than those that it released in this run; restore its data, or "
+                "train into a new run folder."
             )
 
 

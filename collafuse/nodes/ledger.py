@@ -67,6 +67,18 @@ class Ledger:
                 "--new-ledger if this site has never released an image; otherwise restore it, or run where it lies."
             )
 
+    def begin(self) -> None:
+        """Make the file, where there is none."""
+        with self._open():
+            pass
+
+    def released_others(self, digests: NDArray[np.uint8]) -> bool:
+        """Whether what was released, if anything was, is not just these images [N, 32]."""
+        with self._open() as connection:
+            count = connection.execute("SELECT COUNT(DISTINCT image) FROM spent").fetchone()[0]
+            different = len(np.unique(digests, axis=0))
+            return count > 0 and not (count == different and _spent(connection, digests).all())
+
     def spent(self, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which of these images [N, 32] were released before."""
         with self._open() as connection:

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, trackers: Sequence[str] = ()) -> None:
         self.path = folder / "metrics.jsonl"
+        check_trackers(trackers)
         self._trackers = [_open_tracker(name, folder) for name in trackers]
 
     def write(self, record: dict[str, Any]) -> None:
@@ -70,13 +72,19 @@ def _flat(record: dict[str, Any]) -> dict[str, float]:
     return flat
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise UsageError for a tracker that nobody knows, RuntimeMissingError for one that is not installed."""
+    for name in names:
+        if name not in TRACKERS:
+            raise UsageError(f"tracker {name!r} is not known; use one of {', '.join(TRACKERS)}.")
+        try:
+            import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
+        except ImportError as error:
+            raise RuntimeMissingError(f"{name} is not installed; pip install 'collafuse[tracking]'.") from error
+
+
 def _open_tracker(name: str, folder: Path) -> Any:
-    if name not in TRACKERS:
-        raise UsageError(f"tracker {name!r} is not known; use one of {', '.join(TRACKERS)}.")
-    try:
-        return _TensorBoard(folder) if name == "tensorboard" else _WeightsAndBiases(folder)
-    except ImportError as error:
-        raise RuntimeMissingError(f"{name} is not installed; pip install 'collafuse[tracking]'.") from error
+    return _TensorBoard(folder) if name == "tensorboard" else _WeightsAndBiases(folder)
 
 
 class _TensorBoard:

@@ -68,18 +68,21 @@ class NodeFolder:
         """At the server: the cut and labels of each client it learned from."""
         return self.path / "sites.json"
 
-    def prepare(self, *, resume: bool, overwrite: bool) -> None:
+    def check(self, *, resume: bool, overwrite: bool) -> None:
         """Make sure that a node may be trained here: nothing there yet, or ``resume``, or ``overwrite``.
 
-        Overwriting removes an older training's results only; releases and a ledger stay. Raises OutputExistsError
-        or StorageError.
+        Changes nothing. Raises OutputExistsError.
         """
-        held = [self.path / name for name in RESULTS if (self.path / name).exists()]
-        if not held or resume:
-            return
-        if not overwrite:
+        held = self._results()
+        if held and not resume and not overwrite:
             raise OutputExistsError(f"{held[0]} exists already; pass --resume or --overwrite, or choose another run.")
-        _remove(held)
+
+    def clear(self) -> None:
+        """Remove an older training's results only; releases and a ledger stay. Raises StorageError."""
+        _remove(self._results())
+
+    def _results(self) -> list[Path]:
+        return [self.path / name for name in RESULTS if (self.path / name).exists()]
 
     def write_config(self, config: Config) -> None:
         """Write the fully resolved configuration beside the results."""

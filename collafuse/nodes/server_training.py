@@ -18,9 +18,10 @@ from ..learning.denoiser import Denoiser
 from ..learning.distributed import ALONE, Ranks
 from ..learning.observer import Observer
 from ..learning.training import Trainer, fresh_denoiser
+from .metrics import check_trackers
 from .runfolder import NodeFolder
 from .server import SHEET_IMAGES, Server
-from .sites import check_names, mixture_warning, sites_of, space_of, training_data, write_sites
+from .sites import check_names, mixture_warning, refuse_twice, sites_of, space_of, training_data, write_sites
 from .watching import NodeObserver
 
 
@@ -32,10 +33,15 @@ def train_server(
     observer: Observer,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     trackers: Sequence[str] = (),
     ranks: Ranks = ALONE,
 ) -> Server:
-    """Train the high-noise denoiser on releases alone and write its weights; on several ranks the first one writes."""
+    """Train the high-noise denoiser on releases alone and write its weights; on several ranks the first one writes.
+
+    ``overwrite`` removes an older training, once nothing is left to refuse.
+    """
+    refuse_twice(found)
     sites = sites_of(found)
     if (warning := mixture_warning(sites)) is not None:
         observer.note(f"warning: {warning}")
@@ -64,6 +70,9 @@ def train_server(
         folder.write_config(config.for_server())
         write_sites(folder.sites, sites)
 
+    check_trackers(trackers)
+    if overwrite and ranks.leads:
+        folder.clear()
     watching = NodeObserver(folder.path, observer, trackers if ranks.leads else (), sheet)
     try:
         trained = Trainer(denoiser, data, settings, folder.path, device, watching, ranks=ranks).run(resume, ready)

@@ -116,6 +116,21 @@ def space_of(found: Mapping[str, Sequence[releases.Release]]) -> ConditionSpace:
     return ConditionSpace(label_names, shared[0] if shared else None)
 
 
+def refuse_twice(found: Mapping[str, Sequence[releases.Release]]) -> None:
+    """Raise MismatchError where two files hold a release of the same images: they would count twice."""
+    seen: dict[bytes, str] = {}
+    for name, of_client in found.items():
+        for release in of_client:
+            ids = {one.tobytes() for one in release.ids}
+            if again := ids & seen.keys():
+                whose = dict.fromkeys((seen[next(iter(again))], name))
+                raise MismatchError(
+                    f"two release files of {' and '.join(whose)} hold the same {len(again)} noised images, which would "
+                    "count twice; keep one of the files."
+                )
+            seen |= dict.fromkeys(ids, name)
+
+
 def mixture_warning(sites: Mapping[str, Site]) -> str | None:
     """The warning that mixed cuts without labels need, or None."""
     cuts = {site.sigma_cut for site in sites.values()}

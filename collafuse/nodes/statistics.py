@@ -63,6 +63,15 @@ def sites_of(config: Config, found: Found) -> dict[str, Site]:
     return sites
 
 
+def refuse_twice(found: Found) -> None:
+    """Raise MismatchError where two files of a client are the same: its images would count twice."""
+    for name, several in found.items():
+        if len({files.to_bytes(one) for one in several}) < len(several):
+            raise MismatchError(
+                f"two files of {name} hold the same statistics, which would count twice; keep one of the files."
+            )
+
+
 def gaussians_of(found: Found, sites: Mapping[str, Site]) -> gaussian.TrainedGaussians:
     """One Gaussian per label that a site shares, and one of all images, of all sites' statistics together."""
     first = next(iter(found.values()))[0]
@@ -75,11 +84,21 @@ def gaussians_of(found: Found, sites: Mapping[str, Site]) -> gaussian.TrainedGau
     return gaussian.TrainedGaussians(denoiser, label_names)
 
 
-def add_up(config: Config, found: Found, folder: NodeFolder, device: torch.device, observer: Observer) -> Server:
+def add_up(
+    config: Config,
+    found: Found,
+    folder: NodeFolder,
+    device: torch.device,
+    observer: Observer,
+    *,
+    overwrite: bool = False,
+) -> Server:
     """Add up all sites' statistics, one Gaussian per label and one of all images, and write the server's folder.
 
-    Raises MismatchError for images of another shape than configured.
+    ``overwrite`` removes an older training, once nothing is left to refuse. Raises MismatchError for images of another
+    shape than configured.
     """
+    refuse_twice(found)
     sites = sites_of(config, found)
     check_names(config, sites, observer)
     first = next(iter(found.values()))[0]
@@ -91,6 +110,8 @@ def add_up(config: Config, found: Found, folder: NodeFolder, device: torch.devic
     model = gaussians_of(found, sites)
     untold = Server(config, model, sites, device)
     drawn = [untold.deliver(name, SHEET_IMAGES, seed=config.server.training.seed).x for name in sites]
+    if overwrite:
+        folder.clear()
     folder.write_config(config.for_server())
     write_sites(folder.sites, sites)
     with atomic_file(folder.samples / "draws.png", overwrite=True) as file:

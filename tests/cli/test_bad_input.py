@@ -156,6 +156,30 @@ def test_an_older_run_stays_until_everything_else_is_known_to_be_good(call_cli):
     assert "notes.txt" in call_cli("train", "digits.yaml", "-o", "run", "--overwrite", code=8).stderr
 
 
+def test_an_older_node_stays_until_everything_else_is_known_to_be_good(call_cli):
+    def weights(node):
+        return (call_cli.folder / "run" / node / "weights.safetensors").read_bytes()
+
+    client = ("train-client", "digits.yaml", "--client", "north", "-o", "run")
+    call_cli("train", "digits.yaml", "-o", "old")
+    server = ("train-server", "digits.yaml", "--releases", "old/server/releases", "--accept-simulated", "-o", "run")
+    before = {}
+    for command, node in ((client, "clients/north"), (server, "server")):
+        call_cli(*command)
+        before[node] = weights(node)
+        call_cli(*command, "--overwrite", "--device", "cuda:99", code=1)
+        call_cli(*command, "--overwrite", "--track", "mlflow", code=2)
+        call_cli(*command, "--overwrite", "--set", f"{node[:6]}.training.accumulate=3", code=3)
+    wider = ("--set", "client.network.channels=16")
+    call_cli(*client, "--overwrite", "--init", "run/server/weights.safetensors", *wider, code=6)
+    call_cli(*server, "--overwrite", "--set", "clients.north.cut={sigma: 3}", code=6)
+    assert {node: weights(node) for node in before} == before
+    call_cli(*client, "--overwrite", "--set", "client.training.seed=1")
+    assert weights("clients/north") != before["clients/north"]
+    metrics = (call_cli.folder / "run/clients/north/metrics.jsonl").read_text().splitlines()
+    assert len(metrics) == 1  # of the six steps of the new one
+
+
 def test_an_unknown_attribute_is_refused_with_the_closest(call_trained, tmp_path):
     command = ("deliver", "run", "--client", "north", "-n", 1, "-o", tmp_path / "a.safetensors")
     assert "label '11' is not known" in call_trained(*command, "--attributes", "1, 11", code=6).stderr

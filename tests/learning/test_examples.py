@@ -35,6 +35,20 @@ def test_the_scale_of_clean_images_is_measured():
     assert estimate_sigma_data(data) == pytest.approx(float(to_float(images).std()), rel=1e-3)
 
 
+@pytest.mark.parametrize("seed", [2, 6, 18])
+def test_the_scale_is_the_same_for_any_number_of_threads_whose_sums_end_in_other_digits(seed):
+    images = (0.5 * torch.randn(2048, 3, 16, 16, generator=torch.Generator().manual_seed(seed))).half()
+    data = TrainingData(images, torch.zeros(2048, 1), torch.zeros(2048), 80.0)
+    threads, found = torch.get_num_threads(), {}
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            found[count] = estimate_sigma_data(data)
+    finally:
+        torch.set_num_threads(threads)
+    assert set(found.values()) == {found[1]} and found[1] == pytest.approx(float(images.double().std()), rel=1e-5)
+
+
 @pytest.mark.parametrize("sigma_cut", [0.2, 1.0])
 def test_the_scale_behind_a_release_is_measured_without_its_noise(sigma_cut):
     images = to_float(grey_levels(2000))

@@ -361,8 +361,11 @@ def test_a_training_goes_on_with_another_manner_of_computing_a_step(tmp_path):
 
 
 def test_parts_that_do_not_divide_a_batch_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="accumulate=3 does not divide the 4 images"):
-        trainer(tmp_path, accumulate=3)
+    with pytest.raises(ValueError, match="accumulate=3 does not divide the 4 images of a step; use a divisor"):
+        training_settings(accumulate=3)
+    settings = training_settings(accumulate=4)
+    with pytest.raises(ConfigError, match="accumulate=4 does not divide the 2 images of a step in each process"):
+        Trainer(denoiser(), released_data(), settings, tmp_path, CPU, Recorder(), ranks=Ranks(0, 2))
 
 
 def test_where_compiling_fails_training_goes_on_and_says_so(tmp_path, uninterrupted):

@@ -21,7 +21,7 @@ from collafuse.learning import weights
 from collafuse.nodes.ledger import Ledger
 from collafuse.nodes.runfolder import NodeFolder
 from tests.damage import safetensors_parts
-from tests.nodes.sites import TRAINING, client, config
+from tests.nodes.sites import TRAINING, client, config, rows_of
 from tests.tiny import CPU, Recorder, image_set
 
 
@@ -36,12 +36,27 @@ def noise_of(made: releases.Release, images: ImageSet) -> np.ndarray:
 
 def test_a_release_holds_each_training_image_at_the_cut(tmp_path, ledger):
     images = image_set(40, side=16)
-    made = client(images).release(tmp_path / "a", ledger, simulated=False)
+    made = client(images).release(tmp_path / "a", ledger, simulated=True)
     read = releases.read(tmp_path / "a")
     assert np.array_equal(read.z, made.z) and read.sigma_cut == 0.5 and len(read.z) == 40
     assert noise_of(read, images).std() == pytest.approx(0.5, rel=0.05)
     assert read.label_names == ("a", "b") and np.array_equal(read.labels, images.labels)
     assert ledger.spent(images.digests).all()
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_the_order_of_a_release_tells_nothing_of_the_order_of_the_files(tmp_path, share):
+    images = image_set(200, side=8)
+    images = images.take(np.argsort(images.labels[:, 1], kind="stable"))  # label by label, as a folder is read
+    site = client(images, config(cut={"sigma": 0.05}, share_labels=share))
+    orders = []
+    for name in ("first", "second"):
+        made = site.release(tmp_path / name, Ledger(tmp_path / f"{name}.sqlite"), simulated=False)
+        rows = rows_of(made, images)
+        assert made.labels is None or np.array_equal(made.labels, images.labels[rows])
+        orders.append(rows)
+    # Of two independent orders a correlation above 0.4 is one in 10^8.
+    assert max(abs(np.corrcoef(a, b)[0, 1]) for a, b in [orders, (orders[0], range(200))]) < 0.4
 
 
 @pytest.mark.parametrize("simulated", [True, False])
@@ -75,7 +90,7 @@ def test_images_without_labels_are_released(tmp_path, ledger):
 def test_equal_images_are_released_once(tmp_path, ledger):
     images = image_set(6)
     twice = images.take(np.array([3, 0, 3, 1, 0, 3]))
-    made = client(twice).release(tmp_path / "r", ledger, simulated=False)
+    made = client(twice).release(tmp_path / "r", ledger, simulated=True)
     assert np.array_equal(made.labels, images.labels[[3, 0, 1]]) and len(releases.read(tmp_path / "r").z) == 3
 
 
@@ -123,7 +138,7 @@ def test_new_images_alone_can_be_released_later(tmp_path, ledger):
 def test_a_release_in_blocks_is_one_release_and_tells_how_far_it_is(tmp_path, ledger, monkeypatch):
     monkeypatch.setattr("collafuse.nodes.client.BLOCK_VALUES", 40)  # two and a half images
     images, heard = image_set(9), []
-    made = client(images).release(tmp_path / "r", ledger, simulated=False, advance=heard.append)
+    made = client(images).release(tmp_path / "r", ledger, simulated=True, advance=heard.append)
     assert sum(heard) == 9 and len(heard) > 3 and made.z.shape == images.pixels.shape
     assert np.unique(noise_of(made, images).round(3)).size > 100  # no block repeats another's noise
 

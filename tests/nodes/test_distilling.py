@@ -57,3 +57,17 @@ def test_a_distillation_does_not_go_on_from_another_teacher(tmp_path):
     teacher = other.train(NodeFolder(tmp_path / "b"), CPU, Recorder())
     with pytest.raises(MismatchError, match="starting weights"):
         distill(site, teacher, folder.distilled, CPU, Recorder(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("images", "changes", "what"),
+    [
+        (image_set(12), {"cut": {"sigma": 0.8}}, "level where it takes over: 0.5, here it is 0.8"),
+        (image_set(12, ("b", "a")), {}, r"labels and text: .*'a', 'b'.*, here it is .*'b', 'a'"),
+    ],
+)
+def test_a_client_is_distilled_for_what_it_was_trained_for(tmp_path, images, changes, what):
+    _, model, folder = trained(tmp_path)
+    with pytest.raises(MismatchError, match=what):
+        distill(client(images, config(**changes)), model, folder.distilled, CPU, Recorder())
+    assert not folder.distilled.path.exists()

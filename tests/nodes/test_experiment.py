@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from collafuse.config import from_mapping
 from collafuse.core import intermediate as intermediates
@@ -16,6 +17,7 @@ from collafuse.nodes.experiment import CALIBRATION, CALIBRATION_IMAGES, leave_ca
 from collafuse.nodes.ledger import Ledger
 from collafuse.nodes.runfolder import REGISTRY, RunFolder
 from collafuse.nodes.server import Server
+from tests.nodes.sites import config
 from tests.tiny import CPU, Recorder, image_set
 
 
@@ -129,6 +131,50 @@ def test_a_resume_with_other_settings_is_refused_before_anything_changes(tiny_co
     with pytest.raises(MismatchError, match=key):
         run_experiment(from_mapping(values), run, CPU, lambda name: Recorder(), resume=True)
     assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == files
+
+
+def stopped_at(node: str):
+    """Observers of a run that is interrupted when the training of a node begins."""
+
+    class Stop(Recorder):
+        def started(self, step, total):
+            raise KeyboardInterrupt
+
+    return lambda name: Stop() if name == node else Recorder()
+
+
+def test_a_resume_with_other_settings_is_refused_from_the_first_release_on(tiny_config, tmp_path, monkeypatch):
+    def stop(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    run = RunFolder(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(tiny_config, run, CPU, lambda name: Recorder())
+    values = tiny_config.model_dump(mode="json", exclude_none=True)
+    values["data"]["held_out"] = 0.5
+    with pytest.raises(MismatchError, match="data.held_out=0.2, the configuration says 0.5"):
+        run_experiment(from_mapping(values), run, CPU, lambda name: Recorder(), resume=True)
+    run_experiment(tiny_config, run, CPU, lambda name: Recorder(), resume=True)
+
+
+def test_a_resume_with_other_images_than_were_released_is_refused(tmp_path):
+    settings = config(data={"dataset": "folder", "path": str(tmp_path / "images"), "image_size": 4, "channels": 1})
+    images = image_set(9)
+    for number, (pixels, labels) in enumerate(zip(images.pixels, images.labels, strict=True)):
+        path = tmp_path / "images" / images.label_names[labels.argmax()] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[0]).save(path)
+    last = path.rename(tmp_path / path.name)
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(settings, run, CPU, stopped_at("a"))
+    last.rename(path)  # an image that the server knows nothing of
+    with pytest.raises(MismatchError, match="a has other images to train on than those that it released"):
+        run_experiment(settings, run, CPU, lambda name: Recorder(), resume=True)
+    path.unlink()
+    assert list(run_experiment(settings, run, CPU, lambda name: Recorder(), resume=True).models) == ["a"]
 
 
 def test_a_resume_may_sample_otherwise(tiny_config, tmp_path):

@@ -322,6 +322,15 @@ def test_releases_of_another_shape_than_configured_are_refused(tmp_path):
         train_server(config(), {"a": [release_of(0.5, side=8)]}, NodeFolder(tmp_path), CPU, Recorder())
 
 
+@pytest.mark.parametrize("other", ["a", "b"])
+def test_a_release_that_lies_there_twice_counts_once_or_not_at_all(tmp_path, other):
+    folder, one = NodeFolder(tmp_path), release_of(0.5)
+    found = {"a": [release_of(0.5), one]} | ({"a": [one, one]} if other == "a" else {"b": [one]})
+    with pytest.raises(MismatchError, match=f"files of a{' and b' * (other == 'b')} hold the same 8 noised images"):
+        train_server(config({"a": {}, "b": {}}), found, folder, CPU, Recorder())
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 def test_the_lowest_level_evaluated_is_one_that_was_trained(steps):
     settings = config(server={"sampler": {"steps": steps, "name": "heun"}}, handover=1.05)

@@ -169,6 +169,15 @@ def test_statistics_that_do_not_belong_together_are_refused(tmp_path):
         read_statistics(folder, accept_simulated=False)
 
 
+def test_statistics_that_lie_there_twice_count_once_or_not_at_all(tmp_path):
+    folder = received(tmp_path / "r", a=image_set(100))
+    (folder / "a.2.safetensors").write_bytes((folder / "a.safetensors").read_bytes())
+    found = read_statistics(folder, accept_simulated=False)
+    with pytest.raises(MismatchError, match="two files of a hold the same statistics, which would count twice"):
+        add_up(settings({"a": {}}), found, NodeFolder(tmp_path / "server"), CPU, Recorder())
+    assert not (tmp_path / "server").exists()
+
+
 def test_a_simulated_file_is_refused_unless_accepted(tmp_path, ledger):
     client(image_set(100), settings()).release_statistics(tmp_path / "a.safetensors", ledger, simulated=True)
     with pytest.raises(RefusedError, match="--accept-simulated"):

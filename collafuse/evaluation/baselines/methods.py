@@ -24,6 +24,7 @@ from ...data.imageset import ImageSet
 from ...data.listening import UNHEARD, Listener
 from ...learning import weights
 from ...nodes.experiment import ObserverOf, refuse_another
+from ...nodes.metrics import check_trackers
 from ...nodes.runfolder import NodeFolder, RunFolder
 from ...nodes.sites import Site, read_sites, write_sites
 from ..generated import Generated
@@ -71,6 +72,7 @@ def train(
             f"method={config.method} trains the server's network, and server.kind={config.server.kind} has none; "
             "leave server.kind out."
         )
+    check_trackers(trackers)
     run.check(resume=resume, overwrite=overwrite)
     if resume:
         refuse_another(run, config)
