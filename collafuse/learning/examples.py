@@ -15,7 +15,8 @@ from .seeds import keyed_seed
 
 SUMMED_VALUES = 1 << 20
 """Pixel values summed at a time in float64: some 20 MB of memory."""
-SIGMA_DATA_DIGITS = 6
+SIGMA_DATA_DIGITS = 10
+"""Fewer than the order of sums changes, and more than float32 has, in which a training computes."""
 
 
 @dataclass(frozen=True)
