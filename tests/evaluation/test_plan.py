@@ -296,6 +296,7 @@ def test_a_cut_of_a_run_is_measured_once_and_kept(digits_run, tmp_path, monkeypa
     assert 0 < row.statistics_low < row.statistics_high
     kept = path / "evaluation" / "plan" / "north-0.6.json"
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"key": {}}))
+    monkeypatch.setattr(OneCut, "device_cost", lambda *given: (row.nfe, row.ms))  # as before, without another export
     assert plan(RunFolder(path), settings, CPU, observer).cuts[0].reid == row.reid and len(watched) == 3
 
 
