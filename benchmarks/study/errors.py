@@ -50,7 +50,7 @@ def servers(study: Study, images: Images, data: Path, work: Path) -> Iterator[tu
         if cell.data != DATA or cell.method != "collafuse" or cell.variant in methods.UNTRAINED:
             continue
         (server, *_) = _parts(cell, study, images, data, work)
-        path = _weights(server, work)
+        path = methods.folder_of(server, work).weights
         if server.digest not in seen and path.exists():
             seen.add(server.digest)
             yield cell, weights.load(path, server.role).denoiser
@@ -59,10 +59,6 @@ def servers(study: Study, images: Images, data: Path, work: Path) -> Iterator[tu
 def _parts(cell: Cell, study: Study, images: Images, data: Path, work: Path) -> list[Part]:
     config = study.config_of(cell, data, work / "cache")
     return methods.parts_of(cell, config, images.sites(config, study.images_per_site(cell)), work)
-
-
-def _weights(part: Part, work: Path) -> Path:
-    return work / "parts" / f"{part.node}-{part.digest[:16]}" / "weights.safetensors"
 
 
 def main() -> None:
@@ -78,7 +74,7 @@ def main() -> None:
     (site,) = images.sites(config, count + UNSEEN).values()
     unseen = site.train.take(np.arange(count, count + UNSEEN))
     (part,) = _parts(whole, study, images, arguments.images, arguments.work)
-    centralised = weights.load(_weights(part, arguments.work), part.role).denoiser
+    centralised = weights.load(methods.folder_of(part, arguments.work).weights, part.role).denoiser
     print(f"Held-out error over that of the centralised model, {UNSEEN:,} images, by level over the cut:\n")
     print(f"| cut | variant | seed | {' | '.join(f'{times:g}' for times in TIMES)} |\n|{'---|' * (3 + len(TIMES))}")
     for cell, denoiser in servers(study, images, arguments.images, arguments.work):

@@ -111,13 +111,17 @@ def fresh_server(config: Config, sites: Mapping[str, SiteData]) -> Part:
     return replace(like, settings=training, trainer=FreshReleases)
 
 
+def folder_of(part: Part, work: Path) -> NodeFolder:
+    """Where a part's training is kept in a work folder."""
+    return NodeFolder(work / "parts" / f"{part.node}-{part.digest[:16]}")
+
+
 def train(parts: list[Part], work: Path, reporter: Reporter) -> dict[str, weights.TrainedModel]:
     """Train what is not trained yet; an interrupted training goes on, one of another study is waited for."""
     models = {}
     for part in parts:
-        name = f"{part.node}-{part.digest[:16]}"
-        folder = NodeFolder(work / "parts" / name)
-        with alone(work / "parts" / f"{name}.lock"):
+        folder = folder_of(part, work)
+        with alone(folder.path.with_name(f"{folder.path.name}.lock")):
             if folder.weights.exists():
                 models[part.node] = weights.load(folder.weights, part.role)
             else:

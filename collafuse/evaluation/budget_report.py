@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from ..core.noise import Cut
 from .budgets import BudgetFigures
-from .demands import Demands, best_cut, by_client
+from .demands import Demands, best_cut, by_client, judged
 from .drawing import GREEN, GREY, PLAIN, draw_cost, level_axis, limit, png
 from .tables import Table
 from .trial import AS_WELL, SETS
@@ -40,27 +40,23 @@ def tables(rows: Sequence[BudgetFigures], demands: Demands, extractor_note: str)
         "meets what is asked",
     )
     cells = []
-    for client, own in by_client(rows).items():
-        chosen = best_cut(own, demands) if demands.any else None
-        for r in own:
-            unmet = _unmet(r, demands)
-            meets = "-" if not demands.any else "no: " + ", ".join(unmet) if unmet else "yes"
-            times = None if r.times_low is None else f"{r.times_low:.3g}-{r.times_high:.3g}"
-            exact = r.epsilon is None
-            cells.append(
-                (
-                    client,
-                    f"{r.sigma:.3g}",
-                    budget_of(r) + (", as sent" if r.as_sent else ""),
-                    "all, nothing is promised" if exact else f"{r.found:.1%}",
-                    "no release" if r.frechet is None else f"{r.frechet:.3g} ± {r.frechet_spread:.2g}",
-                    None if exact or times is None else f"{times}: {_worth(r)}",
-                    f"{r.floor:.3g}",
-                    r.nfe,
-                    f"{r.ms:.2f}",
-                    meets + (", the best" if r is chosen else ""),
-                )
+    for r, meets in judged(rows, demands):
+        times = None if r.times_low is None else f"{r.times_low:.3g}-{r.times_high:.3g}"
+        exact = r.epsilon is None
+        cells.append(
+            (
+                r.client,
+                f"{r.sigma:.3g}",
+                budget_of(r) + (", as sent" if r.as_sent else ""),
+                "all, nothing is promised" if exact else f"{r.found:.1%}",
+                "no release" if r.frechet is None else f"{r.frechet:.3g} ± {r.frechet_spread:.2g}",
+                None if exact or times is None else f"{times}: {_worth(r)}",
+                f"{r.floor:.3g}",
+                r.nfe,
+                f"{r.ms:.2f}",
+                meets,
             )
+        )
     notes = [
         extractor_note,
         "Clients were trained briefly, the same number of steps at each cut: compare rows with each other, not with "
@@ -91,11 +87,6 @@ def budget_of(row: BudgetFigures) -> str:
     return "none, exact" if row.epsilon is None else f"{row.epsilon:g} ({row.delta:g})"
 
 
-def _unmet(row: BudgetFigures, demands: Demands) -> list[str]:
-    """What a row does not meet; whatever is asked, there has to be a release."""
-    return ["release"] if row.refused else demands.unmet(row)
-
-
 def _worth(row: BudgetFigures) -> str:
     return "costs nothing" if row.costs_nothing else "worse" if row.costs else "cannot be told"
 
@@ -124,7 +115,7 @@ def _choice(client: str, own: Sequence[BudgetFigures], demands: Demands) -> str:
             f"{client}: cut at {Cut(chosen.sigma).describe()}, with {budget}. A picture takes {chosen.ms:.2f} ms on "
             f"this machine, and its Fréchet distance is {chosen.frechet:.3g} (real images: {chosen.floor:.3g})."
         )
-    missing = [said for name, said in ASKED.items() if all(name in _unmet(row, demands) for row in own)]
+    missing = [said for name, said in ASKED.items() if all(name in demands.unmet(row) for row in own)]
     if missing:
         return f"{client}: no cut and budget meet what is asked. At none of these {', or '.join(missing)}."
     return f"{client}: no cut and budget meet what is asked at once; each demand alone is met somewhere."

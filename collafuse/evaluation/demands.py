@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -34,6 +34,10 @@ class Figures(Protocol):
     def measured(self) -> Mapping[str, float]:
         """What stands against a limit, by names of ASKED; what the row does not know of is not in it."""
 
+    @property
+    def refused(self) -> str:
+        """Why there would be no release, and so no images; empty where there are."""
+
 
 Row = TypeVar("Row", bound=Figures)
 
@@ -57,7 +61,9 @@ class Demands:
                 raise UsageError(f"{name}={value}; expected a number of at least 0.")
 
     def unmet(self, figures: Figures) -> list[str]:
-        """What of it a row does not meet, as names of ASKED."""
+        """What of it a row does not meet, as names of ASKED; whatever is asked, there has to be a release."""
+        if figures.refused:
+            return ["release"]
         limits = {what: getattr(self, limit) for what, limit in ASKED.items()}
         return [
             what for what, value in figures.measured.items() if limits[what] is not None and not value <= limits[what]
@@ -70,8 +76,8 @@ class Demands:
 
 
 def best_cut(rows: Sequence[Row], demands: Demands) -> Row | None:
-    """Of the rows that meet all demands the one with the best images; None where none does, or none has images."""
-    fitting = [row for row in rows if not demands.unmet(row) and math.isfinite(row.measured["quality"])]
+    """Of the rows that meet all demands the one with the best images; None where none does."""
+    fitting = [row for row in rows if not demands.unmet(row)]
     return min(fitting, key=lambda row: row.measured["quality"]) if fitting else None
 
 
@@ -79,3 +85,13 @@ def by_client(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows of each client, by rising cut."""
     names = dict.fromkeys(row.client for row in rows)
     return {n: sorted((r for r in rows if r.client == n), key=lambda r: r.sigma) for n in names}
+
+
+def judged(rows: Sequence[Row], demands: Demands) -> Iterator[tuple[Row, str]]:
+    """Each client's rows by rising cut, and what a table says of whether they meet what is asked."""
+    for own in by_client(rows).values():
+        chosen = best_cut(own, demands) if demands.any else None
+        for row in own:
+            unmet = demands.unmet(row)
+            meets = "-" if not demands.any else "no: " + ", ".join(unmet) if unmet else "yes"
+            yield row, meets + (", the best" if row is chosen else "")

@@ -71,6 +71,11 @@ class CutFigures:
         }
 
     @property
+    def refused(self) -> str:
+        """Nothing: images can be sent at every cut."""
+        return ""
+
+    @property
     def leak(self) -> float | None:
         """How far inference gets from guessing (0) to certainty (1)."""
         if self.attribute is None or self.attribute_chance is None:

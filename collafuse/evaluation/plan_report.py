@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ..core.noise import Cut
 from .accounting import DELTA
-from .demands import Demands, best_cut, by_client
+from .demands import Demands, best_cut, by_client, judged
 from .drawing import BLUE, GREEN, GREY, ORANGE, draw_cost, level_axis, limit, png
 from .one_cut import CutFigures
 from .tables import Table
@@ -41,27 +41,23 @@ def tables(rows: Sequence[CutFigures], demands: Demands, extractor_note: str) ->
         "meets what is asked",
     )
     cells = []
-    for client, own in by_client(rows).items():
-        chosen = best_cut(own, demands) if demands.any else None
-        for r in own:
-            unmet = demands.unmet(r)
-            meets = "-" if not demands.any else "no: " + ", ".join(unmet) if unmet else "yes"
-            inferred = None if r.attribute is None else f"{r.attribute:.0%} ({r.attribute_chance:.0%})"
-            cells.append(
-                (
-                    client,
-                    f"{r.sigma:.3g}",
-                    f"{r.reid:.1%} ({100 * r.reid_low:.1f}-{100 * r.reid_high:.1f}) of {r.gallery}",
-                    inferred,
-                    f"{r.epsilon:.3g}",
-                    f"{r.frechet:.3g} ± {r.frechet_spread:.2g}",
-                    f"{r.frechet_statistics:.3g} ({_times(r)}: {_of_statistics(r)})",
-                    f"{r.floor:.3g}",
-                    r.nfe,
-                    f"{r.ms:.2f}",
-                    meets + (", the best" if r is chosen else ""),
-                )
+    for r, meets in judged(rows, demands):
+        inferred = None if r.attribute is None else f"{r.attribute:.0%} ({r.attribute_chance:.0%})"
+        cells.append(
+            (
+                r.client,
+                f"{r.sigma:.3g}",
+                f"{r.reid:.1%} ({100 * r.reid_low:.1f}-{100 * r.reid_high:.1f}) of {r.gallery}",
+                inferred,
+                f"{r.epsilon:.3g}",
+                f"{r.frechet:.3g} ± {r.frechet_spread:.2g}",
+                f"{r.frechet_statistics:.3g} ({_times(r)}: {_of_statistics(r)})",
+                f"{r.floor:.3g}",
+                r.nfe,
+                f"{r.ms:.2f}",
+                meets,
             )
+        )
     notes = (
         extractor_note,
         "Recognised: in brackets a 95 % interval, whose upper end is what a limit (--max-reid) is held against.",
