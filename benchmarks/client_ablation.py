@@ -5,7 +5,8 @@ cut, so that no server stands between the variants. Designs want different learn
 with all of ``--learning-rates`` and shown with the best. The loss is the project's objective on held-out images over
 the client's noise range, at fixed levels; the Fréchet distance is in the features of a classifier trained on the same
 data set, finished held-out images against other held-out ones: with few steps in each precision, and with many in fp32.
-What has been trained is kept in ``--out``; an interrupted command goes on.
+With ``--server-steps N`` a server learns from a release of the same images first, and each variant also finishes what
+it delivers. What has been trained is kept in ``--out``; an interrupted command goes on.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 from cli.console import reporting
 from collafuse.config import Config, from_mapping
 from collafuse.core import intermediate
+from collafuse.core.intermediate import Intermediate
 from collafuse.data.dealing import SiteData, load_site
 from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.classifier import Classifier, train_classifier
@@ -39,6 +41,7 @@ from collafuse.nodes.runfolder import NodeFolder, RunFolder
 from edge_client import Finisher
 from export.writer import export_client
 
+from .ablation_server import delivered
 from .judge import noised
 
 MIDDLE: dict[str, Any] = {"channels": 32, "multipliers": [1, 2], "blocks": 1}
@@ -76,19 +79,22 @@ Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 @dataclass(frozen=True)
 class Row:
     """What one variant reached at its best learning rate. losses: of fp32 by learning rate, and in int8; frechet: by
-    precision with FEW steps, and with MANY in fp32."""
+    precision with FEW steps, and with MANY in fp32; behind_server: as ``frechet``, of what the server delivered."""
 
     by_rate: dict[float, float]
     parameters: int
     in_int8: float
     frechet: dict[str, float]
     with_many: float
+    behind_server: dict[str, float]
     finishers: dict[str, Finisher]
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """The images, half of the held-out ones to finish and half to compare with, and where trainings lie."""
+    """The images, half of the held-out ones to finish and half to compare with, and where trainings lie.
+
+    served: what a server delivered, where one was asked for."""
 
     data: Path
     side: int
@@ -97,6 +103,7 @@ class Ablation:
     site: SiteData
     given: ImageSet
     reference: ImageSet
+    served: Intermediate | None = None
 
     @classmethod
     def of(cls, data: Path, side: int, images: int, out: Path) -> Ablation:
@@ -105,6 +112,12 @@ class Ablation:
         rng = np.random.default_rng(0)
         parts = (half.take(rng.permutation(len(half))[:SAMPLES]) for half in halves(site.held_out))
         return cls(data, side, images, out, site, *parts)
+
+    def with_server(self, steps: int, rate: float) -> Ablation:
+        """With what a server delivers after so many steps at this learning rate."""
+        name = f"server-{steps}-{rate * 1e4:.0f}e-4"
+        config = _config(self.data, self.side, "site", MIDDLE, steps * BATCH, rate)
+        return replace(self, served=delivered(config, self.site, RunFolder(self.out / name), steps, len(self.given)))
 
     def trained(self, variant: str, rate: float) -> tuple[TrainedModel, Client]:
         """A variant, trained; at once where that was done before."""
@@ -128,7 +141,7 @@ class Ablation:
         finishers = {precision: self._bundle(model, client, precision) for precision in PRECISIONS}
         given, real = noised(self.given, sigma, np.random.default_rng(0)), classifier.features(self.reference.pixels)
 
-        def distance(finisher: Finisher) -> float:
+        def distance(finisher: Finisher, given: Intermediate = given) -> float:
             return frechet_distance(classifier.features(finisher.finish(given).transpose(0, 3, 1, 2)), real)
 
         exact = finishers["fp32"]
@@ -138,6 +151,7 @@ class Ablation:
             self.loss(_on_arrays(finishers["int8"]), sigma),
             {precision: distance(finisher) for precision, finisher in finishers.items()},
             distance(Finisher(exact.bundle, exact.model, replace(exact.settings, steps=MANY))),
+            {p: distance(one, self.served) for p, one in finishers.items()} if self.served is not None else {},
             finishers,
         )
 
@@ -173,7 +187,9 @@ class Ablation:
         return float(torch.cat(losses).mean())
 
 
-def main(data: Path, out: Path, images: int, side: int, names: Sequence[str], rates: Sequence[float]) -> None:
+def main(
+    data: Path, out: Path, images: int, side: int, names: Sequence[str], rates: Sequence[float], server_steps: int
+) -> None:
     """Train what is not trained yet, measure all, print the table."""
     print(
         f"{len(names)} variants learn from {images:,} images at each of {len(rates)} learning rates; what is done is "
@@ -181,6 +197,8 @@ def main(data: Path, out: Path, images: int, side: int, names: Sequence[str], ra
         flush=True,
     )
     ablation = Ablation.of(data, side, images, out)
+    if server_steps:
+        ablation = ablation.with_server(server_steps, max(rates))
     classifier = train_classifier(ablation.site.train, steps=CLASSIFIER_STEPS)
     given, reference = ablation.given.pixels, ablation.reference.pixels
     floor = frechet_distance(classifier.features(given), classifier.features(reference))
@@ -192,15 +210,15 @@ def main(data: Path, out: Path, images: int, side: int, names: Sequence[str], ra
         f"{classifier.accuracy(ablation.site.held_out):.1%} of held-out images; Frechet distance of real to real "
         f"{floor:.2f} with {len(given)} images on each side.\n"
     )
-    print(
-        f"| variant | parameters | {' | '.join(f'loss at {rate:g}' for rate in rates)} | best, in int8 "
-        f"| Frechet, {MANY} steps | {FEW} steps | {FEW} in int8 | ms per call | in int8 |\n"
-        "|---|---|---|---|---|---|---|---|" + "---|" * len(rates)
-    )
+    behind = ["behind the server", "behind it in int8"] if server_steps else []
+    head = ["variant", "parameters", *(f"loss at {rate:g}" for rate in rates), "best, in int8"]
+    head += [f"Frechet, {MANY} steps", f"{FEW} steps", f"{FEW} in int8", *behind, "ms per call", "in int8"]
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for name, row in rows.items():
         losses = " | ".join(f"{row.by_rate[rate]:.4f}" for rate in rates)
         ms = " | ".join(f"{latencies[name, p]:.2f}" for p in PRECISIONS)
-        frechets = " | ".join(f"{value:.2f}" for value in (row.with_many, *row.frechet.values()))
+        distances = (row.with_many, *row.frechet.values(), *row.behind_server.values())
+        frechets = " | ".join(f"{value:.2f}" for value in distances)
         print(f"| {name} | {row.parameters:,} | {losses} | {row.in_int8:.4f} | {frechets} | {ms} |")
 
 
@@ -256,5 +274,6 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=32, help="side in pixels")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--learning-rates", nargs="*", type=float, default=LEARNING_RATES, metavar="RATE")
+    parser.add_argument("--server-steps", type=int, default=0, help="also finish behind a server trained so long")
     given = parser.parse_args()
-    main(given.data, given.out, given.images, given.size, given.variants, given.learning_rates)
+    main(given.data, given.out, given.images, given.size, given.variants, given.learning_rates, given.server_steps)

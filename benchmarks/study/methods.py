@@ -22,7 +22,6 @@ from collafuse.evaluation.baselines import METHODS, halves, reference
 from collafuse.evaluation.baselines.noising import FreshReleases
 from collafuse.evaluation.baselines.part import Part, clean_data
 from collafuse.learning import weights
-from collafuse.learning.denoiser import loss_weight
 from collafuse.learning.examples import estimate_sigma_data
 from collafuse.learning.gaussian import TrainedGaussians
 from collafuse.learning.observer import UNWATCHED
@@ -44,20 +43,17 @@ UNTRAINED = {"statistics", *MIXTURES}
 """Variants whose server trains nothing."""
 
 
-class Weighted(Trainer):
-    """Our objective with the weight 1 / ((1 - k)^2 c_out^2 + (1 - k) sigma_floor^2), for clean data 1 / c_out^2.
+class CleanWeight(Trainer):
+    """Our objective with the weight that clean images have, 1 / c_out^2, as it was at first.
 
-    It is one over the variance that the residual has even for a perfect denoiser: z scatters around its mean given x
-    and x0 with variance (1 - k) sigma_floor^2, and (1 - k) x0 around its mean given x with about (1 - k)^2 c_out^2.
+    What a level says of D then counts by (1 - k)^2 in place of 1 - k: less near the release.
     """
 
     def losses(
         self, denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, floor: Tensor, sigma: Tensor, noise: Tensor
     ) -> Tensor:
         share = 1 - (floor / sigma).square()
-        clean = 1 / loss_weight(sigma, self.model.sigma_data)
-        weight = clean / (share.square() * clean + share * floor.square())
-        return weight * super().losses(denoise, z, floor, sigma, noise)
+        return share * super().losses(denoise, z, floor, sigma, noise)
 
 
 def parts_of(cell: Cell, config: Config, sites: Mapping[str, SiteData], work: Path) -> list[Part]:
@@ -70,8 +66,8 @@ def parts_of(cell: Cell, config: Config, sites: Mapping[str, SiteData], work: Pa
     if cell.variant in UNTRAINED:
         return clients
     server = fresh_server(config, sites) if cell.variant == "fresh" else released_server(config, sites, releases)
-    if cell.variant == "weight":
-        server = replace(server, trainer=Weighted)
+    if cell.variant == "clean-weight":
+        server = replace(server, trainer=CleanWeight)
     return [server, *clients]
 
 

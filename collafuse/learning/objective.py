@@ -6,10 +6,19 @@ Tweedie's formula on both levels,
 
     E[z | x] = (1 - k) E[x0 | x] + k x        with k = (sigma_floor / sigma)^2
 
-so minimising  weight(sigma) || (1 - k) D(x, sigma) + k x - z ||^2  over D gives D = E[x0 | x]: the denoiser
-of the clean images, learned without any. With sigma_floor = 0 it is the loss of Karras et al. 2022. Related:
-Daras et al. 2024 (arXiv 2404.10177, "exact ambient diffusion"); Patel et al. 2025 (PFDM, arXiv 2504.00952).
-At sigma = sigma_floor nothing is learned (k = 1); levels are drawn above it, see :func:`lowest_level`.
+so minimising  weight || (1 - k) D(x, sigma) + k x - z ||^2  over D gives D = E[x0 | x]: the denoiser of the clean
+images, learned without any. With sigma_floor = 0 it is the loss of Karras et al. 2022. Related: Daras et al. 2024
+(arXiv 2404.10177, "exact ambient diffusion"); Patel et al. 2025 (PFDM, arXiv 2504.00952).
+
+The weight is 1 / (c_out^2 (1 - k)). Even the best D leaves a residual: given x, z scatters by
+
+    Var[z | x] = (1 - k) sigma_floor^2 + (1 - k)^2 Var[x0 | x]        with Var[x0 | x] = c_out^2 for Gaussian images
+               = c_out^2 (1 - k) (1 + (sigma_floor / sigma_data)^2)
+
+so up to a factor that no level changes, each level counts by one over the variance of what it has to learn from. That
+factor is left out: with it, sites of a low cut would count more than others wherever both are learned from. D itself
+weighs in with (1 - k) / c_out^2, which falls to 0 at sigma = sigma_floor, where nothing is learned (k = 1); levels are
+drawn above it, see :func:`lowest_level`. ``docs/results.md`` shows what this is worth.
 """
 
 from __future__ import annotations
@@ -23,11 +32,14 @@ from torch import Tensor
 from ..core.noise import LOWEST_TRAINED_ABOVE_CUT, SIGMA_MIN
 from .denoiser import loss_weight
 
+OBJECTIVE = "1 / (c_out^2 (1 - k))"
+"""Changes whenever the loss does: part of what a training must have in common with a checkpoint to go on from it."""
+
 
 def lowest_level(sigma_floor: Tensor) -> Tensor:
     """The lowest level trained for data at these floors [B]: 1.05 times the floor, SIGMA_MIN for clean data.
 
-    (1 - k)^2 is then at least 0.0086, and weight (1 - k)^2 never above the weight of clean data.
+    1 - k, the share of a clean image's weight that D has in the loss, is then at least 0.092.
     """
     return (sigma_floor * LOWEST_TRAINED_ABOVE_CUT).clamp(min=SIGMA_MIN)
 
@@ -58,10 +70,12 @@ def denoising_loss(
     """The objective per image [B], averaged over pixels.
 
     z: [B, C, H, W] at levels sigma_floor [B]. sigma: [B], above sigma_floor. noise: standard normal like z.
+    For Gaussian images the best denoiser has 1 + (sigma_floor / sigma_data)^2 at every level, the noise in z included.
     """
     axes = (-1,) + (1,) * (z.ndim - 1)
     added = (sigma.square() - sigma_floor.square()).sqrt().reshape(axes)
     x = z + added * noise
-    k = (sigma_floor / sigma).square().reshape(axes)
-    residual = (1 - k) * denoise(x, sigma) + k * x - z
-    return loss_weight(sigma, sigma_data) * residual.square().flatten(1).mean(dim=1)
+    k = (sigma_floor / sigma).square()
+    share = (1 - k).reshape(axes)
+    residual = share * denoise(x, sigma) + k.reshape(axes) * x - z
+    return loss_weight(sigma, sigma_data) / (1 - k) * residual.square().flatten(1).mean(dim=1)

@@ -28,7 +28,7 @@ from .feeding import feed
 from .holding import Holding, Replicated, Sharded
 from .losses import LossWindow
 from .magnitude import force_magnitudes
-from .objective import denoising_loss, draw_levels, lowest_level
+from .objective import OBJECTIVE, denoising_loss, draw_levels, lowest_level
 from .observer import Observer
 from .seeds import keyed_seed
 
@@ -126,6 +126,7 @@ class Trainer:
             "training": settings.model_dump(exclude=set(MANNER)),
             "network": denoiser.network_settings.model_dump(),
             "sigma_data": denoiser.sigma_data,
+            "objective": OBJECTIVE,
             "start": start,
         }
         self.identity = checkpoint.Identity(checkpoint.digest_of_settings(plain), data.digest())

@@ -57,7 +57,7 @@ def parts(tmp_path, cell: Cell) -> dict[str, str]:
 def test_cells_share_a_training_where_it_is_the_same_and_nowhere_else(tmp_path):
     main, later = parts(tmp_path, MAIN), parts(tmp_path, replace(MAIN, variant="handover-2"))
     assert main["server"] == later["server"] and main["all"] != later["all"]
-    for same_client in ("fresh", "weight", "levels-near", "ema-longer"):
+    for same_client in ("fresh", "clean-weight", "levels-near", "ema-longer"):
         other = parts(tmp_path, replace(MAIN, variant=same_client))
         assert main["all"] == other["all"] and main["server"] != other["server"], same_client
     assert parts(tmp_path, Cell("one-site", "reference", 1.0))["all"] == main["all"]
@@ -112,13 +112,13 @@ def test_the_table_joins_seeds_and_compares_with_one_model_of_the_same_seed():
     assert "50 samples against 60 held-out images" in text
 
 
-def test_the_weight_variant_makes_a_perfect_denoisers_loss_one_at_every_level(tmp_path):
-    """On Gaussian data, whose best denoiser is known; the objective's own weight leaves it more near the release."""
+def test_the_clean_weight_counts_what_lies_near_the_release_less(tmp_path):
+    """On Gaussian data, whose best denoiser is known: (1 - k) (1 + (cut / sigma_data)^2) of it is left."""
     cut, levels, pixels = 1.0, torch.tensor([1.06, 1.5, 4.0]), 200_000
     images = image_set(3)
     floor = torch.full((3,), cut)
     data = TrainingData(torch.from_numpy(images.pixels), torch.zeros(3, 3), floor, SIGMA_MAX)
-    one = methods.Weighted(denoiser(), data, training_settings(), tmp_path, CPU, Recorder())
+    one = methods.CleanWeight(denoiser(), data, training_settings(), tmp_path, CPU, Recorder())
     sd, generator = one.model.sigma_data, torch.Generator().manual_seed(0)
     x0, released, added = (torch.randn(3, 1, 1, pixels, generator=generator) for _ in range(3))
 
@@ -126,4 +126,5 @@ def test_the_weight_variant_makes_a_perfect_denoisers_loss_one_at_every_level(tm
         return x * (sd**2 / (sd**2 + sigma.square())).reshape(-1, 1, 1, 1)
 
     losses = one.losses(perfect, sd * x0 + cut * released, floor, levels, added)
-    assert losses.tolist() == pytest.approx([1, 1, 1], rel=0.02)
+    expected = (1 - (cut / levels).square()) * (1 + (cut / sd) ** 2)
+    assert losses.tolist() == pytest.approx(expected.tolist(), rel=0.02)

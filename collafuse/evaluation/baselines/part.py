@@ -23,6 +23,7 @@ from ...learning import weights
 from ...learning.checkpoint import digest_of_settings
 from ...learning.denoiser import Denoiser
 from ...learning.examples import TrainingData
+from ...learning.objective import OBJECTIVE
 from ...learning.observer import Observer
 from ...learning.seeds import keyed_seed
 from ...learning.training import MANNER, Trainer, fresh_denoiser
@@ -58,6 +59,7 @@ class Part:
             "network": self.network.model_dump(mode="json"),
             "settings": self.settings.model_dump(mode="json", exclude=set(MANNER)),
             "labels": self.space.label_names,
+            "objective": OBJECTIVE,
             "start": self.start,
         }
         if self.space.text is not None:
