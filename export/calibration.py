@@ -73,7 +73,7 @@ def read(path: Path, info: BundleInfo) -> tuple[Batch, Batch]:
     if found.sigma < info.sigma_max * (1 - SIGMA_SLACK):
         raise MismatchError(
             f"{path} stands at sigma {found.sigma:g}, the client takes over at {info.sigma_max:g}; what lies between "
-            "would be left out. Let the server deliver at this client's cut."
+            "would be left out. Let the server deliver to this client."
         )
     if len(found) < MIN_IMAGES:
         raise MismatchError(

@@ -144,8 +144,9 @@ def test_a_server_that_would_evaluate_where_releases_teach_nothing_is_refused(sa
     server = {"sampler": sampler}
     for method in ("collafuse", "pfdm"):
         with pytest.raises(ConfigError, match=message):
-            from_mapping(values(method=method, server=server))
-        from_mapping(values(method=method, server=server, clients={"a": {"handover": 1.05}}))
+            from_mapping(values(method=method, server=server, clients={"a": {"handover": 1}}))
+        for clients in ({"a": {"handover": 1.05}}, {"a": {}}):
+            from_mapping(values(method=method, server=server, clients=clients))
 
 
 @pytest.mark.parametrize("method", ["centralised", "local", "fedavg"])

@@ -63,8 +63,8 @@ class Study:
         values["method"] = "collafuse" if cell.method == REAL else cell.method
         values["data"] |= {"path": str(images), "cache": str(cache)}
         values["clients"] = copy.deepcopy(self.data[cell.data]["clients"])
-        if cell.cut is not None:
-            values["client"]["cut"] = {"sigma": cell.cut}
+        # A whole model has no cut; its levels are those of a server and client that meet at sigma 1.
+        values["client"] |= {"handover": 1.0} if cell.cut is None else {"cut": {"sigma": cell.cut}}
         for node in ("server", "client"):
             values[node]["training"]["seed"] = cell.seed
         values = _onto(values, self.data[cell.data].get("config", {}))

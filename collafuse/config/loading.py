@@ -63,6 +63,9 @@ def from_mapping(values: Mapping[str, Any], source: str = "the configuration") -
     defaults = {} if defaults is None else defaults
     if not isinstance(defaults, Mapping):
         raise ConfigError(f"{source}: client={defaults!r}: expected keys and values, the defaults of every client.")
+    server = values.get("server")
+    if isinstance(server, Mapping) and server.get("kind") == "statistics":
+        defaults = {"handover": 1.0, **defaults}
     clients = values.get("clients")
     if isinstance(clients, Mapping):
         values["clients"] = {str(name): _merged(defaults, {} if one is None else one) for name, one in clients.items()}

@@ -101,9 +101,10 @@ class ClientSettings(Section):
     """One site: its cut, its data and its low-noise half."""
 
     cut: CutSettings
-    handover: Annotated[float, Field(ge=1, le=4)] = 1.0
-    """The server stops at this multiple of the cut and the client is trained up to it. Above 1 the server is
-    not asked about levels just above the release, where it is least well trained."""
+    handover: Annotated[float, Field(ge=1, le=4)] = 2.0
+    """The server stops at this multiple of the cut and the client is trained up to it, so that the server is not asked
+    about levels just above the release, where it is least well trained (docs/results.md). Where sites send statistics
+    there is no such level, and 1 when not given."""
     labels: Selection | None = None
     """The images this site holds: those with at least one label of a list, or those that fit an expression such as
     "Eyeglasses and not Smiling"; all of its data when not given. A list also says which labels describe them."""

@@ -23,7 +23,8 @@ def check_pair(intermediate: Source, info: BundleInfo) -> None:
     if not info.sigma_min < intermediate.sigma <= info.sigma_max * (1 + SIGMA_SLACK):
         raise MismatchError(
             f"the intermediate stands at sigma {intermediate.sigma:g}, the bundle was trained for "
-            f"({info.sigma_min:g}, {info.sigma_max:g}]; let the server deliver at this client's cut."
+            f"({info.sigma_min:g}, {info.sigma_max:g}]; let the server deliver to this client, whose cut and "
+            "handover both sides must configure alike."
         )
     indices_of(intermediate.used_labels, info.label_names)
     if intermediate.text_space is not None:

@@ -66,13 +66,17 @@ class SplitRun:
     def arms(self) -> list[Arm]:
         """What a split run is measured by."""
         return [
-            Arm("server + client", self.composite, "the method: the server down to the cut, the client from there"),
+            Arm(
+                "server + client",
+                self.composite,
+                "the method: first the server, from there the client",
+            ),
             Arm("server alone", self.server_alone, "the server down to its lowest trained level, then its x0_hat"),
             Arm("client alone", self.client_alone, "the client's denoiser from pure noise: the failure it is"),
             Arm(
                 "true noise + client",
                 self.from_true_noise,
-                "held-out images noised to the cut, finished by the client: as from a perfect server, and flattered, "
+                "held-out images noised to the client's level and finished: as from a perfect server, and flattered, "
                 "since the images it starts from are those it is compared with",
             ),
         ]

@@ -173,10 +173,10 @@ def _sheet(pixels: Pixels) -> Image.Image:
 
 
 def _draw_figure(path: Path, columns: list[list[Image.Image]], results: list[ClientResult]) -> None:
-    """Rows: client alone, server at the cut, client after server. Columns: clients by their cut."""
+    """Rows: client alone, server as it delivers, client after server. Columns: clients by their cut."""
     order = sorted(range(len(results)), key=lambda i: results[i].cut_sigma)
     rows = [[columns[i][row] for i in order] for row in range(3)]
     names = [f"{results[i].name}: cut at sigma {results[i].cut_sigma:.2f}" for i in order]
     write_png(
-        path, labelled_table(rows, ("client alone\n(from noise)", "server\n(at the cut)", "client\n(finished)"), names)
+        path, labelled_table(rows, ("client alone\n(from noise)", "server\n(delivered)", "client\n(finished)"), names)
     )

@@ -89,7 +89,7 @@ def _pictures(
     delivered = split.at_the_cut(client, COMPARED, seed)
     return {
         "client alone, from noise": split.client_alone(client, SHOWN, seed).pixels,
-        "server, at the cut": to_uint8(delivered.x),
+        "server, as delivered": to_uint8(delivered.x),
         "server, then client": split.finished(client, delivered).pixels,
     }
 

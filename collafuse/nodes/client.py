@@ -242,7 +242,7 @@ class Client:
         folder.write_split(self.site)
 
     def sample_sheet(self, denoiser: Denoiser, device: torch.device) -> Pixels:
-        """Some of its own images, noised to the cut, beside what the denoiser makes of them."""
+        """Some of its own images, noised to where it takes over, beside what the denoiser makes of them."""
         count = len(self.site.train)
         images = self.site.train.take(np.linspace(0, count - 1, min(SHEET_IMAGES, count)).astype(np.int64))
         generator = torch.Generator().manual_seed(keyed_seed(self.settings.training.seed, "sheet"))

@@ -272,7 +272,7 @@ def _add_page(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/gallery", responses=errors() | picture, response_class=Response)
     async def recent(token: Authenticated) -> Response:
-        """The images that left last, as they are at the cut, as a PNG file. Scope: admin."""
+        """The images that left last, as they were delivered, as a PNG file. Scope: admin."""
         token.require("admin", token.client)
         images = [] if service.engine is None else service.engine.recent()
         if not images:

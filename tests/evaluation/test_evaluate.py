@@ -102,7 +102,8 @@ def test_a_run_over_other_images_cannot_stand_beside(digits_run, tmp_path):
 
 
 def test_the_table_says_where_each_client_of_each_run_cuts(found):
-    assert "Cuts: sigma north 0.5, east 0.5, south 1.5." in found.tables[0].notes
+    cuts = "north 0.5 (takes over at 1), east 0.5 (takes over at 1), south 1.5 (takes over at 3)"
+    assert f"Cuts: sigma {cuts}." in found.tables[0].notes
 
 
 def test_runs_beside_that_have_one_name_are_told_apart_by_their_paths(tmp_path):
@@ -164,7 +165,7 @@ def test_clients_that_cut_apart_in_another_run_of_the_table_are_not_pooled_in_it
 
 
 def test_one_level_of_handover_does_not_make_two_cuts_one():
-    apart = _with_clients({"north": {"handover": 2.0}, "east": {"cut": {"sigma": 1.0}}})
+    apart = _with_clients({"north": {"handover": 4.0}, "east": {"cut": {"sigma": 1.0}}})
     assert apart.client("north").handover_sigma == apart.client("east").handover_sigma
     assert "north + east" not in groups_of(apart)
 

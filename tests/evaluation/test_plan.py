@@ -157,8 +157,8 @@ def test_figures_at_the_axis_leave_room_between_each_other():
 def test_steps_grow_as_the_logarithm_of_the_cut(tiny_config):
     own = tiny_config.client("north")
     assert steps_for(tiny_config, "north", 0.5) == own.sampler.steps
-    low = own.sampler.sigma_low
-    twice = low * (0.5 / low) ** 2  # twice as far in log sigma
+    low, handover = own.sampler.sigma_low, own.handover
+    twice = low * (0.5 * handover / low) ** 2 / handover  # twice as far in log sigma, from where it takes over
     assert steps_for(tiny_config, "north", twice) == 2 * own.sampler.steps
     changed = recut(tiny_config, "north", twice, 7)
     assert changed.client("north").cut.resolve().sigma == pytest.approx(twice)
@@ -265,9 +265,10 @@ def test_statistics_are_of_as_many_coefficients_as_a_release_of_them_holds(digit
     along = Basis((1, 8, 8), 64).coefficients(drawn)
     apart = Basis((1, 8, 8), 10).coefficients(drawn)
     # What a release leaves out is noise alone; of what it holds there is more.
-    assert apart.var(axis=0).max() > 2 * cut.sigma**2
+    level = cut.settings.handover_sigma
+    assert apart.var(axis=0).max() > 1.5 * level**2
     above = along @ Basis((1, 8, 8), 64).matrix - apart @ Basis((1, 8, 8), 10).matrix
-    assert (above**2).sum(axis=1).mean() == pytest.approx(54 * cut.sigma**2, rel=0.03)
+    assert (above**2).sum(axis=1).mean() == pytest.approx(54 * level**2, rel=0.03)
 
 
 @pytest.mark.slow

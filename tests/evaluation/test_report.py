@@ -77,7 +77,7 @@ def test_every_picture_opens_and_says_what_it_shows(html):
 
 def test_clients_stand_in_the_order_of_their_cuts(html):
     heads = re.findall(r"<th>(\w+): sigma ([\d.]+)", html)
-    assert [float(sigma) for _, sigma in heads] == sorted(float(sigma) for _, sigma in heads) == [0.5, 0.5, 1.5]
+    assert [float(sigma) for _, sigma in heads] == sorted(float(sigma) for _, sigma in heads) == [1.0, 1.0, 3.0]
 
 
 def test_results_are_shown_and_what_is_missing_is_said(html):

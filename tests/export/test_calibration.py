@@ -110,7 +110,7 @@ def test_an_intermediate_of_another_client_or_too_short_is_refused(delivered, in
     with pytest.raises(MismatchError, match="stands at sigma 2, the bundle was trained for"):
         calibration.read(path, info)
     write(path, sigma=0.3)
-    with pytest.raises(MismatchError, match=r"stands at sigma 0\.3, the client takes over at 0\.5"):
+    with pytest.raises(MismatchError, match=r"stands at sigma 0\.3, the client takes over at 1;"):
         calibration.read(path, info)
     path.write_bytes(b"damaged")
     with pytest.raises(FileFormatError):
@@ -250,7 +250,7 @@ def test_a_history_that_travelled_along_is_used(delivered, info, model, tmp_path
     path.write_bytes(delivered.read_bytes())
     x = intermediates.read(path).x
     previous = 0.7 * np.sin(np.arange(x.size)).reshape(x.shape)
-    write(path, previous_x0_hat=previous.astype(np.float32), previous_sigma=0.9)
+    write(path, previous_x0_hat=previous.astype(np.float32), previous_sigma=1.8)
     _, judging = calibration.read(path, info)
     warm = intermediates.read(path)
     warm = dataclasses.replace(

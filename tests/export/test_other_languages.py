@@ -84,7 +84,7 @@ def test_a_wrong_known_answer_and_a_wrong_level_are_noticed(wholes, delivered, t
     lower = dataclasses.replace(intermediates.read(delivered), sigma=0.3)
     (tmp_path / "lower.safetensors").write_bytes(intermediates.to_bytes(lower))
     done = finish_with_node(wholes / "fp32.onnx", tmp_path / "lower.safetensors", tmp_path / "out")
-    assert done.returncode == 1 and "at sigma 0.3 do not fit the bundle's [1,8,8] at sigma 0.5" in done.stderr
+    assert done.returncode == 1 and "at sigma 0.3 do not fit the bundle's [1,8,8] at sigma 1" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

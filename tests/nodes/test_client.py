@@ -252,7 +252,7 @@ def test_a_site_that_keeps_its_labels_and_never_trains_without_is_warned(tmp_pat
 def test_a_trained_client_leaves_its_model_settings_and_sheets(tmp_path):
     site, folder, observer = client(image_set(6)), NodeFolder(tmp_path / "a"), Recorder()
     model = site.train(folder, CPU, observer)
-    assert (model.role, model.label_names, model.sigma_low, model.sigma_high) == ("client", ("a", "b"), SIGMA_MIN, 0.5)
+    assert (model.role, model.label_names, model.sigma_low, model.sigma_high) == ("client", ("a", "b"), SIGMA_MIN, 1.0)
     assert weights.load(folder.weights, "client").id == model.id and folder.read_config() == site.config
     assert [r["step"] for r in observer.records] == [1, 2, 3]
     with Image.open(folder.samples / "step-00000003.png") as sheet:

@@ -62,7 +62,7 @@ def test_a_distillation_does_not_go_on_from_another_teacher(tmp_path):
 @pytest.mark.parametrize(
     ("images", "changes", "what"),
     [
-        (image_set(12), {"cut": {"sigma": 0.8}}, "level where it takes over: 0.5, here it is 0.8"),
+        (image_set(12), {"cut": {"sigma": 0.8}}, "level where it takes over: 1.0, here it is 1.6"),
         (image_set(12, ("b", "a")), {}, r"labels and text: .*'a', 'b'.*, here it is .*'b', 'a'"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_run_stopped_between_spending_and_naming_a_release_resumes_with_its_by
 @pytest.mark.parametrize(
     ("setting", "key"),
     [
-        ({"client": {"handover": 1.5}}, "clients.north.handover=1.0.*1.5"),
+        ({"client": {"handover": 1.5}}, "clients.north.handover=2.0.*1.5"),
         ({"server": {"training": {"learning_rate": 0.5}}}, "server.training.learning_rate=0.001.*0.5"),
     ],
 )

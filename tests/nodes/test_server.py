@@ -38,15 +38,21 @@ def with_sampler(server, **changes):
     return Server(server.config.model_copy(update={"server": settings}), server.model, server.sites, CPU)
 
 
+def to_the_cut(server):
+    clients = {n: one.model_copy(update={"handover": 1.0}) for n, one in server.config.clients.items()}
+    return Server(server.config.model_copy(update={"clients": clients}), server.model, server.sites, CPU)
+
+
 def made(count=6, sigma=0.5, names=("0", "1", "2"), side=8, simulated=False, shared=True):
     images = image_set(count, names, side=side)
     labels = images.labels if shared else None
     return releases.make([images.x0()], Cut(sigma), system_noise, labels=labels, label_names=names, simulated=simulated)
 
 
-def test_it_delivers_at_the_clients_own_cut(server):
-    assert server.deliver("north", 2).sigma == 0.5
-    assert server.deliver("east", 2).sigma == 1.0
+def test_it_delivers_where_each_client_takes_over(server):
+    assert server.deliver("north", 2).sigma == 1.0  # twice its cut
+    assert server.deliver("east", 2).sigma == 2.0
+    assert to_the_cut(server).deliver("north", 2).sigma == 0.5
 
 
 def test_labels_are_dealt_evenly_or_asked_for(server):
@@ -160,10 +166,10 @@ def test_half_precision_and_the_last_estimate_travel_on_request(server):
 
 
 def test_levels_where_a_release_teaches_nothing_are_never_evaluated(server):
-    with pytest.raises(ConfigError, match="200 steps.*fewer steps"):
-        with_sampler(server, steps=200).deliver("north", 1)
-    with pytest.raises(ConfigError, match="heun"):
-        with_sampler(server, name="heun").deliver("north", 1)
+    for sampler, message in [({"steps": 200}, "200 steps.*fewer steps"), ({"name": "heun"}, "heun")]:
+        with pytest.raises(ConfigError, match=message):
+            with_sampler(to_the_cut(server), **sampler).deliver("north", 1)
+        with_sampler(server, **sampler).deliver("north", 1)
 
 
 def test_a_cut_that_differs_from_the_release_is_refused(server):

@@ -32,6 +32,7 @@ from tests.tiny import CPU, Recorder
 
 ANYWHERE = Address(port=0)
 CUTS = {"north": 0.5, "east": 1.0}
+HANDOVERS = {"north": 1.0, "east": 2.0}
 
 
 def train(path: Path, *, simulated: bool = False) -> NodeFolder:
@@ -39,7 +40,7 @@ def train(path: Path, *, simulated: bool = False) -> NodeFolder:
     received = path / "sent"
     for name, sigma in CUTS.items():
         write_bytes(received / f"{name}.safetensors", releases.to_bytes(release_of(sigma, simulated=simulated)))
-    settings = config({name: {"cut": {"sigma": sigma}} for name, sigma in CUTS.items()})
+    settings = config({name: {"cut": {"sigma": sigma}, "handover": HANDOVERS[name]} for name, sigma in CUTS.items()})
     folder = NodeFolder(path / "server")
     train_server(settings, read_releases(received, accept_simulated=True), folder, CPU, Recorder())
     return folder

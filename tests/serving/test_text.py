@@ -130,7 +130,7 @@ def test_text_that_a_site_keeps_is_chosen_at_its_device_and_not_sent(serve, tmp_
     labels, sites = ("x", "y"), {"north": Site(0.5, ("x", "y"))}
     (tmp_path / "north.onnx").write_bytes(steered_bundle((1, 4, 4), ConditionSpace(labels, SPACE), text_kept=True))
     knows = TrainedModel(denoiser(label_names=labels), "server", 0.5, SIGMA_MAX, 0, "id")
-    server = Server(config({"north": {"cut": {"sigma": 0.5}}}), knows, sites, CPU)
+    server = Server(config({"north": {"cut": {"sigma": 0.5}, "handover": 1.0}}), knows, sites, CPU)
     running, finish = serve(server, slots=4), partial(InProcess(tmp_path, monkeypatch, capsys), "finish", "north.onnx")
     (tmp_path / "token").write_text(running.token())
     (tmp_path / "prompts").write_bytes(to_bytes(Prompts(TEXT, ("a cat", "a dog"))))
