@@ -269,13 +269,10 @@ class Trainer:
         if log_now or save_now:
             losses = window.all()
             if not math.isfinite(losses.mean):
-                raise CollaFuseError(
-                    f"the loss is {losses.mean} by step {step}; lower learning_rate={settings.learning_rate} or take "
-                    "another seed, and train into a new run folder."
-                )
+                raise CollaFuseError(f"the loss is {losses.mean} by step {step}; {self._remedy}")
             if log_now:
                 window.restart()
-        tensors = self._held.tensors(self.optimizer) if save_now else {}
+        tensors = self._to_save(step) if save_now else {}
         averaged = self._held.averaged() if last or step % settings.sample_every == 0 else None
         if not self.ranks.leads:
             return averaged if last else None
@@ -288,6 +285,23 @@ class Trainer:
         if averaged is not None:
             self.observer.sampled(step, averaged)
         return averaged if last else None
+
+    def _to_save(self, step: int) -> dict[str, Tensor]:
+        """What a checkpoint keeps, on the first rank. Raises CollaFuseError, on every rank, where it is not finite: the
+        losses, which were computed before the step, do not tell."""
+        tensors = self._held.tensors(self.optimizer)
+        bad = sum(int((~tensor.isfinite()).sum()) for tensor in tensors.values()) if self.ranks.leads else 0
+        if (bad := self.ranks.same(bad, self.device)) > 0:
+            raise CollaFuseError(
+                f"{bad} values of weights and moments are not finite after step {step}; {self._remedy}"
+            )
+        return tensors
+
+    @property
+    def _remedy(self) -> str:
+        return (
+            f"lower learning_rate={self.settings.learning_rate} or take another seed, and train into a new run folder."
+        )
 
 
 def _parts(count: int, accumulate: int) -> list[slice]:

@@ -309,6 +309,22 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_saves_no_such_weights(
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("at", [3, 6])
+def test_weights_that_are_not_finite_are_not_saved_and_an_older_checkpoint_stays(tmp_path, at):
+    training = trainer(tmp_path)
+    step = training.optimizer.step
+
+    def overflowing() -> None:
+        step()
+        if training.optimizer.state_dict()["state"][0]["step"] == at:
+            list(training.model.parameters())[-1].data.flatten()[0] = float("inf")
+
+    training.optimizer.step = overflowing  # the losses of this step are finite, which were computed before it
+    with pytest.raises(CollaFuseError, match=rf"^2 values .* after step {at}; lower learning_rate=0\.001"):
+        training.run()
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["step-00000003.safetensors"] * (at == 6)
+
+
 def test_batches_stay_above_the_floor_and_drop_labels_and_mirror_images(tmp_path):
     data = released_data(400)
     data = TrainingData(data.images, data.conditions, data.sigma_floor, 80.0, horizontal_flip=True)
