@@ -66,6 +66,15 @@ def learning_rate_at(step: int, settings: TrainingSettings) -> float:
     return settings.learning_rate * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
 
 
+def _all_warm_up(settings: TrainingSettings) -> str:
+    """What to say of a training whose learning rate rises to the end."""
+    reached = learning_rate_at(settings.steps - 1, settings)
+    return (
+        f"training.warmup_steps={settings.warmup_steps} for a training of {settings.steps} steps: the learning rate "
+        f"rises to the end, to {reached:g} of {settings.learning_rate:g}; take fewer warmup_steps, or more steps."
+    )
+
+
 class Batch(NamedTuple):
     """A step's images, or a part of them: z [B, C, H, W] at levels sigma_floor [B], to train at sigma [B]."""
 
@@ -140,6 +149,8 @@ class Trainer:
         start = self._resume() if resume else 0
         if self.ranks.leads:
             ready()
+            if start < self.settings.steps <= self.settings.warmup_steps:
+                self.observer.note(f"warning: {_all_warm_up(self.settings)}")
             self.observer.started(start, self.settings.steps)
         self.model.train()
         with self._feed:

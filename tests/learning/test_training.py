@@ -239,6 +239,22 @@ def test_any_length_of_warm_up_keeps_the_rate_in_range(warmup):
     assert all(0 < rate <= 1 for rate in rates)
 
 
+@pytest.mark.parametrize(("warmup", "reached"), [(6, "0.001"), (24, "0.00025")])
+def test_a_warm_up_that_fills_the_training_is_said_once_as_it_starts(tmp_path, warmup, reached):
+    observer = Recorder()
+    trainer(tmp_path, observer, warmup_steps=warmup).run()
+    (note,) = observer.notes
+    assert f"warmup_steps={warmup} for a training of 6 steps" in note and f"to {reached} of 0.001" in note
+
+
+@pytest.mark.parametrize(("warmup", "resume"), [(5, False), (24, True)])
+def test_a_warm_up_that_ends_or_a_training_that_is_done_needs_no_word(tmp_path, warmup, resume):
+    trainer(tmp_path, warmup_steps=warmup).run()
+    observer = Recorder()
+    trainer(tmp_path, observer, warmup_steps=warmup).run(resume=resume)
+    assert not observer.notes
+
+
 class Weights(Recorder):
     """Keeps the weights after each step."""
 
