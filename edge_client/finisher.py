@@ -32,7 +32,7 @@ from collafuse.core.texts import Prompts
 from . import proof
 from .choice import open_fastest
 from .denoiser import OnnxDenoiser, require_step
-from .providers import AUTO, CPU, default_batch_size
+from .providers import AUTO, CPU, default_batch_size, most_at_once
 from .session import Say, open_session
 
 
@@ -143,7 +143,7 @@ class Finisher:
     def finish(self, intermediate: Intermediate, batch_size: int | None = None) -> NDArray[np.uint8]:
         """Finished images, uint8 [N, H, W, C]. Raises MismatchError when the intermediate does not fit.
 
-        batch_size: images per evaluation, by default what suits provider and image size.
+        batch_size: images per evaluation at most, by default what suits provider and image size.
         """
         return np.concatenate(list(self.batches(intermediate, batch_size)))
 
@@ -154,7 +154,7 @@ class Finisher:
             yield self.finish_block(intermediate, start, batch_size)[1]
 
     def check(self, intermediate: Source, batch_size: int | None = None) -> int:
-        """The batch size, by default the one that suits provider and image size.
+        """The batch size, by default the one that suits provider and image size; at most what the provider takes.
 
         Raises MismatchError when the intermediate does not fit the bundle, UsageError for an impossible size or more
         prompts than images.
@@ -175,7 +175,8 @@ class Finisher:
                     "the intermediates were made for text and are finished as that; leave --text out, or let the "
                     "server deliver for it."
                 )
-        return batch_size or default_batch_size(self.provider, self.bundle.info.image_shape)
+        wanted = batch_size or default_batch_size(self.provider, self.bundle.info.image_shape)
+        return most_at_once(self.provider, wanted)
 
     def check_fits(self, intermediate: Source) -> None:
         """Raise MismatchError, naming both values, unless the bundle can finish these with what is chosen here."""
