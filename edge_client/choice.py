@@ -12,7 +12,7 @@ from collafuse.core.bundle import Bundle
 from collafuse.core.errors import CollaFuseError, RuntimeMissingError
 
 from . import caches, machine
-from .cores import default_threads
+from .cores import check_threads
 from .denoiser import OnnxDenoiser
 from .providers import CPU, PROVIDERS, candidates
 from .session import Say, open_session
@@ -37,7 +37,7 @@ def open_fastest(path: Path, bundle: Bundle, threads: int | None, say: Say) -> O
     names = candidates(onnxruntime.get_available_providers())
     if len(names) == 1:
         return open_session(bundle, names[0], threads, say)
-    threads = threads or default_threads()
+    threads = check_threads(threads)
     key = {
         "bundle": bundle.digest,
         "onnxruntime": onnxruntime.__version__,

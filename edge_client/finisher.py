@@ -94,8 +94,8 @@ class Finisher:
         by default the physical cores, at most 4. trust: a file of public keys, one of which has to have signed the
         bundle, see ``trust.require``. ``say`` hears which provider was chosen and what takes long. Raises
         FileFormatError for a damaged or foreign bundle, MismatchError for one that holds a whole graph, UsageError for
-        an unknown sampler or provider, RuntimeMissingError for a provider that does not really run the bundle here, and
-        TrustError for a bundle that is not trusted.
+        an unknown sampler or provider or an impossible number of threads, RuntimeMissingError for a provider that does
+        not really run the bundle here, and TrustError for a bundle that is not trusted.
         """
         path = Path(path)
         bundle = bundles.read(path)
