@@ -251,6 +251,17 @@ def test_a_relative_cache_folder_is_ignored(monkeypatch, tmp_path):
     assert caches.cache_folder() == tmp_path / ".cache" / "collafuse"
 
 
+def test_the_engines_that_were_used_last_are_kept_and_others_go(monkeypatch):
+    """A bundle that is exported again, an update of onnxruntime: each leaves an engine that nobody asks for."""
+    folders = [caches.engine_folder("tensorrt", str(number)) for number in range(caches.KEPT_ENGINES)]
+    for age, folder in enumerate(reversed(folders), start=1):
+        (folder / "one.engine").write_bytes(b"")
+        os.utime(folder, (1e9 - age, 1e9 - age))
+    caches.engine_folder("tensorrt", "0")  # the oldest, used again
+    new = caches.engine_folder("tensorrt", "new")
+    assert set(new.parent.iterdir()) == {new, *folders} - {folders[1]}
+
+
 def test_engines_of_another_bundle_or_runtime_lie_elsewhere(monkeypatch):
     one = caches.engine_folder("tensorrt", "a" * 64)
     assert one is not None and one.is_dir()
