@@ -67,7 +67,8 @@ def remembered(key: dict[str, str], names: list[str], say: Say) -> str | None:
 
 
 def choose(path: Path, names: list[str], threads: int, key: dict[str, str], say: Say, attempt: Try) -> str:
-    """Try each provider, say what came of it, remember and return the fastest. Raises RuntimeMissingError."""
+    """Try each provider, say what came of it, and return the fastest; it is remembered unless one lacked memory or room
+    for files. Raises RuntimeMissingError."""
     from .trial import Trial  # here, because most devices have one provider and never try
 
     say(f"Trying the providers that onnxruntime offers: {', '.join(names)} (once for this bundle and machine).")
@@ -86,5 +87,8 @@ def choose(path: Path, names: list[str], threads: int, key: dict[str, str], say:
         raise RuntimeMissingError(f"no provider runs the bundle: {why}. collafuse inspect checks the file.")
     best = min(working, key=lambda name: working[name] * (1.0 if name == CPU else WORTH_IT))
     say(f"Provider {best}: per image and evaluation, {why}.")
-    caches.write_entry(KIND, key, {"provider": best, "why": why})
+    if short := ", ".join(t.provider for t in trials if t.may_pass):
+        say(f"What {short} lacked may be there next time, so all are measured again then, unless --provider names one.")
+    else:
+        caches.write_entry(KIND, key, {"provider": best, "why": why})
     return best
