@@ -27,6 +27,8 @@ RESULTS = tuple(
 """What training a node writes."""
 MODELS = "models"
 """In a baseline's run, in place of ``server/`` and ``clients/``: what it trained."""
+MARKS = ("clients", MODELS)
+"""One of them holds what a run is known by."""
 RUN_ENTRIES = (CONFIG, "server", "clients", MODELS, "pictures", "finished", "evaluation", "report.html")
 RUN_SUFFIXES = (".onnx", ".safetensors")
 """What ``train`` and ``demo`` write into a run folder, and the commands that measure a run."""
@@ -180,8 +182,18 @@ class RunFolder:
                 )
 
     def clear(self) -> None:
-        """Remove an older run that :meth:`check` has accepted. Raises StorageError."""
-        _remove(sorted(self.path.iterdir()) if self.path.is_dir() else [])
+        """Remove an older run that :meth:`check` has accepted, last what it is known by: killed at any moment, it
+        leaves a run, or what :meth:`check` takes for nothing. Raises StorageError."""
+        held = sorted(self.path.iterdir()) if self.path.is_dir() else []
+        marks = [path for path in held if path.name in MARKS]
+        _remove([path for path in held if path not in marks])
+        for path in marks:
+            hidden = path.with_name(f"{PARTIAL_PREFIX}{path.name}")
+            try:
+                path.rename(hidden)
+            except OSError as error:
+                raise _not_removed(path, error) from error
+            _remove([hidden])
 
 
 def _write_config(folder: Path, config: Config) -> None:
@@ -202,4 +214,8 @@ def _remove(paths: Sequence[Path]) -> None:
             else:
                 path.unlink()
         except OSError as error:
-            raise StorageError(f"cannot remove {path}: {error.strerror}; remove it by hand and try again.") from error
+            raise _not_removed(path, error) from error
+
+
+def _not_removed(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"cannot remove {path}: {error.strerror}; remove it by hand and try again.")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -192,6 +195,40 @@ def test_a_folder_that_is_no_run_is_not_resumed(tiny_config, tmp_path, held):
     with pytest.raises(OutputExistsError, match="neither resumed nor overwritten"):
         run_experiment(tiny_config, RunFolder(tmp_path), CPU, lambda name: Recorder(), resume=True)
     assert [p.name for p in tmp_path.iterdir()] == [held] and (tmp_path / held).read_text() == "mine"
+
+
+@pytest.mark.parametrize("mark", ["clients/north/ledger.sqlite", "models/server/weights.safetensors"])
+def test_a_run_whose_removal_was_killed_at_any_moment_can_be_overwritten(tmp_path, monkeypatch, mark):
+    """Whichever file goes next: what is left is known for a run, or nobody's."""
+    files = (mark, "config.yaml", "server/config.yaml", "clients/north/weights.safetensors", "a.onnx")
+    for moment in itertools.count(1):
+        run = RunFolder(tmp_path / str(moment))
+        for file in files:
+            (run.path / file).parent.mkdir(parents=True, exist_ok=True)
+            (run.path / file).write_bytes(b"")
+        left = iter(range(moment))
+
+        def stop(remove: Any, left: Iterator[int] = left) -> Any:
+            def one(*args: Any, **options: Any) -> None:
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                remove(*args, **options)
+
+            return one
+
+        with monkeypatch.context() as patch:
+            for name in ("unlink", "rmdir", "rename"):
+                patch.setattr(os, name, stop(getattr(os, name)))
+            try:
+                run.clear()
+            except KeyboardInterrupt:
+                ended = False
+            else:
+                ended = True
+        run.check(resume=False, overwrite=True)
+        if ended:
+            break
+    assert moment > 6 and not list(run.path.iterdir())
 
 
 def test_a_run_whose_server_hands_out_tokens_is_not_overwritten(run):
