@@ -33,7 +33,8 @@ CALIBRATION_IMAGES = 256
 CALIBRATION_SEED = 0
 
 FREE = re.compile(
-    r"name$|data\.(path|cache|text\.encoder)$|(server|clients\.[^.]+)\.(sampler\.|send_previous$|mixed_precision$|ledger$|path$"
+    r"name$|data\.(path|cache|text\.encoder)$"
+    r"|(server|clients\.[^.]+)\.(sampler\.|distillation\.|send_previous$|mixed_precision$|ledger$|path$"
     r"|training\.(accumulate|compile|recompute|shard)$)"
 )
 """Settings that may be others when a run is resumed: neither a training nor a release depends on them. That the images

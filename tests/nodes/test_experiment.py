@@ -180,13 +180,15 @@ def test_a_resume_with_other_images_than_were_released_is_refused(tmp_path):
     assert list(run_experiment(settings, run, CPU, lambda name: Recorder(), resume=True).models) == ["a"]
 
 
-def test_a_resume_may_sample_otherwise(tiny_config, tmp_path):
+def test_a_resume_may_sample_and_distil_otherwise(tiny_config, tmp_path):
     folder = RunFolder(tmp_path)
     run_experiment(tiny_config, folder, CPU, lambda name: Recorder())
     values = tiny_config.model_dump(mode="json", exclude_none=True)
     values["server"]["sampler"]["steps"] = 3
+    values["clients"]["north"]["distillation"]["steps"] = 5  # which train-client --distill alone heeds
     done = run_experiment(from_mapping(values), folder, CPU, lambda name: Recorder(), resume=True)
     assert len(done.server.levels("north")) == 4
+    assert folder.client("north").read_config().client("north").distillation.steps == 5
 
 
 @pytest.mark.parametrize("held", ["config.yaml", "thesis.txt"])
