@@ -139,16 +139,17 @@ class Trainer:
         }
         self.identity = checkpoint.Identity(checkpoint.digest_of_settings(plain), data.digest())
 
-    def run(self, resume: bool = False, ready: Callable[[], None] = lambda: None) -> Denoiser:
+    def run(self, resume: bool = False, ready: Callable[[int], None] = lambda step: None) -> Denoiser:
         """Train to the configured number of steps; returns the denoiser with averaged weights, on every rank.
 
-        ``ready`` is called once a resume has been accepted and before the first step, on the first rank: the place to
-        write what belongs to this training beside its weights. Raises MismatchError when a checkpoint to resume from
-        was made with another configuration or data.
+        ``ready`` is called once a resume has been accepted, with the step that it goes on from (0: none is done), and
+        before the first step, on the first rank: the place to refuse that, or to write what belongs to this training
+        beside its weights. Raises MismatchError when a checkpoint to resume from was made with another configuration
+        or data.
         """
         start = self._resume() if resume else 0
         if self.ranks.leads:
-            ready()
+            ready(start)
             if start < self.settings.steps <= self.settings.warmup_steps:
                 self.observer.note(f"warning: {_all_warm_up(self.settings)}")
             self.observer.started(start, self.settings.steps)

@@ -207,6 +207,13 @@ class Client:
         denoiser = fresh_denoiser(self.settings.network, shape, space, data, settings, self.name)
         if init is not None:
             weights.warm_start(denoiser, init)
+
+        def ready(step: int) -> None:
+            folder.check_start(step, resume=resume)
+            # Not before a resume is accepted: the configuration must stay that of the weights that lie there.
+            folder.write_config(self.config.for_client(self.name))
+            folder.write_split(self.site)
+
         check_trackers(trackers)
         if overwrite:
             folder.clear()
@@ -214,8 +221,7 @@ class Client:
         try:
             start = f"weights {init.id}" if init is not None else "fresh"
             trainer = Trainer(denoiser, data, settings, folder.path, device, watching, start)
-            # Not before a resume is accepted: the configuration must stay that of the weights that lie there.
-            trained = trainer.run(resume, ready=lambda: self._write_down(folder))
+            trained = trainer.run(resume, ready)
         finally:
             watching.close()
         model = weights.TrainedModel(trained, "client", SIGMA_MIN, data.sigma_high, settings.steps)
@@ -236,10 +242,6 @@ class Client:
             f"{self.name} keeps its {named} from the server, so images are finished without unless a device chooses "
             f"them, and clients.{self.name}.training.label_dropout=0 never trains that; set it above 0, such as 0.1."
         )
-
-    def _write_down(self, folder: NodeFolder) -> None:
-        folder.write_config(self.config.for_client(self.name))
-        folder.write_split(self.site)
 
     def sample_sheet(self, denoiser: Denoiser, device: torch.device) -> Pixels:
         """Some of its own images, noised to the cut, beside what the denoiser makes of them."""

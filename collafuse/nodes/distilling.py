@@ -44,13 +44,18 @@ def distill(
     settings = client.settings.training.model_copy(update={"steps": wanted.steps})
     once = Client(_in_one_step(client.config, client.name), client.name, client.site)
     student, data = copy.deepcopy(trained.denoiser).requires_grad_(True), once.training_data()
+
+    def ready(step: int) -> None:
+        folder.check_start(step, resume=resume)
+        folder.write_config(once.config)
+
     check_trackers(trackers)
     if overwrite:
         folder.clear()
     watching = NodeObserver(folder.path, observer, trackers, lambda denoiser: once.sample_sheet(denoiser, device))
     try:
         distiller = Distiller(student, teacher, data, settings, folder.path, device, watching, start)
-        student = distiller.run(resume, ready=lambda: folder.write_config(once.config))
+        student = distiller.run(resume, ready)
     finally:
         watching.close()
     model = weights.TrainedModel(student, "client", SIGMA_MIN, trained.sigma_high, settings.steps)

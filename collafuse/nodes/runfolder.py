@@ -79,6 +79,14 @@ class NodeFolder:
         if held and not resume and not overwrite:
             raise OutputExistsError(f"{held[0]} exists already; pass --resume or --overwrite, or choose another run.")
 
+    def check_start(self, step: int, *, resume: bool) -> None:
+        """Raise OutputExistsError where a resumed training would begin at step 0 and end in writing over weights."""
+        if resume and step == 0 and self.weights.exists():
+            raise OutputExistsError(
+                f"{self.weights} is trained, and {self.path / 'checkpoints'} holds nothing to go on from; restore the "
+                "checkpoints, or remove the weights to train from the start."
+            )
+
     def clear(self) -> None:
         """Remove an older training's results only; releases and a ledger stay. Raises StorageError."""
         _remove(self._results())
