@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -173,6 +175,18 @@ class Client:
         if spent.all() or (spent.any() and not new_only):
             raise ledger.refusal(int(spent.sum()), len(images))
         return images.take(np.flatnonzero(~spent))
+
+    def shared_digest(self) -> str:
+        """A digest of what the site shares of its training images beside their pixels, whatever order they stand in:
+        labels and captions, with the encoder that makes numbers of these."""
+        images, settings = self.site.train, self.settings
+        told = [images.text.space.encoder] if images.text is not None and settings.share_text else []
+        for row, digest in enumerate(images.digests):
+            labels = [images.label_names[k] for k in np.flatnonzero(images.labels[row])]
+            caption = "" if images.captions is None else images.captions[row]
+            shared = (sorted(labels) if settings.share_labels else [], caption if settings.share_text else "")
+            told.append(json.dumps((digest.tobytes().hex(), *shared)))
+        return hashlib.sha256("\n".join(sorted(told)).encode()).hexdigest()
 
     def training_data(self) -> TrainingData:
         """Its clean images with their labels and text, trained from SIGMA_MIN up to where it takes over."""

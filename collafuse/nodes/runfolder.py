@@ -61,6 +61,11 @@ class NodeFolder:
         return self.path / "ledger.sqlite"
 
     @property
+    def shared(self) -> Path:
+        """Beside it: a digest of the labels and captions that were released with the images."""
+        return self.path / "shared.sha256"
+
+    @property
     def releases(self) -> Path:
         """At the server: the releases it received, one file per client."""
         return self.path / "releases"

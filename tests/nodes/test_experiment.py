@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,13 +163,20 @@ def test_a_resume_with_other_settings_is_refused_from_the_first_release_on(tiny_
     run_experiment(tiny_config, run, CPU, lambda name: Recorder(), resume=True)
 
 
-def test_a_resume_with_other_images_than_were_released_is_refused(tmp_path):
-    settings = config(data={"dataset": "folder", "path": str(tmp_path / "images"), "image_size": 4, "channels": 1})
+def written(folder: Path, label: str | None = None) -> None:
+    """Nine images, the labels of two of them in turn, and each of the label if one is given."""
+    shutil.rmtree(folder, ignore_errors=True)
     images = image_set(9)
     for number, (pixels, labels) in enumerate(zip(images.pixels, images.labels, strict=True)):
-        path = tmp_path / "images" / images.label_names[labels.argmax()] / f"{number}.png"
+        path = folder / (label or images.label_names[labels.argmax()]) / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[0]).save(path)
+
+
+def test_a_resume_with_other_images_than_were_released_is_refused(tmp_path):
+    settings = config(data={"dataset": "folder", "path": str(tmp_path / "images"), "image_size": 4, "channels": 1})
+    written(tmp_path / "images")
+    path = tmp_path / "images" / "a" / "8.png"
     last = path.rename(tmp_path / path.name)
     run = RunFolder(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
@@ -177,6 +185,28 @@ def test_a_resume_with_other_images_than_were_released_is_refused(tmp_path):
     with pytest.raises(MismatchError, match="a has other images to train on than those that it released"):
         run_experiment(settings, run, CPU, lambda name: Recorder(), resume=True)
     path.unlink()
+    assert list(run_experiment(settings, run, CPU, lambda name: Recorder(), resume=True).models) == ["a"]
+
+
+@pytest.mark.parametrize(("shares", "kind"), [(True, "images"), (True, "statistics"), (False, "images")])
+def test_a_resume_with_other_labels_than_were_released_is_refused(tmp_path, monkeypatch, shares, kind):
+    data = {"dataset": "folder", "path": str(tmp_path / "images"), "image_size": 4, "channels": 1, "held_out": 0}
+    settings = config(data=data, server={"kind": kind}, share_labels=shares)
+    monkeypatch.setattr("collafuse.nodes.summary.MIN_IMAGES", 1)
+    monkeypatch.setattr("collafuse.core.statistics.MIN_IMAGES", 1)
+    run = RunFolder(tmp_path / "run")
+    written(tmp_path / "images")
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(settings, run, CPU, stopped_at("a"))
+    before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
+    written(tmp_path / "images", "a")  # the same images, and all of them are said to show a
+    if shares:
+        with pytest.raises(
+            MismatchError, match="a shares other labels or captions of its images than when it released"
+        ):
+            run_experiment(settings, run, CPU, lambda name: Recorder(), resume=True)
+        assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
+        written(tmp_path / "images")
     assert list(run_experiment(settings, run, CPU, lambda name: Recorder(), resume=True).models) == ["a"]
 
 
