@@ -184,7 +184,7 @@ class Finisher:
         self.check_stated(intermediate.labelled, intermediate.text_space is not None)
 
     def check_stated(self, labelled: bool, with_text: bool) -> None:
-        """Raise MismatchError where neither this nor what is chosen here says what images show, and it has to."""
+        """Raise MismatchError where neither this nor what is chosen here says of images what has to be said."""
         settings = self.settings
         labelled, with_text = labelled or settings.labels is not None, with_text or settings.prompts is not None
         check_stated(labelled, with_text, self.bundle.info)
