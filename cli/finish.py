@@ -44,7 +44,11 @@ def finish(
     threads: options.Threads = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", min=1, help="Images per evaluation; by default what suits image and provider."),
+        typer.Option(
+            "--batch-size",
+            min=1,
+            help="Images per evaluation; by default what suits image and provider. TensorRT takes at most 64.",
+        ),
     ] = None,
     trust: Annotated[
         Path | None,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from collafuse.core.errors import UsageError
+from edge_client.cores import MOST_ASKED
 
 MOST_ROWS = 4096
 """Images in one evaluation of the network, at most."""
@@ -34,7 +35,9 @@ ProviderOption = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads per evaluation; by default the physical cores, at most 4."),
+    typer.Option(
+        "--threads", min=1, max=MOST_ASKED, help="Threads per evaluation; by default the physical cores, at most 4."
+    ),
 ]
 
 

@@ -55,7 +55,7 @@ def train_client(
     with reporting() as reporter:
         site = Client(settings, client, load_site(settings, client, reporter))
     run = RunFolder(out)
-    before = weights.load(run.trained_client(client).weights, "client") if distill else None
+    before = run.trained_client(client) if distill else None
     teacher = weights.load(init, "server") if init is not None else None
     folder = run.client(client)
     target = folder.distilled if distill else folder

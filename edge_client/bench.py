@@ -25,7 +25,7 @@ from collafuse.core.texts import EncodedText
 from . import machine
 from .child import environment
 from .finisher import Finisher, Settings
-from .providers import AUTO, candidates, default_batch_size, named
+from .providers import AUTO, candidates, default_batch_size, most_at_once, named
 from .scratch import scratch_folder
 from .trial import seconds_per_call
 from .trust import keys_in_force
@@ -140,6 +140,8 @@ def bench(
             f"batch sizes {list(batch_sizes)}, {repetitions} repetitions; expected sizes from 1 to 4096 and 1 to "
             f"{MAX_REPETITIONS} repetitions."
         )
+    if provider != AUTO:
+        _check_taken(batch_sizes, provider)  # before it builds an engine
     options = [*_option("--provider", provider), *_option("--threads", threads)]
     options += [*_option("--steps", steps), *_option("--sampler", sampler)]
     finisher = Finisher.load(
@@ -151,6 +153,7 @@ def bench(
         trust=keys_in_force(None),  # which the processes ask as well
         say=say,
     )
+    _check_taken(batch_sizes, finisher.provider)
     info, model = finisher.bundle.info, finisher.model
     say(f"Starting fresh processes{_engines(provider)} ...")
     start = measure_start([*command, str(path.resolve())], options, sample(info, 1))
@@ -173,6 +176,13 @@ def bench(
         start=start,
         machine=describe_machine(),
     )
+
+
+def _check_taken(batch_sizes: Sequence[int], provider: str) -> None:
+    """Raise UsageError for more images at once than a provider takes: a job takes fewer then, a measurement says so."""
+    for size in batch_sizes:
+        if (taken := most_at_once(provider, size)) != size:
+            raise UsageError(f"batch size {size}: {provider} takes at most {taken} images at once; measure with fewer.")
 
 
 def _engines(provider: str) -> str:

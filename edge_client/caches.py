@@ -22,6 +22,8 @@ from collafuse.core.metadata import parse_json
 from . import machine
 
 MAX_ENTRY_BYTES = 64 << 10
+KEPT_ENGINES = 16
+"""Of engines, those that were used last are kept: each has the size of its bundle and takes minutes to build."""
 
 
 def cache_folder() -> Path:
@@ -54,14 +56,27 @@ def _is_private(folder: Path) -> bool:
 
 
 def engine_folder(provider: str, digest: str) -> Path | None:
-    """A folder for what a provider compiles from one bundle on this machine, or None.
+    """A folder for what a provider compiles from one bundle on this machine, or None; the oldest make room for it.
 
     Engines fit one model, onnxruntime, TensorRT and GPU, so all four name the folder.
     """
     import onnxruntime  # here, because doctor asks for the cache where it may be missing
 
     parts = (digest, onnxruntime.__version__, machine.tensorrt_version(), machine.gpu())
-    return usable_folder("engines", f"{provider}-{_name(parts)}")
+    folder = usable_folder("engines", f"{provider}-{_name(parts)}")
+    if folder is not None:
+        _keep_newest(folder)
+    return folder
+
+
+def _keep_newest(used: Path) -> None:
+    """Remove the engines that were used longest ago. Whoever runs one has it in memory, and whoever builds one has
+    just come here, so that its folder is among the newest."""
+    with suppress(OSError):  # as where another process removes the same one
+        os.utime(used)
+        for old in sorted(used.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT_ENGINES]:
+            if emptied(old):
+                old.rmdir()
 
 
 def emptied(folder: Path) -> bool:

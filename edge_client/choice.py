@@ -12,7 +12,7 @@ from collafuse.core.bundle import Bundle
 from collafuse.core.errors import CollaFuseError, RuntimeMissingError
 
 from . import caches, machine
-from .cores import default_threads
+from .cores import check_threads
 from .denoiser import OnnxDenoiser
 from .providers import CPU, PROVIDERS, candidates
 from .session import Say, open_session
@@ -37,7 +37,7 @@ def open_fastest(path: Path, bundle: Bundle, threads: int | None, say: Say) -> O
     names = candidates(onnxruntime.get_available_providers())
     if len(names) == 1:
         return open_session(bundle, names[0], threads, say)
-    threads = threads or default_threads()
+    threads = check_threads(threads)
     key = {
         "bundle": bundle.digest,
         "onnxruntime": onnxruntime.__version__,
@@ -67,7 +67,8 @@ def remembered(key: dict[str, str], names: list[str], say: Say) -> str | None:
 
 
 def choose(path: Path, names: list[str], threads: int, key: dict[str, str], say: Say, attempt: Try) -> str:
-    """Try each provider, say what came of it, remember and return the fastest. Raises RuntimeMissingError."""
+    """Try each provider, say what came of it, and return the fastest; it is remembered unless one lacked memory or room
+    for files. Raises RuntimeMissingError."""
     from .trial import Trial  # here, because most devices have one provider and never try
 
     say(f"Trying the providers that onnxruntime offers: {', '.join(names)} (once for this bundle and machine).")
@@ -86,5 +87,8 @@ def choose(path: Path, names: list[str], threads: int, key: dict[str, str], say:
         raise RuntimeMissingError(f"no provider runs the bundle: {why}. collafuse inspect checks the file.")
     best = min(working, key=lambda name: working[name] * (1.0 if name == CPU else WORTH_IT))
     say(f"Provider {best}: per image and evaluation, {why}.")
-    caches.write_entry(KIND, key, {"provider": best, "why": why})
+    if short := ", ".join(t.provider for t in trials if t.may_pass):
+        say(f"What {short} lacked may be there next time, so all are measured again then, unless --provider names one.")
+    else:
+        caches.write_entry(KIND, key, {"provider": best, "why": why})
     return best

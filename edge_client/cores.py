@@ -8,10 +8,14 @@ import time
 from collections.abc import Set
 from pathlib import Path
 
+from collafuse.core.errors import UsageError
+
 from .cgroups import processor_quota, text
 
 MAX_THREADS = 4
 """Networks this small gain nothing from more."""
+MOST_ASKED = 256
+"""The most that anybody may ask for: each takes memory, and with tens of thousands it hangs."""
 SLOW = 2 / 3
 """A core with less than this share of the fastest one's capacity is slow. Work is dealt evenly among threads, so one on
 such a core is waited for by all."""
@@ -19,6 +23,15 @@ such a core is waited for by all."""
 
 SAMPLES = 3
 SAMPLE_SECONDS = 0.002
+
+
+def check_threads(threads: int | None) -> int:
+    """So many threads as were asked for, or :func:`default_threads`. Raises UsageError beyond MOST_ASKED."""
+    if threads is None:
+        return default_threads()
+    if not 1 <= threads <= MOST_ASKED:
+        raise UsageError(f"{threads} threads; ask for 1 to {MOST_ASKED}, or leave it out for what suits this machine.")
+    return threads
 
 
 def default_threads(root: Path = Path("/"), allowed: Set[int] | None = None) -> int:

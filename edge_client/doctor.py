@@ -22,7 +22,7 @@ from collafuse.core.errors import CollaFuseError, RuntimeMissingError, StorageEr
 from . import machine
 from .cgroups import processor_quota
 from .child import ChildError, run_child
-from .cores import allowed_processors, default_threads, physical_cores
+from .cores import allowed_processors, check_threads, physical_cores
 from .scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def examine(bundle: Path | None = None, threads: int | None = None, say: Say = _
     yield _clock()
     try:
         with scratch_folder("trying a provider") as folder:
-            yield from _providers(folder, bundle, threads or default_threads(), say)
+            yield from _providers(folder, bundle, check_threads(threads), say)
     except StorageError as error:
         yield _untried(str(error))
 
@@ -172,7 +172,7 @@ def _processor() -> Check:
 
 def _threads(threads: int | None) -> Check:
     cores, quota = physical_cores(Path("/"), allowed_processors()), processor_quota(Path("/"))
-    found = f"{threads or default_threads()} of {cores} cores"
+    found = f"{check_threads(threads)} of {cores} cores"
     if quota is None:
         return Check("threads", OK, found)
     found += f", limited to {quota:g} processors' time"

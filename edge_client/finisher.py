@@ -32,7 +32,7 @@ from collafuse.core.texts import Prompts
 from . import proof
 from .choice import open_fastest
 from .denoiser import OnnxDenoiser, require_step
-from .providers import AUTO, CPU, default_batch_size
+from .providers import AUTO, CPU, default_batch_size, most_at_once
 from .session import Say, open_session
 
 
@@ -94,8 +94,8 @@ class Finisher:
         by default the physical cores, at most 4. trust: a file of public keys, one of which has to have signed the
         bundle, see ``trust.require``. ``say`` hears which provider was chosen and what takes long. Raises
         FileFormatError for a damaged or foreign bundle, MismatchError for one that holds a whole graph, UsageError for
-        an unknown sampler or provider, RuntimeMissingError for a provider that does not really run the bundle here, and
-        TrustError for a bundle that is not trusted.
+        an unknown sampler or provider or an impossible number of threads, RuntimeMissingError for a provider that does
+        not really run the bundle here, and TrustError for a bundle that is not trusted.
         """
         path = Path(path)
         bundle = bundles.read(path)
@@ -143,7 +143,7 @@ class Finisher:
     def finish(self, intermediate: Intermediate, batch_size: int | None = None) -> NDArray[np.uint8]:
         """Finished images, uint8 [N, H, W, C]. Raises MismatchError when the intermediate does not fit.
 
-        batch_size: images per evaluation, by default what suits provider and image size.
+        batch_size: images per evaluation at most, by default what suits provider and image size.
         """
         return np.concatenate(list(self.batches(intermediate, batch_size)))
 
@@ -154,7 +154,7 @@ class Finisher:
             yield self.finish_block(intermediate, start, batch_size)[1]
 
     def check(self, intermediate: Source, batch_size: int | None = None) -> int:
-        """The batch size, by default the one that suits provider and image size.
+        """The batch size, by default the one that suits provider and image size; at most what the provider takes.
 
         Raises MismatchError when the intermediate does not fit the bundle, UsageError for an impossible size or more
         prompts than images.
@@ -175,7 +175,8 @@ class Finisher:
                     "the intermediates were made for text and are finished as that; leave --text out, or let the "
                     "server deliver for it."
                 )
-        return batch_size or default_batch_size(self.provider, self.bundle.info.image_shape)
+        wanted = batch_size or default_batch_size(self.provider, self.bundle.info.image_shape)
+        return most_at_once(self.provider, wanted)
 
     def check_fits(self, intermediate: Source) -> None:
         """Raise MismatchError, naming both values, unless the bundle can finish these with what is chosen here."""
@@ -183,7 +184,7 @@ class Finisher:
         self.check_stated(intermediate.labelled, intermediate.text_space is not None)
 
     def check_stated(self, labelled: bool, with_text: bool) -> None:
-        """Raise MismatchError where neither this nor what is chosen here says what images show, and it has to."""
+        """Raise MismatchError where neither this nor what is chosen here says of images what has to be said."""
         settings = self.settings
         labelled, with_text = labelled or settings.labels is not None, with_text or settings.prompts is not None
         check_stated(labelled, with_text, self.bundle.info)

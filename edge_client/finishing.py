@@ -64,9 +64,10 @@ def finish_from(
         if isinstance(source, Path) or finisher.bundle.info.text_kept:
             finisher, prompts = finisher.reading(prompts), None
     info = finisher.bundle.info
-    if isinstance(source, Order) and (info.labels_kept or not info.label_names):
-        # Of these the server deals no labels out; of others it may, so that only what comes can tell.
-        finisher.check_stated(labels is not None, prompts is not None)
+    if isinstance(source, Order):
+        # Labels that the site shares the server may deal out, so that only what comes can tell; text it does not.
+        dealt = bool(info.label_names) and not info.labels_kept
+        finisher.check_stated(labels is not None or dealt, prompts is not None)
     with _opened(finisher, source, labels, prompts, folder, progress, overwrite) as intermediates:
         advance = progress("finish", len(intermediates))
         return finish_to_folder(

@@ -40,7 +40,8 @@ class Provider:
     remedy: what to do where it is missing. helpers: providers that may take what this one cannot run, apart from the
     CPU, which onnxruntime always adds. environment: what its libraries read where there is no option, unless it is set
     already. own_threads: it brings threads, which the session's own would slow down. builds_engines: it compiles a
-    bundle, which takes minutes, and keeps the result in a folder.
+    bundle, which takes minutes, and keeps the result in a folder. largest_batch: the most images at once that it takes,
+    None where memory alone is the limit.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Provider:
     environment: tuple[tuple[str, str], ...] = ()
     own_threads: bool = False
     builds_engines: bool = False
+    largest_batch: int | None = None
 
 
 def _cuda(setting: Setting) -> dict[str, str]:
@@ -109,6 +111,7 @@ PROVIDERS = {
             helpers=("cuda",),
             environment=(("NVIDIA_TF32_OVERRIDE", "0"),),  # as use_tf32 of CUDA, for which it has no option
             builds_engines=True,
+            largest_batch=TENSORRT_BATCHES[-1],
         ),
         Provider(
             "openvino",
@@ -141,6 +144,12 @@ def default_batch_size(provider: str, image_shape: tuple[int, int, int]) -> int:
     """
     _, height, width = image_shape
     return MOST_AT_ONCE if provider != CPU else min(MOST_AT_ONCE, max(1, PIXELS_AT_ONCE // (height * width)))
+
+
+def most_at_once(provider: str, wanted: int) -> int:
+    """``wanted`` images per evaluation, or as many as the provider takes where that is fewer."""
+    largest = named(provider).largest_batch
+    return wanted if largest is None else min(wanted, largest)
 
 
 def named(name: str) -> Provider:

@@ -14,7 +14,7 @@ from collafuse.core.bundle import Bundle
 from collafuse.core.errors import FileFormatError, first_line
 
 from . import caches, machine, placement
-from .cores import default_threads, may_spin
+from .cores import check_threads, may_spin
 from .denoiser import OnnxDenoiser, check_known_answer, known_answer_error
 from .providers import CPU, PROVIDERS, Provider, ProviderError, Setting, named
 from .scratch import scratch_folder
@@ -31,10 +31,10 @@ def open_session(
     """Load a bundle's graph into onnxruntime on one provider and run its known-answer test there.
 
     threads: per evaluation, by default :func:`cores.default_threads`. ``say`` hears what takes long. Raises
-    UsageError for an unknown provider, RuntimeMissingError for one that does not really run the graph, and
-    FileFormatError when onnxruntime refuses the graph or the answer is wrong.
+    UsageError for an unknown provider or an impossible number of threads, RuntimeMissingError for a provider that does
+    not really run the graph, and FileFormatError when onnxruntime refuses the graph or the answer is wrong.
     """
-    chosen, threads = named(provider), threads or default_threads()
+    chosen, threads = named(provider), check_threads(threads)
     if chosen.name != CPU:
         return _open_elsewhere(bundle, chosen, threads, say)
     options = _options(threads)

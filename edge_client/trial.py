@@ -25,6 +25,12 @@ SECONDS = 300.0
 ENGINE_SECONDS = 3600.0
 """The same where an engine is built first."""
 
+PASSING = (
+    "out of memory", "outofmemory", "memory runs out", "bad_alloc", "bad allocation", "alloc_failed", "bfcarena",
+    "failed to allocate", "could not be allocated", "no space left", "quota", "tmpdir",
+)  # fmt: skip
+"""In the words of onnxruntime, CUDA, the system and our own: no memory, or no room for files, at that moment."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -39,6 +45,11 @@ class Trial:
     milliseconds: float | None
     failure: str
     batch_size: int = 1
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it failed for a want that may be over at the next start."""
+        return any(words in self.failure.lower() for words in PASSING)
 
     def __str__(self) -> str:
         if self.milliseconds is None:

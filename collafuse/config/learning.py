@@ -59,7 +59,8 @@ class TrainingSettings(Section):
     batch_size: Count = 128
     learning_rate: Positive = 1e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 200
-    """Linear rise of the learning rate; afterwards it falls along a cosine to 1 % at the last step."""
+    """Linear rise of the learning rate; afterwards it falls along a cosine to 1 % at the last step. A training
+    that is all warm-up says so at its start."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     gradient_clip: Positive = 1.0
     """Largest global norm of a step's gradient."""

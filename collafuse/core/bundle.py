@@ -6,7 +6,8 @@ File format (ONNX, version 1 of ours):
               sigma       float32 [N]            one level per image
               labels      float32 [N, W]         condition: K labels, T numbers of a text (none without), and the
                                                  "no condition" flag; W = K + T + 1. Where the metadata say
-                                                 blank_trained false, the flag is never 1
+                                                 blank_trained false, the flag is never 1 and neither
+                                                 labels nor text are left out, where K and T are not 0
     output    x0_hat      float32 [N, C, H, W]   the clean images, estimated; preconditioning is inside
 
     With graph "whole" instead of "step" the file holds the whole finishing, for runtimes other than ours: inputs

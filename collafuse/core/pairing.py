@@ -42,18 +42,22 @@ def check_guidance(guidance: float, info: BundleInfo) -> None:
 
 
 def check_stated(labelled: bool, with_text: bool, info: BundleInfo) -> None:
-    """Raise MismatchError where nothing is said of images, unless the bundle's client was trained on such.
+    """Raise MismatchError where images lack labels or text that the bundle knows, unless its client was trained on
+    such: where it never was without a condition, it never was without either of them.
 
     labelled: whether they have labels, be they all absent, which says nothing to a bundle that knows none.
     """
-    if info.blank_trained or with_text or (labelled and info.label_names):
+    known = [
+        ("labels", labelled, f"one of the labels {', '.join(info.label_names)}" if info.label_names else ""),
+        ("text", with_text, f"text of {info.text.encoder}" if info.text is not None else ""),
+    ]
+    lacking = [name for name, there, expected in known if expected and not there]
+    if info.blank_trained or not lacking:
         return
-    labels = f"one of the labels {', '.join(info.label_names)}" if info.label_names else ""
-    text = f"text of {info.text.encoder}" if info.text is not None else ""
     raise MismatchError(
-        f"the images carry neither labels nor text, and the client {info.client} was never trained without; expected "
-        f"{', or '.join(filter(None, (labels, text)))}; choose with --label, --attributes or --text, or let its site "
-        "train it with training.label_dropout above 0, such as 0.1."
+        f"the images carry no {' and no '.join(lacking)}, and the client {info.client} was never trained without; "
+        f"expected {' and '.join(expected for _, _, expected in known if expected)}; choose with --label, --attributes "
+        "or --text, or let its site train it with training.label_dropout above 0, such as 0.1."
     )
 
 

@@ -146,6 +146,8 @@ def _promises(audit: Audit) -> Table:
             "among the rest."
         )
     notes += [f"{s.exposure.name}: {f.says}" for s in audit.sites for f in s.promises if f.attack == NOT_ASKED]
+    if not audit.membership:  # then there is no table below which these would stand
+        notes += audit.notes
     return Table("What the server received", columns, tuple(rows), tuple(notes))
 
 

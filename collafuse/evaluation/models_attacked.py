@@ -50,7 +50,7 @@ def memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[s
     """How each model tells training images from held-out ones: the server's network, where it has one, each client's
     weights, and each bundle that lies in the run folder. ``note`` hears of what was not asked."""
     asked_about = [name for name, site in run.sites.items() if len(site.held_out) >= FEWEST_OTHERS]
-    for name in run.sites.keys() - set(asked_about):
+    for name in (name for name in run.sites if name not in asked_about):
         note(f"{name} holds out fewer than {FEWEST_OTHERS} images, too few to ask about membership.")
     found: dict[str, Membership] = {}
     server = run.server_model

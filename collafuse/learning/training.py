@@ -66,6 +66,15 @@ def learning_rate_at(step: int, settings: TrainingSettings) -> float:
     return settings.learning_rate * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
 
 
+def _all_warm_up(settings: TrainingSettings) -> str:
+    """What to say of a training whose learning rate rises to the end."""
+    reached = learning_rate_at(settings.steps - 1, settings)
+    return (
+        f"training.warmup_steps={settings.warmup_steps} for a training of {settings.steps} steps: the learning rate "
+        f"rises to the end, to {reached:g} of {settings.learning_rate:g}; take fewer warmup_steps, or more steps."
+    )
+
+
 class Batch(NamedTuple):
     """A step's images, or a part of them: z [B, C, H, W] at levels sigma_floor [B], to train at sigma [B]."""
 
@@ -131,16 +140,19 @@ class Trainer:
         }
         self.identity = checkpoint.Identity(checkpoint.digest_of_settings(plain), data.digest())
 
-    def run(self, resume: bool = False, ready: Callable[[], None] = lambda: None) -> Denoiser:
+    def run(self, resume: bool = False, ready: Callable[[int], None] = lambda step: None) -> Denoiser:
         """Train to the configured number of steps; returns the denoiser with averaged weights, on every rank.
 
-        ``ready`` is called once a resume has been accepted and before the first step, on the first rank: the place to
-        write what belongs to this training beside its weights. Raises MismatchError when a checkpoint to resume from
-        was made with another configuration or data.
+        ``ready`` is called once a resume has been accepted, with the step that it goes on from (0: none is done), and
+        before the first step, on the first rank: the place to refuse that, or to write what belongs to this training
+        beside its weights. Raises MismatchError when a checkpoint to resume from was made with another configuration
+        or data.
         """
         start = self._resume() if resume else 0
         if self.ranks.leads:
-            ready()
+            ready(start)
+            if start < self.settings.steps <= self.settings.warmup_steps:
+                self.observer.note(f"warning: {_all_warm_up(self.settings)}")
             self.observer.started(start, self.settings.steps)
         self.model.train()
         with self._feed:
@@ -270,13 +282,10 @@ class Trainer:
         if log_now or save_now:
             losses = window.all()
             if not math.isfinite(losses.mean):
-                raise CollaFuseError(
-                    f"the loss is {losses.mean} by step {step}; lower learning_rate={settings.learning_rate} or take "
-                    "another seed, and train into a new run folder."
-                )
+                raise CollaFuseError(f"the loss is {losses.mean} by step {step}; {self._remedy}")
             if log_now:
                 window.restart()
-        tensors = self._held.tensors(self.optimizer) if save_now else {}
+        tensors = self._to_save(step) if save_now else {}
         averaged = self._held.averaged() if last or step % settings.sample_every == 0 else None
         if not self.ranks.leads:
             return averaged if last else None
@@ -289,6 +298,23 @@ class Trainer:
         if averaged is not None:
             self.observer.sampled(step, averaged)
         return averaged if last else None
+
+    def _to_save(self, step: int) -> dict[str, Tensor]:
+        """What a checkpoint keeps, on the first rank. Raises CollaFuseError, on every rank, where it is not finite: the
+        losses, which were computed before the step, do not tell."""
+        tensors = self._held.tensors(self.optimizer)
+        bad = sum(int((~tensor.isfinite()).sum()) for tensor in tensors.values()) if self.ranks.leads else 0
+        if (bad := self.ranks.same(bad, self.device)) > 0:
+            raise CollaFuseError(
+                f"{bad} values of weights and moments are not finite after step {step}; {self._remedy}"
+            )
+        return tensors
+
+    @property
+    def _remedy(self) -> str:
+        return (
+            f"lower learning_rate={self.settings.learning_rate} or take another seed, and train into a new run folder."
+        )
 
 
 def _parts(count: int, accumulate: int) -> list[slice]:

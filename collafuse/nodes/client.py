@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -174,6 +176,18 @@ class Client:
             raise ledger.refusal(int(spent.sum()), len(images))
         return images.take(np.flatnonzero(~spent))
 
+    def shared_digest(self) -> str:
+        """A digest of what the site shares of its training images beside their pixels, whatever order they stand in:
+        labels and captions, with the encoder that makes numbers of these."""
+        images, settings = self.site.train, self.settings
+        told = [images.text.space.encoder] if images.text is not None and settings.share_text else []
+        for row, digest in enumerate(images.digests):
+            labels = [images.label_names[k] for k in np.flatnonzero(images.labels[row])]
+            caption = "" if images.captions is None else images.captions[row]
+            shared = (sorted(labels) if settings.share_labels else [], caption if settings.share_text else "")
+            told.append(json.dumps((digest.tobytes().hex(), *shared)))
+        return hashlib.sha256("\n".join(sorted(told)).encode()).hexdigest()
+
     def training_data(self) -> TrainingData:
         """Its clean images with their labels and text, trained from SIGMA_MIN up to where it takes over."""
         images = self.site.train
@@ -207,6 +221,13 @@ class Client:
         denoiser = fresh_denoiser(self.settings.network, shape, space, data, settings, self.name)
         if init is not None:
             weights.warm_start(denoiser, init)
+
+        def ready(step: int) -> None:
+            folder.check_start(step, resume=resume)
+            # Not before a resume is accepted: the configuration must stay that of the weights that lie there.
+            folder.write_config(self.config.for_client(self.name))
+            folder.write_split(self.site)
+
         check_trackers(trackers)
         if overwrite:
             folder.clear()
@@ -214,8 +235,7 @@ class Client:
         try:
             start = f"weights {init.id}" if init is not None else "fresh"
             trainer = Trainer(denoiser, data, settings, folder.path, device, watching, start)
-            # Not before a resume is accepted: the configuration must stay that of the weights that lie there.
-            trained = trainer.run(resume, ready=lambda: self._write_down(folder))
+            trained = trainer.run(resume, ready)
         finally:
             watching.close()
         model = weights.TrainedModel(trained, "client", SIGMA_MIN, data.sigma_high, settings.steps)
@@ -236,10 +256,6 @@ class Client:
             f"{self.name} keeps its {named} from the server, so images are finished without unless a device chooses "
             f"them, and clients.{self.name}.training.label_dropout=0 never trains that; set it above 0, such as 0.1."
         )
-
-    def _write_down(self, folder: NodeFolder) -> None:
-        folder.write_config(self.config.for_client(self.name))
-        folder.write_split(self.site)
 
     def sample_sheet(self, denoiser: Denoiser, device: torch.device) -> Pixels:
         """Some of its own images, noised to where it takes over, beside what the denoiser makes of them."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..config import Config
+from ..config import ClientSettings, Config
 from ..core.errors import MismatchError
 from ..core.noise import SIGMA_MIN
 from ..learning import weights
@@ -21,7 +21,7 @@ from .watching import NodeObserver
 
 def distill(
     client: Client,
-    trained: weights.TrainedModel,
+    teacher_folder: NodeFolder,
     folder: NodeFolder,
     device: torch.device,
     observer: Observer,
@@ -30,13 +30,15 @@ def distill(
     overwrite: bool = False,
     trackers: Sequence[str] = (),
 ) -> weights.TrainedModel:
-    """Train a client that finishes in one evaluation on what the ``trained`` one makes in several.
+    """Train a client that finishes in one evaluation on what the trained one of ``teacher_folder`` makes in several.
 
     ``folder`` gets it, and a configuration of one step and no guidance, which it has learned.
     ``overwrite`` removes an older one, once nothing is left to refuse. Raises MismatchError where the configuration or
     the data fit another client than the trained one.
     """
+    trained = weights.load(teacher_folder.weights, "client")
     _check_same_task(client, trained)
+    _check_blank_known(client, teacher_folder.read_config().client(client.name))
     wanted, sampler = client.settings.distillation, client.settings.sampler
     teacher = Teacher(trained.denoiser, sampler.name, wanted.teacher_steps, sampler.sigma_low, sampler.guidance)
     start = f"distilled from {trained.id} by {sampler.name} in {wanted.teacher_steps} steps: {sampler.sigma_low:g}, "
@@ -44,13 +46,18 @@ def distill(
     settings = client.settings.training.model_copy(update={"steps": wanted.steps})
     once = Client(_in_one_step(client.config, client.name), client.name, client.site)
     student, data = copy.deepcopy(trained.denoiser).requires_grad_(True), once.training_data()
+
+    def ready(step: int) -> None:
+        folder.check_start(step, resume=resume)
+        folder.write_config(once.config)
+
     check_trackers(trackers)
     if overwrite:
         folder.clear()
     watching = NodeObserver(folder.path, observer, trackers, lambda denoiser: once.sample_sheet(denoiser, device))
     try:
         distiller = Distiller(student, teacher, data, settings, folder.path, device, watching, start)
-        student = distiller.run(resume, ready=lambda: folder.write_config(once.config))
+        student = distiller.run(resume, ready)
     finally:
         watching.close()
     model = weights.TrainedModel(student, "client", SIGMA_MIN, trained.sigma_high, settings.steps)
@@ -71,6 +78,17 @@ def _check_same_task(client: Client, trained: weights.TrainedModel) -> None:
                 f"the trained client of {client.name} has another {name}: {then}, here it is {now}; restore what it "
                 "was trained with, or train it again first."
             )
+
+
+def _check_blank_known(client: Client, taught: ClientSettings) -> None:
+    """Raise MismatchError where images without a condition would be taught by a teacher that never saw one: a bundle
+    of its student would say that they were trained."""
+    share = client.settings.training.label_dropout
+    if share > 0 and taught.training.label_dropout == 0 and client.site.train.space.width > 1:
+        raise MismatchError(
+            f"the trained client of {client.name} was trained with label_dropout=0, never without a condition, here it "
+            f"is {share:g}; set training.label_dropout to 0, or train it again first."
+        )
 
 
 def _in_one_step(config: Config, name: str) -> Config:

@@ -33,11 +33,12 @@ CALIBRATION_IMAGES = 256
 CALIBRATION_SEED = 0
 
 FREE = re.compile(
-    r"name$|data\.(path|cache|text\.encoder)$|(server|clients\.[^.]+)\.(sampler\.|send_previous$|mixed_precision$|ledger$|path$"
+    r"name$|data\.(path|cache|text\.encoder)$"
+    r"|(server|clients\.[^.]+)\.(sampler\.|distillation\.|send_previous$|mixed_precision$|ledger$|path$"
     r"|training\.(accumulate|compile|recompute|shard)$)"
 )
 """Settings that may be others when a run is resumed: neither a training nor a release depends on them. That the images
-are the same is checked by their digests, see :func:`refuse_other_images`, and their text as each training goes on."""
+and what is shared of them are the same is checked by digests, see :func:`refuse_other_images`."""
 
 ObserverOf = Callable[[str], Observer]
 """Makes an observer for a node by its name."""
@@ -79,7 +80,7 @@ def run_experiment(
     clients = {name: Client(config, name, site) for name, site in load_sites(config, listener).items()}
     ledgers = {name: Ledger(run.client(name).ledger) for name in clients}
     if resume:
-        refuse_other_images(clients, ledgers)
+        refuse_other_images(run, clients, ledgers)
     if overwrite and not resume:
         run.clear()  # only now that configuration, device and data are known to be good
     for ledger in ledgers.values():
@@ -89,6 +90,7 @@ def run_experiment(
         path = run.server.releases / f"{name}{SUFFIX}"
         if not (resume and path.exists()):
             release = client.release_statistics if config.server.kind == "statistics" else client.release
+            write_bytes(run.client(name).shared, client.shared_digest().encode(), overwrite=True)
             release(path, ledgers[name], simulated=True)
     if config.server.kind == "statistics":
         given = read_statistics(run.server.releases, accept_simulated=True)
@@ -122,14 +124,24 @@ def refuse_another(run: RunFolder, config: Config) -> None:
             )
 
 
-def refuse_other_images(clients: Mapping[str, Client], ledgers: Mapping[str, Ledger]) -> None:
-    """Raise MismatchError when a site has other images than it released: the server would have learned from images of
-    which its client knows nothing, or that are held out now."""
+def refuse_other_images(run: RunFolder, clients: Mapping[str, Client], ledgers: Mapping[str, Ledger]) -> None:
+    """Raise MismatchError when a site has other images than it released, or shares other labels or captions of them:
+    the server would have learned from images of which its client knows nothing, or that are held out now, or to be
+    asked for what its client does not mean."""
     for name, client in clients.items():
-        if ledgers[name].path.exists() and ledgers[name].released_others(client.site.train.digests):
+        if not ledgers[name].path.exists():
+            continue
+        digests, shared = client.site.train.digests, run.client(name).shared
+        if ledgers[name].released_others(digests):
             raise MismatchError(
                 f"{name} has other images to train on than those that it released in this run; restore its data, or "
                 "train into a new run folder."
+            )
+        released = shared.exists() and bool(ledgers[name].spent(digests).any())
+        if released and shared.read_text() != client.shared_digest():
+            raise MismatchError(
+                f"{name} shares other labels or captions of its images than when it released them in this run; restore "
+                "them, or train into a new run folder."
             )
 
 

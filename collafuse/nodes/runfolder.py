@@ -27,6 +27,8 @@ RESULTS = tuple(
 """What training a node writes."""
 MODELS = "models"
 """In a baseline's run, in place of ``server/`` and ``clients/``: what it trained."""
+MARKS = ("clients", MODELS)
+"""One of them holds what a run is known by."""
 RUN_ENTRIES = (CONFIG, "server", "clients", MODELS, "pictures", "finished", "evaluation", "report.html")
 RUN_SUFFIXES = (".onnx", ".safetensors")
 """What ``train`` and ``demo`` write into a run folder, and the commands that measure a run."""
@@ -59,6 +61,11 @@ class NodeFolder:
         return self.path / "ledger.sqlite"
 
     @property
+    def shared(self) -> Path:
+        """Beside it: a digest of the labels and captions that were released with the images."""
+        return self.path / "shared.sha256"
+
+    @property
     def releases(self) -> Path:
         """At the server: the releases it received, one file per client."""
         return self.path / "releases"
@@ -76,6 +83,14 @@ class NodeFolder:
         held = self._results()
         if held and not resume and not overwrite:
             raise OutputExistsError(f"{held[0]} exists already; pass --resume or --overwrite, or choose another run.")
+
+    def check_start(self, step: int, *, resume: bool) -> None:
+        """Raise OutputExistsError where a resumed training would begin at step 0 and end in writing over weights."""
+        if resume and step == 0 and self.weights.exists():
+            raise OutputExistsError(
+                f"{self.weights} is trained, and {self.path / 'checkpoints'} holds nothing to go on from; restore the "
+                "checkpoints, or remove the weights to train from the start."
+            )
 
     def clear(self) -> None:
         """Remove an older training's results only; releases and a ledger stay. Raises StorageError."""
@@ -180,8 +195,18 @@ class RunFolder:
                 )
 
     def clear(self) -> None:
-        """Remove an older run that :meth:`check` has accepted. Raises StorageError."""
-        _remove(sorted(self.path.iterdir()) if self.path.is_dir() else [])
+        """Remove an older run that :meth:`check` has accepted, last what it is known by: killed at any moment, it
+        leaves a run, or what :meth:`check` takes for nothing. Raises StorageError."""
+        held = sorted(self.path.iterdir()) if self.path.is_dir() else []
+        marks = [path for path in held if path.name in MARKS]
+        _remove([path for path in held if path not in marks])
+        for path in marks:
+            hidden = path.with_name(f"{PARTIAL_PREFIX}{path.name}")
+            try:
+                path.rename(hidden)
+            except OSError as error:
+                raise _not_removed(path, error) from error
+            _remove([hidden])
 
 
 def _write_config(folder: Path, config: Config) -> None:
@@ -202,4 +227,8 @@ def _remove(paths: Sequence[Path]) -> None:
             else:
                 path.unlink()
         except OSError as error:
-            raise StorageError(f"cannot remove {path}: {error.strerror}; remove it by hand and try again.") from error
+            raise _not_removed(path, error) from error
+
+
+def _not_removed(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"cannot remove {path}: {error.strerror}; remove it by hand and try again.")

@@ -65,7 +65,8 @@ def train_server(
         parts = [server.deliver(name, SHEET_IMAGES, seed=settings.seed).x for name in sites]
         return contact_sheet(to_uint8(np.concatenate(parts)), columns=SHEET_IMAGES)
 
-    def ready() -> None:
+    def ready(step: int) -> None:
+        folder.check_start(step, resume=resume)
         # Not before a resume is accepted: both must stay those of the weights that lie there.
         folder.write_config(config.for_server())
         write_sites(folder.sites, sites)

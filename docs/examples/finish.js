@@ -81,9 +81,10 @@ function conditionsOf(tensors, metadata, bundle, count) {
   if (text && metadata.text_encoder !== bundle.text_encoder) {
     throw new Error(`text of ${metadata.text_encoder} does not fit the bundle's ${bundle.text_encoder ?? 'none'}.`);
   }
-  if (!bundle.blank_trained && !text && (!labels || known.length === 0)) {
-    throw new Error(`the images carry neither labels nor text, and the client was never trained without; let the ` +
-      `server deliver for a label (${known.join(', ') || 'it knows none'}) or a text (${bundle.text_encoder ?? 'it takes none'}).`);
+  const lacking = [known.length > 0 && !labels && 'labels', bundle.text_encoder && !text && 'text'].filter(Boolean);
+  if (!bundle.blank_trained && lacking.length > 0) {
+    throw new Error(`the images carry no ${lacking.join(' and no ')}, and the client was never trained without; let the ` +
+      `server deliver for a label (${known.join(', ') || 'it knows none'}) and a text (${bundle.text_encoder ?? 'it takes none'}).`);
   }
   for (let row = 0; row < count; row++) {
     // Nothing is said of an image: no text, and no labels or none that the bundle knows of.

@@ -60,14 +60,14 @@ def test_guidance_that_compares_with_it_is_refused(finisher_of, guidance):
 @pytest.mark.parametrize(
     ("names", "text", "offered"),
     [
-        (NAMES, None, "one of the labels x, y"),
-        (NAMES, TEXT, "one of the labels x, y, or text of t5-4-00"),
-        ((), TEXT, "text of t5-4-00"),
+        (NAMES, None, "no labels.*expected one of the labels x, y;"),
+        (NAMES, TEXT, "no labels and no text.*expected one of the labels x, y and text of t5-4-00;"),
+        ((), TEXT, "no text.*expected text of t5-4-00;"),
     ],
 )
 def test_images_of_which_nothing_is_said_are_refused(finisher_of, tmp_path, names, text, offered):
     finisher = finisher_of(names, text)
-    said = f"neither labels nor text, and the client north was never trained.*expected {offered}; choose"
+    said = f"the images carry {offered} choose"
     with pytest.raises(MismatchError, match=said):
         finisher.finish(batch())
     finisher_of(names, text, blank_trained=True).finish(batch())
@@ -76,8 +76,20 @@ def test_images_of_which_nothing_is_said_are_refused(finisher_of, tmp_path, name
 def test_labels_all_absent_say_nothing_where_the_bundle_has_none(finisher_of):
     said = batch(labels=np.zeros((3, 1), dtype=np.uint8), label_names=("z",))
     finisher_of().finish(said)
-    with pytest.raises(MismatchError, match="neither labels nor text"):
+    with pytest.raises(MismatchError, match="the images carry no text"):
         finisher_of((), TEXT).finish(said)
+
+
+def test_one_of_two_does_not_do_where_neither_was_trained_without_the_other(finisher_of):
+    """Without dropout each image had its labels and its text."""
+    labelled = batch(labels=np.eye(3, 2, dtype=np.uint8), label_names=NAMES)
+    with_text = batch(text=EncodedText(TEXT, ROWS))
+    for one, lacking in ((labelled, "text"), (with_text, "labels")):
+        with pytest.raises(MismatchError, match=f"the images carry no {lacking}, and the client north was never"):
+            finisher_of(NAMES, TEXT).finish(one)
+        finisher_of(NAMES, TEXT, blank_trained=True).finish(one)
+    finisher_of(NAMES, TEXT).finish(dataclasses.replace(labelled, text=with_text.text))
+    finisher_of(NAMES, TEXT).showing(["x"]).finish(with_text)
 
 
 def test_a_label_or_a_text_will_do_delivered_or_chosen_here(finisher_of):
@@ -88,10 +100,12 @@ def test_a_label_or_a_text_will_do_delivered_or_chosen_here(finisher_of):
     finisher_of((), TEXT).finish(batch(text=text))
 
 
-@pytest.mark.parametrize(("names", "text", "kept"), [(NAMES, None, True), ((), TEXT, False)])
+@pytest.mark.parametrize(
+    ("names", "text", "kept"), [(NAMES, None, True), ((), TEXT, False), (NAMES, TEXT, True), (NAMES, TEXT, False)]
+)
 def test_an_order_without_a_condition_is_refused_before_anything_is_asked(finisher_of, tmp_path, names, text, kept):
     finisher = finisher_of(names, text, labels_kept=kept)
-    with pytest.raises(MismatchError, match="neither labels nor text"):
+    with pytest.raises(MismatchError, match="the images carry no "):
         finish_from(finisher, Order(None, 3), tmp_path / "out", progress=lambda what, total: print)
     assert not (tmp_path / "out").exists()
 

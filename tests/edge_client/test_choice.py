@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from collafuse.core.errors import RuntimeMissingError
 from collafuse.core.intermediate import Intermediate
-from edge_client import Finisher, caches, choice, trial
+from edge_client import Finisher, caches, choice, placement, trial
 from edge_client.child import ChildError, run_child
 from edge_client.trial import Trial, try_here, try_isolated
 from tests.bundles import SHAPE, halving_bundle
@@ -79,6 +80,41 @@ def test_an_engine_that_could_not_be_kept_is_not_built_at_each_start(monkeypatch
     said: list[str] = []
     assert choose({"cpu": 2.0, "tensorrt": 1.0}, said) == "cpu"
     assert "tensorrt fails (not tried: the cache folder" in said[-1]
+
+
+ALLOCATION = (
+    "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Conv node. "
+    "Name:'node_conv2d' Status Message: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:376 void* "
+    "onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*, bool, onnxruntime::Wait"
+)
+"""As onnxruntime says it; the words that would be plainer are cut off."""
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ALLOCATION,
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
+        "std::bad_alloc",
+        "it was killed (SIGKILL), as where memory runs out",
+        "cannot write a temporary file (No space left on device), which checking a provider needs",
+        placement.shortfall(Counter(), "x"),
+    ],
+)
+def test_a_provider_that_lacked_memory_or_room_is_tried_again(failure):
+    outcomes, said = {"cpu": Trial("cpu", 1.0, ""), "cuda": Trial("cuda", None, failure)}, []
+    for _ in range(2):
+        best = choice.choose(Path("x"), ["cpu", "cuda"], 1, KEY, said.append, lambda path, name, *_: outcomes[name])
+        assert best == "cpu" and "What cuda lacked" in said[-1]
+        assert choice.remembered(KEY, ["cpu", "cuda"], said.append) is None
+
+
+@pytest.mark.parametrize("failure", ["it crashed (SIGSEGV)", "libcudnn.so.9: no such file", "it did not finish"])
+def test_a_provider_that_fails_for_good_is_not_tried_again(failure):
+    outcomes, said = {"cpu": Trial("cpu", 1.0, ""), "cuda": Trial("cuda", None, failure)}, []
+    choice.choose(Path("x"), ["cpu", "cuda"], 1, KEY, said.append, lambda path, name, *_: outcomes[name])
+    assert choice.remembered(KEY, ["cpu", "cuda"], said.append) == "cpu"
 
 
 def test_when_none_works_each_reason_is_given():
@@ -249,6 +285,17 @@ def test_a_relative_cache_folder_is_ignored(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert caches.cache_folder() == tmp_path / ".cache" / "collafuse"
+
+
+def test_the_engines_that_were_used_last_are_kept_and_others_go(monkeypatch):
+    """A bundle that is exported again, an update of onnxruntime: each leaves an engine that nobody asks for."""
+    folders = [caches.engine_folder("tensorrt", str(number)) for number in range(caches.KEPT_ENGINES)]
+    for age, folder in enumerate(reversed(folders), start=1):
+        (folder / "one.engine").write_bytes(b"")
+        os.utime(folder, (1e9 - age, 1e9 - age))
+    caches.engine_folder("tensorrt", "0")  # the oldest, used again
+    new = caches.engine_folder("tensorrt", "new")
+    assert set(new.parent.iterdir()) == {new, *folders} - {folders[1]}
 
 
 def test_engines_of_another_bundle_or_runtime_lie_elsewhere(monkeypatch):

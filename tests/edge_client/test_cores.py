@@ -6,8 +6,11 @@ import os
 
 import pytest
 
+from collafuse.core.errors import UsageError
+from edge_client import Finisher
 from edge_client.cgroups import memory_left_mb, processor_quota
-from edge_client.cores import MAX_THREADS, default_threads, may_spin, physical_cores
+from edge_client.cores import MAX_THREADS, MOST_ASKED, check_threads, default_threads, may_spin, physical_cores
+from tests.bundles import halving_bundle
 
 CPU = "sys/devices/system/cpu"
 
@@ -119,6 +122,19 @@ def test_slow_cores_beside_fast_ones_do_not_count(tmp_path, capacities, expected
     system(root, {f"{CPU}/cpu{i}/cpu_capacity": f"{value}\n" for i, value in enumerate(capacities)})
     assert default_threads(root, set(range(len(capacities)))) == expected
     assert default_threads(root, {0, 1}) == (2 if capacities[0] == capacities[1] else 1)
+
+
+@pytest.mark.parametrize("threads", [-1, 0, MOST_ASKED + 1, 10**9])
+def test_absurd_numbers_of_threads_are_refused_with_what_is_taken(threads, tmp_path):
+    path = tmp_path / "halving.onnx"
+    path.write_bytes(halving_bundle())
+    for provider in ("cpu", "auto"):
+        with pytest.raises(UsageError, match=f"^{threads} threads; ask for 1 to {MOST_ASKED}"):
+            Finisher.load(path, provider=provider, threads=threads)
+
+
+def test_what_is_asked_for_within_reason_is_what_is_used():
+    assert [check_threads(threads) for threads in (1, MOST_ASKED, None)] == [1, MOST_ASKED, default_threads()]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to processors")

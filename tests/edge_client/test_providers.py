@@ -7,6 +7,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -15,8 +16,18 @@ import pytest
 from collafuse.core import bundle as bundles
 from collafuse.core.errors import FileFormatError, RuntimeMissingError, UsageError
 from edge_client import Finisher, caches, placement, session
-from edge_client.bench import sample
-from edge_client.providers import PROVIDERS, Provider, ProviderError, Setting, candidates, default_batch_size, named
+from edge_client.bench import bench, sample
+from edge_client.denoiser import OnnxDenoiser
+from edge_client.providers import (
+    PROVIDERS,
+    Provider,
+    ProviderError,
+    Setting,
+    candidates,
+    default_batch_size,
+    most_at_once,
+    named,
+)
 from edge_client.session import open_session
 from edge_client.tinybundle import tiny_bundle
 from tests.bundles import halving_bundle, halving_info, resealed
@@ -76,6 +87,23 @@ def test_an_engine_is_built_for_every_batch_and_kept(tmp_path):
 )
 def test_a_cpu_takes_few_images_at_once(provider, side, expected):
     assert default_batch_size(provider, (3, side, side)) == expected
+
+
+def test_a_job_takes_no_more_images_at_once_than_its_provider(halving, monkeypatch):
+    """A TensorRT engine fails beyond the batches that it was built for."""
+    monkeypatch.setitem(PROVIDERS, "same", replace(SAME, largest_batch=2))
+    finisher, sizes = Finisher.load(halving, provider="same"), []
+    call = OnnxDenoiser.__call__
+    monkeypatch.setattr(OnnxDenoiser, "__call__", lambda self, x, *more: sizes.append(len(x)) or call(self, x, *more))
+    batch = sample(finisher.bundle.info, 5)
+    assert len(finisher.finish(batch, batch_size=4)) == 5
+    assert max(sizes) == 2 and finisher.check(batch, 1) == 1
+    with pytest.raises(UsageError, match="batch size 3: same takes at most 2 images at once; measure with fewer"):
+        bench(halving, (), provider="same", batch_sizes=(2, 3))
+
+
+def test_the_largest_batch_of_an_engine_is_what_it_was_built_for():
+    assert most_at_once("tensorrt", 100) == most_at_once(TENSORRT, 64) == 64 and most_at_once("cpu", 100) == 100
 
 
 # --- where operators ran ------------------------------------------------------------------------------------

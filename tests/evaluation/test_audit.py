@@ -232,6 +232,18 @@ def test_a_part_of_a_large_site_is_attacked_and_said_and_a_site_of_three_images_
     assert {alarm.partition(":")[0] for alarm in found.alarms} == {"north"}  # more releases than images
 
 
+def test_where_no_site_holds_out_enough_it_is_said_why_nothing_was_asked_about_membership(
+    honest, digits_run, monkeypatch
+):
+    monkeypatch.setattr(models_attacked, "FEWEST_OTHERS", 10**6)
+    said: list[str] = []
+    assert models_attacked.memberships(WholeRun.open(digits_run, CPU), 0, said.append) == {}
+    assert [note.split()[0] for note in said] == ["north", "east", "south"] and "too few to ask" in said[0]
+    shown = replace(honest, membership={}, notes=tuple(said)).tables
+    assert not any("Membership" in table.title for table in shown)
+    assert [note for table in shown for note in table.notes if note in said] == said
+
+
 def test_a_gallery_holds_the_attacked_first_and_each_image_once(digits_run):
     run = WholeRun.open(digits_run, CPU)
     site = run.sites["north"]

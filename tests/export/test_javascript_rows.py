@@ -106,15 +106,18 @@ def test_text_of_another_encoder_is_refused(tmp_path, takes):
 
 
 @pytest.mark.parametrize(
-    ("names", "labels", "text", "done_well"),
-    [(("x", "y"), False, None, False), ((), "absent", None, False), ((), False, TEXT, True),
-     (("x", "y"), True, None, True), (("x", "y"), "absent", None, True)],
+    ("names", "takes", "labels", "text", "lacking"),
+    [(("x", "y"), None, False, None, "labels"), (("x", "y"), TEXT, False, None, "labels and no text"),
+     (("x", "y"), TEXT, True, None, "text"), (("x", "y"), TEXT, False, TEXT, "labels"),
+     ((), TEXT, "absent", None, "text"), ((), TEXT, False, TEXT, None),
+     (("x", "y"), None, True, None, None), (("x", "y"), TEXT, "absent", TEXT, None)],
 )  # fmt: skip
-def test_images_without_a_condition_are_refused_where_that_was_never_trained(tmp_path, names, labels, text, done_well):
-    done = finish(tmp_path, ConditionSpace(names, TEXT), intermediate(labels, text), blank_trained=False)
-    assert (done.returncode == 0) is done_well
-    assert ("neither labels nor text" in done.stderr) is not done_well
-    assert (tmp_path / "out").exists() is done_well
+def test_images_that_lack_what_the_client_was_never_trained_without_are_refused(
+    tmp_path, names, takes, labels, text, lacking
+):
+    done = finish(tmp_path, ConditionSpace(names, takes), intermediate(labels, text), blank_trained=False)
+    assert (done.returncode == 0) is (lacking is None) is (tmp_path / "out").exists()
+    assert lacking is None or f"the images carry no {lacking}, and the client" in done.stderr
 
 
 @pytest.mark.parametrize("channels", [2, 4])

@@ -239,6 +239,22 @@ def test_any_length_of_warm_up_keeps_the_rate_in_range(warmup):
     assert all(0 < rate <= 1 for rate in rates)
 
 
+@pytest.mark.parametrize(("warmup", "reached"), [(6, "0.001"), (24, "0.00025")])
+def test_a_warm_up_that_fills_the_training_is_said_once_as_it_starts(tmp_path, warmup, reached):
+    observer = Recorder()
+    trainer(tmp_path, observer, warmup_steps=warmup).run()
+    (note,) = observer.notes
+    assert f"warmup_steps={warmup} for a training of 6 steps" in note and f"to {reached} of 0.001" in note
+
+
+@pytest.mark.parametrize(("warmup", "resume"), [(5, False), (24, True)])
+def test_a_warm_up_that_ends_or_a_training_that_is_done_needs_no_word(tmp_path, warmup, resume):
+    trainer(tmp_path, warmup_steps=warmup).run()
+    observer = Recorder()
+    trainer(tmp_path, observer, warmup_steps=warmup).run(resume=resume)
+    assert not observer.notes
+
+
 class Weights(Recorder):
     """Keeps the weights after each step."""
 
@@ -307,6 +323,22 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_saves_no_such_weights(
     with pytest.raises(CollaFuseError, match=r"loss is .* by step \d; lower learning_rate=0\.001"):
         trainer(tmp_path, data=data, log_every=log_every, checkpoint_every=1, batch_size=10).run()
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("at", [3, 6])
+def test_weights_that_are_not_finite_are_not_saved_and_an_older_checkpoint_stays(tmp_path, at):
+    training = trainer(tmp_path)
+    step = training.optimizer.step
+
+    def overflowing() -> None:
+        step()
+        if training.optimizer.state_dict()["state"][0]["step"] == at:
+            list(training.model.parameters())[-1].data.flatten()[0] = float("inf")
+
+    training.optimizer.step = overflowing  # the losses of this step are finite, which were computed before it
+    with pytest.raises(CollaFuseError, match=rf"^2 values .* after step {at}; lower learning_rate=0\.001"):
+        training.run()
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["step-00000003.safetensors"] * (at == 6)
 
 
 def test_batches_stay_above_the_floor_and_drop_labels_and_mirror_images(tmp_path):

@@ -282,6 +282,22 @@ def test_a_training_resumes_only_from_a_checkpoint_with_the_same_start(tmp_path)
         client(image_set(6)).train(NodeFolder(tmp_path / "a"), CPU, Recorder(), resume=True, init=teacher)
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_weights_without_a_checkpoint_are_not_trained_again_by_a_resume(tmp_path, damaged):
+    folder, observer = NodeFolder(tmp_path), Recorder()
+    site = client(image_set(6))
+    made = site.train(folder, CPU, Recorder())
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.write_bytes(b"") if damaged else path.unlink()
+    with pytest.raises(
+        OutputExistsError, match=r"weights.safetensors is trained, .*checkpoints.*or remove the weights"
+    ):
+        site.train(folder, CPU, observer, resume=True)
+    assert weights.load(folder.weights).id == made.id and not observer.starts
+    folder.weights.unlink()
+    assert site.train(folder, CPU, Recorder(), resume=True).id == made.id
+
+
 def test_metrics_of_a_resumed_training_repeat_no_step(tmp_path):
     folder = NodeFolder(tmp_path)
     site = client(image_set(6))

@@ -9,7 +9,7 @@ from collafuse.core.errors import MismatchError
 from collafuse.learning import weights
 from collafuse.nodes.distilling import distill
 from collafuse.nodes.runfolder import NodeFolder
-from tests.nodes.sites import client, config
+from tests.nodes.sites import TRAINING, client, config
 from tests.tiny import CPU, Recorder, image_set
 
 
@@ -21,7 +21,7 @@ def trained(tmp_path, steps: int = 4, guidance: float = 1.0):
 
 def test_the_configuration_beside_it_says_one_step_without_guidance(tmp_path):
     site, model, folder = trained(tmp_path, guidance=2.0)
-    made = distill(site, model, folder.distilled, CPU, Recorder())
+    made = distill(site, folder, folder.distilled, CPU, Recorder())
     sampler = folder.distilled.read_config().client("a").sampler
     assert (sampler.steps, sampler.guidance) == (1, 1.0)
     assert made.sigma_high == model.sigma_high and made.id != model.id
@@ -30,13 +30,13 @@ def test_the_configuration_beside_it_says_one_step_without_guidance(tmp_path):
 
 def test_the_trained_client_keeps_its_weights(tmp_path):
     site, model, folder = trained(tmp_path)
-    distill(site, model, folder.distilled, CPU, Recorder())
+    distill(site, folder, folder.distilled, CPU, Recorder())
     assert weights.load(folder.weights).id == model.id
 
 
 def test_an_interrupted_distillation_goes_on_to_the_same_weights(tmp_path):
-    site, model, folder = trained(tmp_path / "a")
-    whole = distill(site, model, folder.distilled, CPU, Recorder())
+    site, _, folder = trained(tmp_path / "a")
+    whole = distill(site, folder, folder.distilled, CPU, Recorder())
 
     class Interrupt(Recorder):
         def logged(self, record):
@@ -44,19 +44,19 @@ def test_an_interrupted_distillation_goes_on_to_the_same_weights(tmp_path):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        distill(site, model, NodeFolder(tmp_path / "b"), CPU, Interrupt())
-    resumed = distill(site, model, NodeFolder(tmp_path / "b"), CPU, Recorder(), resume=True)
+        distill(site, folder, NodeFolder(tmp_path / "b"), CPU, Interrupt())
+    resumed = distill(site, folder, NodeFolder(tmp_path / "b"), CPU, Recorder(), resume=True)
     pairs = zip(whole.denoiser.parameters(), resumed.denoiser.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_distillation_does_not_go_on_from_another_teacher(tmp_path):
-    site, model, folder = trained(tmp_path / "a")
-    distill(site, model, folder.distilled, CPU, Recorder())
+    site, _, folder = trained(tmp_path / "a")
+    distill(site, folder, folder.distilled, CPU, Recorder())
     other = client(image_set(12, seed=1), site.config)
-    teacher = other.train(NodeFolder(tmp_path / "b"), CPU, Recorder())
+    other.train(NodeFolder(tmp_path / "b"), CPU, Recorder())
     with pytest.raises(MismatchError, match="starting weights"):
-        distill(site, teacher, folder.distilled, CPU, Recorder(), resume=True)
+        distill(site, NodeFolder(tmp_path / "b"), folder.distilled, CPU, Recorder(), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,27 @@ def test_a_distillation_does_not_go_on_from_another_teacher(tmp_path):
     ],
 )
 def test_a_client_is_distilled_for_what_it_was_trained_for(tmp_path, images, changes, what):
-    _, model, folder = trained(tmp_path)
+    folder = trained(tmp_path)[2]
     with pytest.raises(MismatchError, match=what):
-        distill(client(images, config(**changes)), model, folder.distilled, CPU, Recorder())
+        distill(client(images, config(**changes)), folder, folder.distilled, CPU, Recorder())
     assert not folder.distilled.path.exists()
+
+
+@pytest.mark.parametrize(("taught", "wanted", "refused"), [(0, 0.1, True), (0, 0, False), (0.1, 0, False)])
+def test_a_student_is_not_taught_images_without_a_condition_by_a_teacher_that_knows_none(
+    tmp_path, taught, wanted, refused
+):
+    """Its bundle would say that they were trained, and finish them."""
+    teacher, student = (
+        client(image_set(12), config(distillation={"steps": 1}, training=TRAINING | {"label_dropout": share}))
+        for share in (taught, wanted)
+    )
+    folder = NodeFolder(tmp_path)
+    teacher.train(folder, CPU, Recorder())
+    if refused:
+        with pytest.raises(MismatchError, match=r"label_dropout=0, never without a condition, here it is 0\.1"):
+            distill(student, folder, folder.distilled, CPU, Recorder())
+        assert not folder.distilled.path.exists()
+        return
+    distill(student, folder, folder.distilled, CPU, Recorder())
+    assert folder.distilled.read_config().client("a").training.label_dropout == wanted

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -159,13 +163,20 @@ def test_a_resume_with_other_settings_is_refused_from_the_first_release_on(tiny_
     run_experiment(tiny_config, run, CPU, lambda name: Recorder(), resume=True)
 
 
-def test_a_resume_with_other_images_than_were_released_is_refused(tmp_path):
-    settings = config(data={"dataset": "folder", "path": str(tmp_path / "images"), "image_size": 4, "channels": 1})
+def written(folder: Path, label: str | None = None) -> None:
+    """Nine images, the labels of two of them in turn, and each of the label if one is given."""
+    shutil.rmtree(folder, ignore_errors=True)
     images = image_set(9)
     for number, (pixels, labels) in enumerate(zip(images.pixels, images.labels, strict=True)):
-        path = tmp_path / "images" / images.label_names[labels.argmax()] / f"{number}.png"
+        path = folder / (label or images.label_names[labels.argmax()]) / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[0]).save(path)
+
+
+def test_a_resume_with_other_images_than_were_released_is_refused(tmp_path):
+    settings = config(data={"dataset": "folder", "path": str(tmp_path / "images"), "image_size": 4, "channels": 1})
+    written(tmp_path / "images")
+    path = tmp_path / "images" / "a" / "8.png"
     last = path.rename(tmp_path / path.name)
     run = RunFolder(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
@@ -177,13 +188,37 @@ def test_a_resume_with_other_images_than_were_released_is_refused(tmp_path):
     assert list(run_experiment(settings, run, CPU, lambda name: Recorder(), resume=True).models) == ["a"]
 
 
-def test_a_resume_may_sample_otherwise(tiny_config, tmp_path):
+@pytest.mark.parametrize(("shares", "kind"), [(True, "images"), (True, "statistics"), (False, "images")])
+def test_a_resume_with_other_labels_than_were_released_is_refused(tmp_path, monkeypatch, shares, kind):
+    data = {"dataset": "folder", "path": str(tmp_path / "images"), "image_size": 4, "channels": 1, "held_out": 0}
+    settings = config(data=data, server={"kind": kind}, share_labels=shares)
+    monkeypatch.setattr("collafuse.nodes.summary.MIN_IMAGES", 1)
+    monkeypatch.setattr("collafuse.core.statistics.MIN_IMAGES", 1)
+    run = RunFolder(tmp_path / "run")
+    written(tmp_path / "images")
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(settings, run, CPU, stopped_at("a"))
+    before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
+    written(tmp_path / "images", "a")  # the same images, and all of them are said to show a
+    if shares:
+        with pytest.raises(
+            MismatchError, match="a shares other labels or captions of its images than when it released"
+        ):
+            run_experiment(settings, run, CPU, lambda name: Recorder(), resume=True)
+        assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
+        written(tmp_path / "images")
+    assert list(run_experiment(settings, run, CPU, lambda name: Recorder(), resume=True).models) == ["a"]
+
+
+def test_a_resume_may_sample_and_distil_otherwise(tiny_config, tmp_path):
     folder = RunFolder(tmp_path)
     run_experiment(tiny_config, folder, CPU, lambda name: Recorder())
     values = tiny_config.model_dump(mode="json", exclude_none=True)
     values["server"]["sampler"]["steps"] = 3
+    values["clients"]["north"]["distillation"]["steps"] = 5  # which train-client --distill alone heeds
     done = run_experiment(from_mapping(values), folder, CPU, lambda name: Recorder(), resume=True)
     assert len(done.server.levels("north")) == 4
+    assert folder.client("north").read_config().client("north").distillation.steps == 5
 
 
 @pytest.mark.parametrize("held", ["config.yaml", "thesis.txt"])
@@ -192,6 +227,40 @@ def test_a_folder_that_is_no_run_is_not_resumed(tiny_config, tmp_path, held):
     with pytest.raises(OutputExistsError, match="neither resumed nor overwritten"):
         run_experiment(tiny_config, RunFolder(tmp_path), CPU, lambda name: Recorder(), resume=True)
     assert [p.name for p in tmp_path.iterdir()] == [held] and (tmp_path / held).read_text() == "mine"
+
+
+@pytest.mark.parametrize("mark", ["clients/north/ledger.sqlite", "models/server/weights.safetensors"])
+def test_a_run_whose_removal_was_killed_at_any_moment_can_be_overwritten(tmp_path, monkeypatch, mark):
+    """Whichever file goes next: what is left is known for a run, or nobody's."""
+    files = (mark, "config.yaml", "server/config.yaml", "clients/north/weights.safetensors", "a.onnx")
+    for moment in itertools.count(1):
+        run = RunFolder(tmp_path / str(moment))
+        for file in files:
+            (run.path / file).parent.mkdir(parents=True, exist_ok=True)
+            (run.path / file).write_bytes(b"")
+        left = iter(range(moment))
+
+        def stop(remove: Any, left: Iterator[int] = left) -> Any:
+            def one(*args: Any, **options: Any) -> None:
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                remove(*args, **options)
+
+            return one
+
+        with monkeypatch.context() as patch:
+            for name in ("unlink", "rmdir", "rename"):
+                patch.setattr(os, name, stop(getattr(os, name)))
+            try:
+                run.clear()
+            except KeyboardInterrupt:
+                ended = False
+            else:
+                ended = True
+        run.check(resume=False, overwrite=True)
+        if ended:
+            break
+    assert moment > 6 and not list(run.path.iterdir())
 
 
 def test_a_run_whose_server_hands_out_tokens_is_not_overwritten(run):

@@ -93,7 +93,9 @@ class Part:
         """Train it and write its weights, metrics and sample sheets into the folder."""
         watching = NodeObserver(folder.path, observer, trackers, lambda denoiser: self._sheet(denoiser, device))
         try:
-            trained = self.trainer_in(folder, device, watching).run(resume)
+            trained = self.trainer_in(folder, device, watching).run(
+                resume, lambda step: folder.check_start(step, resume=resume)
+            )
         finally:
             watching.close()
         return self.keep(trained, folder)
