@@ -33,7 +33,7 @@ from .features import STEPS, Extractor, choose, classifier_of
 from .generated import Generated
 from .manifolds import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS
 from .measured import halves, load_measured
-from .mixing import Mix, mix_of, strata_of
+from .mixing import Mix, by_turns, mix_of, strata_of
 from .pooling import pooled
 from .quality import Features, Strata
 from .tables import FOLDER, Table
@@ -125,7 +125,7 @@ def evaluate(
     _check_enough(sites, run.path)
     # In another order, since folders come label by label and an arm may take the first of them.
     order = np.random.default_rng(keyed_seed(seed, "held out"))
-    held_out = {name: _some(site.held_out, len(site.held_out), order) for name, site in sites.items()}
+    held_out = {name: by_turns(_some(site.held_out, samples, order)) for name, site in sites.items()}
     arms = list(arms_of(run, held_out, device))
     for name, folder in beside.items():
         _check_same_images(folder, run, sites)
@@ -140,7 +140,7 @@ def evaluate(
 
     rng = np.random.default_rng(keyed_seed(seed, "evaluate"))
     mixes = {name: mix_of(held_out[name], floor, samples) for name, floor in floors.items()}
-    references = {name: judge.measure_real(_some(images, samples, rng)) for name, images in held_out.items()}
+    references = {name: judge.measure_real(_some(images, len(images), rng)) for name, images in held_out.items()}
     shuffled = {name: _some(images, len(images), rng) for name, images in floors.items()}
     measured = {FLOOR: {name: judge.measure_real(images, mixes[name]) for name, images in shuffled.items()}}
     bar = listener.bar("images", sum(mix.to_generate for mix in mixes.values()) * len(arms))
@@ -158,7 +158,8 @@ def evaluate(
         for arm_name, by_client in measured.items():
             rows.append(_row(of, arm_name, [by_client[n] for n in names], [references[n] for n in names], rng))
             bar.advance(1)
-    tables = [_table(rows, arms, extractor, classifier, held_out, groups, configs)]
+    every = pooled({name: site.held_out for name, site in sites.items()})
+    tables = [_table(rows, arms, extractor, classifier, every, groups, configs)]
     if method_of(run) == DEFAULT_METHOD:
         split = SplitRun(run, held_out, device)
         tables += [*work_tables(split, run), *([energy_table(split)] if energy else [])]
@@ -282,13 +283,11 @@ def _table(
     arms: Sequence[Arm],
     extractor: Extractor,
     classifier: Classifier | None,
-    held_out: Mapping[str, ImageSet],
+    held_out: ImageSet,
     groups: Mapping[str, tuple[str, ...]],
     configs: Mapping[str, Config],
 ) -> Table:
-    reads = (
-        "" if classifier is None else f" It reads {classifier.accuracy(pooled(held_out)):.1%} of the held-out images."
-    )
+    reads = "" if classifier is None else f" It reads {classifier.accuracy(held_out):.1%} of the held-out images."
     pools = [of for of, names in groups.items() if len(names) > 1]
     notes = (
         f"Features: {extractor.name}. Labels are read by a classifier trained on half of the sites' training images."

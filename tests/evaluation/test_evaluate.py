@@ -9,6 +9,7 @@ import pytest
 
 from collafuse.config import from_mapping
 from collafuse.core.errors import DataError, MismatchError, UsageError
+from collafuse.core.metadata import MAX_NAMES
 from collafuse.evaluation import arms, features
 from collafuse.evaluation.arms import Arm
 from collafuse.evaluation.evaluate import FLOOR, _Measured, _names, evaluate, groups_of, in_shares
@@ -49,6 +50,22 @@ def test_real_images_are_better_than_those_of_an_untrained_run(found):
 def test_the_same_seed_finds_the_same(found, digits_run):
     assert evaluate(digits_run, samples=40, device=CPU).values() == found.values()
     json.dumps(found.values(), allow_nan=False)
+
+
+def test_all_sides_have_one_mix_of_labels_also_of_more_held_out_images_than_are_compared(digits_run, monkeypatch):
+    """They were compared with a random part of the held-out images, whose mix is another; and what started from the
+    first of these lacked one label or the other."""
+    mixes = []
+
+    def compare(made, real, strata, rng):
+        mixes.append([np.bincount(side % MAX_NAMES, minlength=10) / len(side) for side in strata])
+        return {}
+
+    monkeypatch.setattr("collafuse.evaluation.evaluate.compare", compare)
+    evaluate(digits_run, samples=30, device=CPU)
+    assert len(mixes) == 4 * 5
+    for made, real in mixes:
+        assert np.abs(made - real).max() < 1 / 28  # images are whole
 
 
 def test_a_run_that_sent_statistics_is_measured_too(statistics_run):
