@@ -185,6 +185,12 @@ BASELINES = {
 }
 
 
+UNCUT = ("centralised", "local", "fedavg")
+"""Baselines of one model for the whole noise range, which no cut divides."""
+REFERENCES = ("reference", "reference-repaired")
+"""Baselines without a handover: the server stops at the cut, and the method says where the client starts."""
+
+
 def _baseline_arms(folder: RunFolder, held_out: Mapping[str, ImageSet], device: torch.device) -> Sequence[Arm]:
     method = method_of(folder)
 

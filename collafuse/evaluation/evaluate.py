@@ -25,7 +25,7 @@ from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
 from ..learning.seeds import keyed_seed
 from ..nodes.runfolder import RunFolder
-from .arms import DEFAULT_METHOD, Arm, SplitRun, arms_of, method_of
+from .arms import DEFAULT_METHOD, REFERENCES, UNCUT, Arm, SplitRun, arms_of, method_of
 from .classifier import Classifier
 from .comparison import MOST_PAIRED, RESAMPLES, SAME_SHARE, Figure, compare, share
 from .energy import check_counters, energy_table
@@ -298,7 +298,7 @@ def _table(
         f"± is one standard deviation over which images were drawn ({RESAMPLES} half-samples of both sides). Kernel "
         f"distance: cubic kernel, unbiased. Precision and recall reach to {PRECISION_NEIGHBOURS} neighbours, density "
         f"and coverage to {DENSITY_NEIGHBOURS}. Figures over pairs use at most {MOST_PAIRED} images of a side.",
-        *(f"{'Cuts' if not name else f'Cuts of {name}'}: {_cuts(config)}." for name, config in configs.items()),
+        *(f"{f'Cuts of {name}' if name else 'Cuts'}: {_cuts(config)}." for name, config in configs.items()),
         f"Pooled are clients of one cut only: {'; '.join(pools) or 'here no two clients have the same'}.",
         *(f"{arm.name}: {arm.meaning}." for arm in arms),
     )
@@ -312,10 +312,13 @@ def _table(
 
 def _cuts(config: Config) -> str:
     """Where each client cuts, and where it takes over if that is another level."""
+    if config.method in UNCUT:
+        return f"none, since {config.method} has one model of the whole noise range"
     said = []
     for name in config.clients:
         cut, handover = _levels(config, name)
-        said.append(f"{name} {cut:.3g}" + (f" (takes over at {handover:.3g})" if handover > cut else ""))
+        later = handover > cut and config.method not in REFERENCES
+        said.append(f"{name} {cut:.3g}" + (f" (takes over at {handover:.3g})" if later else ""))
     return f"sigma {', '.join(said)}"
 
 

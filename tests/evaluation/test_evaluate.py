@@ -12,7 +12,7 @@ from collafuse.core.errors import DataError, MismatchError, UsageError
 from collafuse.core.metadata import MAX_NAMES
 from collafuse.evaluation import arms, features
 from collafuse.evaluation.arms import Arm
-from collafuse.evaluation.evaluate import FLOOR, _Measured, _names, evaluate, groups_of, in_shares
+from collafuse.evaluation.evaluate import FLOOR, _cuts, _Measured, _names, evaluate, groups_of, in_shares
 from collafuse.evaluation.generated import Generated
 from collafuse.nodes.runfolder import RunFolder
 from tests.evaluation.conftest import SETTINGS, train
@@ -120,6 +120,17 @@ def test_a_run_over_other_images_cannot_stand_beside(digits_run, tmp_path):
 
 def test_the_table_says_where_each_client_of_each_run_cuts(found):
     assert "Cuts: sigma north 0.5, east 0.5, south 1.5." in found.tables[0].notes
+
+
+def test_cuts_are_said_only_of_methods_that_have_them():
+    handover = _with_clients({"north": {"handover": 2.0}})
+    assert _cuts(handover) == "sigma north 0.5 (takes over at 1), east 0.5, south 1.5"
+    said = {name: _cuts(handover.model_copy(update={"method": name})) for name in arms.BASELINES}
+    for name in ("centralised", "local", "fedavg"):
+        assert said[name] == f"none, since {name} has one model of the whole noise range"
+    for name in ("reference", "reference-repaired"):  # the server stops at the cut
+        assert said[name] == "sigma north 0.5, east 0.5, south 1.5"
+    assert said["pfdm"] == _cuts(handover)
 
 
 def test_runs_beside_that_have_one_name_are_told_apart_by_their_paths(tmp_path):
