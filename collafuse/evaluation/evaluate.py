@@ -81,11 +81,11 @@ class Evaluation:
 @dataclass(frozen=True)
 class _Measured:
     """One arm's images of one client as numbers: features [N, F], a number for each image's label [N], and whether each
-    image shows it [N]."""
+    image shows what it was asked to [N]: 1 or 0, NaN where it was asked for no label, None where none of them was."""
 
     features: Features
     strata: Strata
-    shown: NDArray[np.bool_] | None
+    shown: NDArray[np.float64] | None
 
     def take(self, rows: NDArray[np.int64]) -> _Measured:
         """The same of these images."""
@@ -241,7 +241,9 @@ class _Judge:
         pixels, labels, shown = made.channels_first, made.labels, None
         if labels is not None:
             labels = translate_labels(labels, made.label_names, self.label_names)
-            shown = None if self.classifier is None else self.classifier.shows(pixels, labels)
+            asked = labels.any(axis=1)
+            if self.classifier is not None and asked.any():
+                shown = np.where(asked, self.classifier.shows(pixels, labels), np.nan)
         return _Measured(self.extractor.features(pixels), strata_of(labels, len(made)), shown)
 
     def measure_real(self, images: ImageSet, mix: Mix | None = None) -> _Measured:
@@ -273,8 +275,9 @@ def _row(
     (made, of_made), (real, of_real) = sides
     figures = compare(made, real, (of_made, of_real), rng)
     shown = [part.shown for part in parts if part.shown is not None]
-    if len(shown) == len(parts):
-        figures["shown"] = share(np.concatenate(shown))
+    of_all = np.concatenate(shown) if len(shown) == len(parts) else np.array([])
+    if len(asked := of_all[~np.isnan(of_all)]):
+        figures["shown"] = share(asked > 0)
     return Row(of, arm, len(made), len(real), figures)
 
 

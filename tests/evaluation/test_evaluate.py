@@ -12,11 +12,13 @@ from collafuse.core.errors import DataError, MismatchError, UsageError
 from collafuse.core.metadata import MAX_NAMES
 from collafuse.evaluation import arms, features
 from collafuse.evaluation.arms import Arm
-from collafuse.evaluation.evaluate import FLOOR, _cuts, _Measured, _names, evaluate, groups_of, in_shares
+from collafuse.evaluation.classifier import train_classifier
+from collafuse.evaluation.evaluate import FLOOR, _cuts, _Judge, _Measured, _names, _row, evaluate, groups_of, in_shares
+from collafuse.evaluation.features import Extractor
 from collafuse.evaluation.generated import Generated
 from collafuse.nodes.runfolder import RunFolder
 from tests.evaluation.conftest import SETTINGS, train
-from tests.tiny import CPU
+from tests.tiny import CPU, image_set
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -147,6 +149,21 @@ def _made(clients: dict[str, tuple[int, ...]]) -> list[_Measured]:
         _Measured(np.full((sum(counts), 1), float(i)), np.repeat(np.arange(len(counts)), counts), None)
         for i, counts in enumerate(clients.values())
     ]
+
+
+def test_images_of_which_nothing_was_asked_show_nothing():
+    """A site without labels beside one with them had a floor that showed its label in every image."""
+    classifier = train_classifier(image_set(20, ("a", "b")), steps=3)
+    judge = _Judge(Extractor("zeros", lambda pixels: np.zeros((len(pixels), 1))), classifier, ("a", "b"))
+    unlabelled, some = (image_set(12, ("a", "b")) for _ in range(2))
+    unlabelled.labels[:], some.labels[:8] = 0, 0
+    rng = np.random.default_rng(0)
+    assert judge.measure_real(unlabelled).shown is None
+    assert "shown" not in _row("x", "y", [judge.measure_real(unlabelled)], [judge.measure_real(some)], rng).figures
+    shown = judge.measure_real(some).shown
+    assert np.isnan(shown[:8]).all() and (shown[8:] == classifier.shows(some.pixels, some.labels)[8:]).all()
+    figures = _row("x", "y", [judge.measure_real(some)], [judge.measure_real(some)], rng).figures
+    assert figures["shown"].value == shown[8:].mean()
 
 
 def test_clients_have_the_share_of_a_pool_that_they_have_of_its_reference():
