@@ -179,10 +179,10 @@ def _results(folder: Path, method: str) -> list[str]:
         parts.append(f"<h2>{escape(title)}</h2>")
         path = folder / f"{name}.json"
         if not path.exists():
-            said = f"Not measured yet: `collafuse {COMMANDS.get(name, name)} RUN` does."
+            missing = f"Not measured yet: `collafuse {COMMANDS.get(name, name)} RUN` does."
             if name in OF_THE_METHOD and method != DEFAULT_METHOD:
-                said = f"Not measured: `collafuse {name}` is of the method's own runs, and this one is a baseline."
-            parts.append(paragraph(said, "note"))
+                missing = f"Not measured: `collafuse {name}` is of the method's own runs, and this one is a baseline."
+            parts.append(paragraph(missing, "note"))
             continue
         tables, values = read_results(path)
         for entry, opening in SAID.items():
