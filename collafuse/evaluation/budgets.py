@@ -97,7 +97,7 @@ def simulated(run: WholeRun, epsilon: float | None, seed: int) -> Sent:
     given: dict[str, list[Statistics]] = {}
     try:
         for name in run.sites:
-            given[name] = [_statistics_of(run, name, epsilon, seed)]
+            given[name] = [site_statistics(run, name, epsilon, seed)]
     except (DataError, RefusedError) as error:
         return Sent(epsilon, None, {}, f"{name}: {error}")
     sites = sites_of(run.config, given)
@@ -111,8 +111,9 @@ def simulated(run: WholeRun, epsilon: float | None, seed: int) -> Sent:
     return Sent(epsilon, gaussians_of(given, sites), sites)
 
 
-def _statistics_of(run: WholeRun, name: str, epsilon: float | None, seed: int) -> Statistics:
-    """One site's, of each different training image once, as the site would send them."""
+def site_statistics(run: WholeRun, name: str, epsilon: float | None, seed: int) -> Statistics:
+    """One site's, of each different training image once, as the site would send them. Raises DataError and
+    RefusedError where it would send none."""
     client, shape = run.config.client(name), run.config.data.image_shape
     settings, images = client.statistics, run.sites[name].train
     _, first = np.unique(images.digests, axis=0, return_index=True)
