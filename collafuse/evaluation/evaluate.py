@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import Config
-from ..core.conditioning import translate_labels
+from ..core.conditioning import one_label_each, translate_labels
 from ..core.errors import DataError, MismatchError, UsageError
 from ..core.metadata import MAX_NAMES
 from ..core.noise import SIGMA_SLACK
@@ -159,7 +159,8 @@ def evaluate(
             rows.append(_row(of, arm_name, [by_client[n] for n in names], [references[n] for n in names], rng))
             bar.advance(1)
     every = pooled({name: site.held_out for name, site in sites.items()})
-    tables = [_table(rows, arms, extractor, classifier, every, groups, configs)]
+    unmixed = [name for name, mix in mixes.items() if not mix.by_label and one_label_each(held_out[name].labels)]
+    tables = [_table(rows, arms, extractor, classifier, every, groups, configs, unmixed)]
     if method_of(run) == DEFAULT_METHOD:
         split = SplitRun(run, held_out, device)
         tables += [*work_tables(split, run), *([energy_table(split)] if energy else [])]
@@ -289,6 +290,7 @@ def _table(
     held_out: ImageSet,
     groups: Mapping[str, tuple[str, ...]],
     configs: Mapping[str, Config],
+    unmixed: Sequence[str],
 ) -> Table:
     reads = "" if classifier is None else f" It reads {classifier.accuracy(held_out):.1%} of the held-out images."
     pools = [of for of, names in groups.items() if len(names) > 1]
@@ -297,7 +299,13 @@ def _table(
         f"{reads}",
         "Compared with the images that the sites held out. The floor is as many real training images, which the "
         "classifier did not see: no arm can be expected to do better. Where each image has one label, all sides have "
-        "the held-out images' mix of labels.",
+        "the held-out images' mix of labels."
+        + (
+            f" Not so of {', '.join(unmixed)}, whose floor has too few images of a label: there real images have the "
+            "labels that they have and a generator deals them out evenly, so that it may look worse than it is."
+            if unmixed
+            else ""
+        ),
         f"± is one standard deviation over which images were drawn ({RESAMPLES} half-samples of both sides). Kernel "
         f"distance: cubic kernel, unbiased. Precision and recall reach to {PRECISION_NEIGHBOURS} neighbours, density "
         f"and coverage to {DENSITY_NEIGHBOURS}. Figures over pairs use at most {MOST_PAIRED} images of a side.",

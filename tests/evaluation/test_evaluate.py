@@ -16,6 +16,7 @@ from collafuse.evaluation.classifier import train_classifier
 from collafuse.evaluation.evaluate import FLOOR, _cuts, _Judge, _Measured, _names, _row, evaluate, groups_of, in_shares
 from collafuse.evaluation.features import Extractor
 from collafuse.evaluation.generated import Generated
+from collafuse.evaluation.measured import halves
 from collafuse.nodes.runfolder import RunFolder
 from tests.evaluation.conftest import SETTINGS, train
 from tests.tiny import CPU, image_set
@@ -68,6 +69,19 @@ def test_all_sides_have_one_mix_of_labels_also_of_more_held_out_images_than_are_
     assert len(mixes) == 4 * 5
     for made, real in mixes:
         assert np.abs(made - real).max() < 1 / 28  # images are whole
+
+
+def test_where_the_floor_lacks_a_label_the_table_says_that_there_is_no_one_mix(digits_run, monkeypatch, found):
+    assert not any("Not so of" in note for note in found.tables[0].notes)
+    halved = halves
+
+    def without_a_nought(images):
+        known, floor = halved(images)
+        return known, floor.take(np.setdiff1d(np.arange(len(floor)), floor.rows_with("0")))
+
+    monkeypatch.setattr("collafuse.evaluation.evaluate.halves", without_a_nought)
+    said = evaluate(digits_run, samples=30, device=CPU).tables[0].notes
+    assert any("Not so of north, whose floor has too few images of a label" in note for note in said)
 
 
 def test_a_run_that_sent_statistics_is_measured_too(statistics_run):
