@@ -20,6 +20,7 @@ from export.writer import export_client
 from ..config import Config
 from ..config.nodes import CutSettings
 from ..core.intermediate import Intermediate
+from ..core.noise import SIGMA_MAX
 from ..core.pairing import conditions_for
 from ..core.pictures import Pixels
 from ..learning.observer import Observer
@@ -51,7 +52,7 @@ def steps_for(config: Config, name: str, sigma: float) -> int:
     """Finishing steps from a cut: as dense in log sigma as the site's own."""
     settings = config.client(name)
     own, low = settings.handover_sigma, min(settings.sampler.sigma_low, settings.handover_sigma / 2)
-    level = sigma * settings.handover
+    level = min(sigma * settings.handover, SIGMA_MAX)
     return max(1, round(settings.sampler.steps * math.log(level / low) / math.log(own / low)))
 
 

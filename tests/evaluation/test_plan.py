@@ -181,6 +181,12 @@ def test_steps_grow_as_the_logarithm_of_the_cut(tiny_config):
     assert changed.client("north").training.steps == 7 and changed.client("east") == tiny_config.client("east")
 
 
+def test_a_client_that_takes_over_at_pure_noise_takes_no_more_steps_for_a_higher_cut(tiny_config):
+    north = tiny_config.client("north").model_copy(update={"handover": 4.0})
+    config = tiny_config.model_copy(update={"clients": {**tiny_config.clients, "north": north}})
+    assert steps_for(config, "north", 60.0) == steps_for(config, "north", 20.0) > steps_for(config, "north", 5.0)
+
+
 def test_cuts_begin_where_the_server_has_learned_of_the_site(digits_run):
     run = WholeRun.open(digits_run, CPU)
     assert cuts_for(run, "south", None)[0] == 1.5 and len(cuts_for(run, "north", None)) == 5
