@@ -144,10 +144,13 @@ class BudgetCut(Trial):
             nfe, ms = self.device_cost(model, Path(scratch) / "client.onnx")
         assert isinstance(self.run.server.model, TrainedGaussians)
         own = Sent(self.settings.statistics.epsilon, self.run.server.model, self.run.server.sites)
-        several = [own, *(one for one in others if one.epsilon != own.epsilon)]
+        # What was sent stands for its budget only where all sites have one: sites with a label in common share noise.
+        one = len({self.config.client(name).statistics.epsilon for name in self.run.sites}) == 1
+        several = [own, *(sent for sent in others if not (one and sent.epsilon == own.epsilon))]
         several.sort(key=lambda sent: -math.inf if sent.epsilon is None else -sent.epsilon)
         distances = [self._distances_from(sent, model) for sent in several]
-        exact = distances[0] if several[0].epsilon is None else None
+        of_all = zip(several, distances, strict=True)
+        exact = next((d for sent, d in of_all if sent.epsilon is None and (one or sent is not own)), None)
         floor = self.floor()
         return [
             self._figures(sent, sent is own, found, exact, floor, nfe, ms)
