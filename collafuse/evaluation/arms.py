@@ -19,7 +19,7 @@ from ..core.intermediate import Intermediate
 from ..core.noise import SIGMA_MAX, Cut, server_sigmas, whole_sigmas
 from ..core.pairing import conditions_for
 from ..core.pictures import Pixels, to_uint8
-from ..core.samplers import STEPS, run
+from ..core.samplers import STEPS, History, run
 from ..data.imageset import ImageSet
 from ..learning import weights
 from ..learning.denoiser import Denoiser
@@ -95,7 +95,8 @@ class SplitRun:
     def finished(self, client: str, delivered: Intermediate) -> Generated:
         """What the client makes of what the server delivered."""
         conditions = conditions_for(delivered, self.models[client].space)
-        pixels = self._finish(client, delivered.x, delivered.sigma, conditions)
+        history = delivered.history(slice(None))
+        pixels = self._finish(client, delivered.x, delivered.sigma, conditions, history)
         return Generated(pixels, delivered.labels, delivered.label_names)
 
     def server_alone(self, client: str, count: int, seed: int) -> Generated:
@@ -141,9 +142,16 @@ class SplitRun:
         )
         return Generated(pixels, labels, space.label_names if labels is not None else ())
 
-    def _finish(self, client: str, x: NDArray[np.floating], sigma: float, conditions: Conditions) -> Pixels:
+    def _finish(
+        self,
+        client: str,
+        x: NDArray[np.floating],
+        sigma: float,
+        conditions: Conditions,
+        history: History | None = None,
+    ) -> Pixels:
         denoiser, settings = self.models[client].denoiser, self.settings[client]
-        return finish_all(denoiser, x, sigma, conditions, settings, self.device, BATCH)
+        return finish_all(denoiser, x, sigma, conditions, settings, self.device, BATCH, history)
 
     @torch.inference_mode()
     def _sampled(
@@ -187,6 +195,12 @@ BASELINES = {
     "reference-repaired": "the reference's protocol, started where the double noising really stands",
     "pfdm": "clipped images, noised once for a stated guarantee",
 }
+
+
+UNCUT = ("centralised", "local", "fedavg")
+"""Baselines of one model for the whole noise range, which no cut divides."""
+REFERENCES = ("reference", "reference-repaired")
+"""Baselines without a handover: the server stops at the cut, and the method says where the client starts."""
 
 
 def _baseline_arms(folder: RunFolder, held_out: Mapping[str, ImageSet], device: torch.device) -> Sequence[Arm]:

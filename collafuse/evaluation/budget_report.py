@@ -50,7 +50,7 @@ def tables(rows: Sequence[BudgetFigures], demands: Demands, extractor_note: str)
                 budget_of(r) + (", as sent" if r.as_sent else ""),
                 "all, nothing is promised" if exact else f"{r.found:.1%}",
                 "no release" if r.frechet is None else f"{r.frechet:.3g} ± {r.frechet_spread:.2g}",
-                None if exact or times is None else f"{times}: {_worth(r)}",
+                None if times is None or (exact and r.times_high == 1) else f"{times}: {_worth(r)}",
                 f"{r.floor:.3g}",
                 r.nfe,
                 f"{r.ms:.2f}",

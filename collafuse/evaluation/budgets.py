@@ -97,7 +97,7 @@ def simulated(run: WholeRun, epsilon: float | None, seed: int) -> Sent:
     given: dict[str, list[Statistics]] = {}
     try:
         for name in run.sites:
-            given[name] = [_statistics_of(run, name, epsilon, seed)]
+            given[name] = [site_statistics(run, name, epsilon, seed)]
     except (DataError, RefusedError) as error:
         return Sent(epsilon, None, {}, f"{name}: {error}")
     sites = sites_of(run.config, given)
@@ -111,8 +111,9 @@ def simulated(run: WholeRun, epsilon: float | None, seed: int) -> Sent:
     return Sent(epsilon, gaussians_of(given, sites), sites)
 
 
-def _statistics_of(run: WholeRun, name: str, epsilon: float | None, seed: int) -> Statistics:
-    """One site's, of each different training image once, as the site would send them."""
+def site_statistics(run: WholeRun, name: str, epsilon: float | None, seed: int) -> Statistics:
+    """One site's, of each different training image once, as the site would send them. Raises DataError and
+    RefusedError where it would send none."""
     client, shape = run.config.client(name), run.config.data.image_shape
     settings, images = client.statistics, run.sites[name].train
     _, first = np.unique(images.digests, axis=0, return_index=True)
@@ -143,10 +144,13 @@ class BudgetCut(Trial):
             nfe, ms = self.device_cost(model, Path(scratch) / "client.onnx")
         assert isinstance(self.run.server.model, TrainedGaussians)
         own = Sent(self.settings.statistics.epsilon, self.run.server.model, self.run.server.sites)
-        several = [own, *(one for one in others if one.epsilon != own.epsilon)]
+        # What was sent stands for its budget only where all sites have one: sites with a label in common share noise.
+        one = len({self.config.client(name).statistics.epsilon for name in self.run.sites}) == 1
+        several = [own, *(sent for sent in others if not (one and sent.epsilon == own.epsilon))]
         several.sort(key=lambda sent: -math.inf if sent.epsilon is None else -sent.epsilon)
         distances = [self._distances_from(sent, model) for sent in several]
-        exact = distances[0] if several[0].epsilon is None else None
+        of_all = zip(several, distances, strict=True)
+        exact = next((d for sent, d in of_all if sent.epsilon is None and (one or sent is not own)), None)
         floor = self.floor()
         return [
             self._figures(sent, sent is own, found, exact, floor, nfe, ms)

@@ -77,8 +77,9 @@ class Classifier:
         return ((logits > 0).numpy() | (labels == 0)).all(axis=1)
 
     def accuracy(self, images: ImageSet) -> float:
-        """Share of images that show what their labels say."""
-        return float(self.shows(images.in_memory(), images.labels).mean())
+        """Share of the images with labels that show what these say; an image without says nothing to be read."""
+        labelled = images.labels.any(axis=1)
+        return float(self.shows(images.in_memory(), images.labels)[labelled].mean())
 
 
 def _batches(pixels: NDArray[np.uint8]) -> Iterator[Tensor]:

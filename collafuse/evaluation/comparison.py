@@ -41,7 +41,9 @@ def half_sample_spread(
 
     Halves are drawn without replacement, since an image that occurs twice has a neighbour at distance 0 and pulls
     every figure here. For a mean over n images, half-samples vary by s^2 / (n/2) - s^2 / n = s^2 / n, which is the
-    variance of the whole sample's mean (McCarthy 1969); so the spread needs no correction. Half of every stratum is
+    variance of the whole sample's mean (McCarthy 1969); so the spread needs no correction. A distance between samples
+    that are nearly alike is no mean: chance in it falls with n and not with its root, so halves vary by more than their
+    share and the spread comes out too large, never too small. Half of every stratum is
     drawn: where both sides were made with one mix of labels, how the mix might have fallen is no part of the spread.
     """
     halves = [statistic(*(half_of(side, rng) for side in strata)) for _ in range(RESAMPLES)]

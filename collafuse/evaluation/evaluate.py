@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import Config
-from ..core.conditioning import translate_labels
+from ..core.conditioning import one_label_each, translate_labels
 from ..core.errors import DataError, MismatchError, UsageError
 from ..core.metadata import MAX_NAMES
 from ..core.noise import SIGMA_SLACK
@@ -25,7 +25,7 @@ from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
 from ..learning.seeds import keyed_seed
 from ..nodes.runfolder import RunFolder
-from .arms import DEFAULT_METHOD, Arm, SplitRun, arms_of, method_of
+from .arms import DEFAULT_METHOD, REFERENCES, UNCUT, Arm, SplitRun, arms_of, method_of
 from .classifier import Classifier
 from .comparison import MOST_PAIRED, RESAMPLES, SAME_SHARE, Figure, compare, share
 from .energy import check_counters, energy_table
@@ -33,7 +33,7 @@ from .features import STEPS, Extractor, choose, classifier_of
 from .generated import Generated
 from .manifolds import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS
 from .measured import halves, load_measured
-from .mixing import Mix, mix_of, strata_of
+from .mixing import Mix, by_turns, mix_of, strata_of
 from .pooling import pooled
 from .quality import Features, Strata
 from .tables import FOLDER, Table
@@ -81,11 +81,11 @@ class Evaluation:
 @dataclass(frozen=True)
 class _Measured:
     """One arm's images of one client as numbers: features [N, F], a number for each image's label [N], and whether each
-    image shows it [N]."""
+    image shows what it was asked to [N]: 1 or 0, NaN where it was asked for no label, None where none of them was."""
 
     features: Features
     strata: Strata
-    shown: NDArray[np.bool_] | None
+    shown: NDArray[np.float64] | None
 
     def take(self, rows: NDArray[np.int64]) -> _Measured:
         """The same of these images."""
@@ -125,7 +125,7 @@ def evaluate(
     _check_enough(sites, run.path)
     # In another order, since folders come label by label and an arm may take the first of them.
     order = np.random.default_rng(keyed_seed(seed, "held out"))
-    held_out = {name: _some(site.held_out, len(site.held_out), order) for name, site in sites.items()}
+    held_out = {name: by_turns(_some(site.held_out, samples, order)) for name, site in sites.items()}
     arms = list(arms_of(run, held_out, device))
     for name, folder in beside.items():
         _check_same_images(folder, run, sites)
@@ -140,7 +140,7 @@ def evaluate(
 
     rng = np.random.default_rng(keyed_seed(seed, "evaluate"))
     mixes = {name: mix_of(held_out[name], floor, samples) for name, floor in floors.items()}
-    references = {name: judge.measure_real(_some(images, samples, rng)) for name, images in held_out.items()}
+    references = {name: judge.measure_real(_some(images, len(images), rng)) for name, images in held_out.items()}
     shuffled = {name: _some(images, len(images), rng) for name, images in floors.items()}
     measured = {FLOOR: {name: judge.measure_real(images, mixes[name]) for name, images in shuffled.items()}}
     bar = listener.bar("images", sum(mix.to_generate for mix in mixes.values()) * len(arms))
@@ -158,7 +158,9 @@ def evaluate(
         for arm_name, by_client in measured.items():
             rows.append(_row(of, arm_name, [by_client[n] for n in names], [references[n] for n in names], rng))
             bar.advance(1)
-    tables = [_table(rows, arms, extractor, classifier, held_out, groups, configs)]
+    every = pooled({name: site.held_out for name, site in sites.items()})
+    unmixed = [name for name, mix in mixes.items() if not mix.by_label and one_label_each(held_out[name].labels)]
+    tables = [_table(rows, arms, extractor, classifier, every, groups, configs, unmixed)]
     if method_of(run) == DEFAULT_METHOD:
         split = SplitRun(run, held_out, device)
         tables += [*work_tables(split, run), *([energy_table(split)] if energy else [])]
@@ -240,7 +242,9 @@ class _Judge:
         pixels, labels, shown = made.channels_first, made.labels, None
         if labels is not None:
             labels = translate_labels(labels, made.label_names, self.label_names)
-            shown = None if self.classifier is None else self.classifier.shows(pixels, labels)
+            asked = labels.any(axis=1)
+            if self.classifier is not None and asked.any():
+                shown = np.where(asked, self.classifier.shows(pixels, labels), np.nan)
         return _Measured(self.extractor.features(pixels), strata_of(labels, len(made)), shown)
 
     def measure_real(self, images: ImageSet, mix: Mix | None = None) -> _Measured:
@@ -272,8 +276,9 @@ def _row(
     (made, of_made), (real, of_real) = sides
     figures = compare(made, real, (of_made, of_real), rng)
     shown = [part.shown for part in parts if part.shown is not None]
-    if len(shown) == len(parts):
-        figures["shown"] = share(np.concatenate(shown))
+    of_all = np.concatenate(shown) if len(shown) == len(parts) else np.array([])
+    if len(asked := of_all[~np.isnan(of_all)]):
+        figures["shown"] = share(asked > 0)
     return Row(of, arm, len(made), len(real), figures)
 
 
@@ -282,24 +287,29 @@ def _table(
     arms: Sequence[Arm],
     extractor: Extractor,
     classifier: Classifier | None,
-    held_out: Mapping[str, ImageSet],
+    held_out: ImageSet,
     groups: Mapping[str, tuple[str, ...]],
     configs: Mapping[str, Config],
+    unmixed: Sequence[str],
 ) -> Table:
-    reads = (
-        "" if classifier is None else f" It reads {classifier.accuracy(pooled(held_out)):.1%} of the held-out images."
-    )
+    reads = "" if classifier is None else f" It reads {classifier.accuracy(held_out):.1%} of the held-out images."
     pools = [of for of, names in groups.items() if len(names) > 1]
     notes = (
         f"Features: {extractor.name}. Labels are read by a classifier trained on half of the sites' training images."
         f"{reads}",
         "Compared with the images that the sites held out. The floor is as many real training images, which the "
         "classifier did not see: no arm can be expected to do better. Where each image has one label, all sides have "
-        "the held-out images' mix of labels.",
+        "the held-out images' mix of labels."
+        + (
+            f" Not so of {', '.join(unmixed)}, whose floor has too few images of a label: there real images have the "
+            "labels that they have and a generator deals them out evenly, so that it may look worse than it is."
+            if unmixed
+            else ""
+        ),
         f"± is one standard deviation over which images were drawn ({RESAMPLES} half-samples of both sides). Kernel "
         f"distance: cubic kernel, unbiased. Precision and recall reach to {PRECISION_NEIGHBOURS} neighbours, density "
         f"and coverage to {DENSITY_NEIGHBOURS}. Figures over pairs use at most {MOST_PAIRED} images of a side.",
-        *(f"{'Cuts' if not name else f'Cuts of {name}'}: {_cuts(config)}." for name, config in configs.items()),
+        *(f"{f'Cuts of {name}' if name else 'Cuts'}: {_cuts(config)}." for name, config in configs.items()),
         f"Pooled are clients of one cut only: {'; '.join(pools) or 'here no two clients have the same'}.",
         *(f"{arm.name}: {arm.meaning}." for arm in arms),
     )
@@ -313,10 +323,13 @@ def _table(
 
 def _cuts(config: Config) -> str:
     """Where each client cuts, and where it takes over if that is another level."""
+    if config.method in UNCUT:
+        return f"none, since {config.method} has one model of the whole noise range"
     said = []
     for name in config.clients:
         cut, handover = _levels(config, name)
-        said.append(f"{name} {cut:.3g}" + (f" (takes over at {handover:.3g})" if handover > cut else ""))
+        later = handover > cut and config.method not in REFERENCES
+        said.append(f"{name} {cut:.3g}" + (f" (takes over at {handover:.3g})" if later else ""))
     return f"sigma {', '.join(said)}"
 
 

@@ -49,6 +49,19 @@ class Mix:
         return rows if len(rows) == self.count else every
 
 
+def by_turns(images: ImageSet) -> ImageSet:
+    """The same images; where each has one label, labels take turns: whoever takes the first so many, and begins anew
+    where there are no more, has enough of each label for every mix of at most as many as there are."""
+    if not one_label_each(images.labels):
+        return images
+    of = images.labels.argmax(axis=1)
+    label_by_label = np.argsort(of, kind="stable")
+    first = np.searchsorted(of[label_by_label], np.arange(images.labels.shape[1]))
+    rank = np.empty_like(of)
+    rank[label_by_label] = np.arange(len(of)) - first[of[label_by_label]]
+    return images.take(np.lexsort((of, rank)))
+
+
 def mix_of(reference: ImageSet, floor: ImageSet, most: int) -> Mix:
     """The reference's mix of labels, for at most so many images and as many as the floor has of each label."""
     if not one_label_each(reference.labels) or not one_label_each(floor.labels):

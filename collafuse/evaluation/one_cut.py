@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.conditioning import ConditionSpace, one_label_each
+from ..core.errors import DataError, RefusedError
 from ..core.moments import Basis, default_coefficients
 from ..core.pairing import conditions_for
 from ..data.imageset import ImageSet
@@ -22,6 +23,7 @@ from .attacks.attributes import infer, questions
 from .attacks.exposure import Exposure, expose
 from .attacks.reconstruction import GaussianPrior
 from .attacks.reidentification import GALLERY, reidentified_at
+from .budgets import site_statistics
 from .measured import some
 from .trial import AS_WELL, Trial, ratio_bounds
 from .whole_run import gallery_of
@@ -37,8 +39,8 @@ class CutFigures:
     reid: share of releases recognised in a gallery; attribute: balanced accuracy of the best inference, chance beside
     it, None where there is nothing to infer; epsilon: of one release's formal guarantee, at accounting.DELTA;
     frechet_statistics: where the intermediate was drawn from a Gaussian per label in place of the server's, which is
-    statistics_low to statistics_high times as much, see :func:`ratio_bounds`; floor: of real images; nfe and ms: per
-    image on this machine.
+    statistics_low to statistics_high times as much, see :func:`ratio_bounds`; statistics_refused: why the site would
+    not send exact ones, empty where it would; floor: of real images; nfe and ms: per image on this machine.
     """
 
     client: str
@@ -55,6 +57,7 @@ class CutFigures:
     frechet_statistics: float
     statistics_low: float
     statistics_high: float
+    statistics_refused: str
     floor: float
     nfe: int
     ms: float
@@ -131,10 +134,18 @@ class OneCut(Trial):
             frechet_statistics=float(np.mean(by_statistics)),
             statistics_low=low,
             statistics_high=high,
+            statistics_refused=self._statistics_refused(),
             floor=self.floor(),
             nfe=nfe,
             ms=ms,
         )
+
+    def _statistics_refused(self) -> str:
+        try:
+            site_statistics(self.run, self.name, None, self.seed)
+        except (DataError, RefusedError) as error:
+            return str(error)
+        return ""
 
     def _attribute(self, exposure: Exposure, rng: np.random.Generator) -> tuple[float | None, float | None]:
         """The inference that gets furthest from guessing."""

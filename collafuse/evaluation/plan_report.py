@@ -107,12 +107,30 @@ def _worth_of_images(own: Sequence[CutFigures]) -> list[str]:
             "Exact ones still tell which images were counted, the more the fewer a label has (collafuse audit); "
             "a budget limits that."
         )
+        found += _reserves(own[first:])
     elif all(row.images_pay for row in own):
         found.append("At every cut here the images that were sent buy better pictures than statistics alone.")
     if untold := [f"{row.sigma:.3g} ({_times(row)})" for row in own if not (row.statistics_suffice or row.images_pay)]:
         found.append(
             "Whether statistics alone do as well cannot be told, by how many times the server's distance theirs is, at "
             f"sigma {', '.join(untold)}."
+        )
+    return found
+
+
+def _reserves(as_good: Sequence[CutFigures]) -> list[str]:
+    """What stands against sending statistics in place of images, of cuts at which they do as well."""
+    found = [
+        f"As the site stands it would send no exact ones: {why}"
+        for why in {r.statistics_refused for r in as_good}
+        if why
+    ]
+    near = [f"{row.sigma:.3g} ({row.floor / row.frechet:.0%})" for row in as_good if row.floor > row.frechet / 2]
+    if near:
+        found.append(
+            "Of so few images real ones are as far from each other as most of that distance, at sigma "
+            f"{', '.join(near)}: a difference that is small beside it may be large beside what the server adds to it. "
+            "Hold more images out to be sure."
         )
     return found
 

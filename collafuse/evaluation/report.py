@@ -25,7 +25,7 @@ from ..data.dealing import SiteData, load_sites
 from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
 from ..nodes.runfolder import CONFIG, RunFolder
-from .arms import DEFAULT_METHOD, SplitRun, arms_of, method_of
+from .arms import DEFAULT_METHOD, REFERENCES, UNCUT, SplitRun, arms_of, method_of
 from .curves import line_chart, read_losses
 from .page import figure_table, page, paragraph, png_image, results_table, sheet
 from .quality import nearest
@@ -34,6 +34,8 @@ from .tables import FOLDER, read_results
 RESULTS = {"evaluation": "Quality and work", "audit": "What the server can learn", "plan": "Which cut fits"}
 """Files of results by name, and the heading of each."""
 COMMANDS = {"evaluation": "evaluate"}
+OF_THE_METHOD = ("audit", "plan")
+"""Commands that refuse a baseline."""
 SAID = {"alarms": "ALARM: ", "verdict": "", "conclusions": ""}
 """Entries of a file of results that are sentences, and how each begins."""
 SHOWN = 24
@@ -52,7 +54,7 @@ def write_page(run: RunFolder, *, seed: int = 0, device: torch.device, listener:
     """
     config = run.read_config()
     sites = load_sites(config, listener)
-    names = sorted(config.clients, key=lambda name: config.clients[name].handover_sigma)
+    names = sorted(config.clients, key=lambda name: _levels(config, name))
     bar = listener.bar("pictures", len(names))
     made: dict[str, dict[str, Pixels]] = {}
     for name in names:
@@ -68,7 +70,7 @@ def write_page(run: RunFolder, *, seed: int = 0, device: torch.device, listener:
         ),
         *_figure(config, names, made, sites),
         *_neighbours(names, made, sites),
-        *_results(run.path / FOLDER),
+        *_results(run.path / FOLDER, config.method),
         *_curves(run),
         "<h2>Configuration</h2>",
         f"<pre>{escape((run.path / CONFIG).read_text(encoding='utf-8'))}</pre>",
@@ -111,14 +113,35 @@ def _figure(
         rows.append(
             ("held-out images", [sheet(o, 6, 300, f"{n}: held out") for n, o in zip(names, shown, strict=True)])
         )
-    heads = [f"{name}: {Cut(config.clients[name].handover_sigma).describe()}" for name in names]
     return [
-        "<h2>Pictures, by cut</h2>",
-        paragraph(
-            "Columns are clients, from the lowest cut to the highest: the further right, the less the server sees."
-        ),
-        figure_table(heads, rows),
+        f"<h2>Pictures, by {'client' if config.method in UNCUT else 'cut'}</h2>",
+        paragraph(_order_said(config)),
+        figure_table([_heading(config, name) for name in names], rows),
     ]
+
+
+def _levels(config: Config, client: str) -> tuple[float, float]:
+    """A client's cut, up to which the server saw its images, and where it takes over."""
+    settings = config.client(client)
+    return settings.cut.resolve().sigma, settings.handover_sigma
+
+
+def _heading(config: Config, client: str) -> str:
+    if config.method in UNCUT:
+        return client
+    cut, handover = _levels(config, client)
+    later = handover > cut and config.method not in REFERENCES
+    return f"{client}: {Cut(cut).describe()}" + (f", takes over at sigma {handover:.3g}" if later else "")
+
+
+def _order_said(config: Config) -> str:
+    """What the order of the columns means."""
+    if config.method in UNCUT:
+        return "Columns are clients. One model makes an image from noise to the end, and there is no cut."
+    columns = "Columns are clients, from the lowest cut to the highest"
+    if config.server.kind == "statistics":
+        return f"{columns}. The server saw statistics, and no image in any form."
+    return f"{columns}: the further right, the less the server sees."
 
 
 def _neighbours(
@@ -150,13 +173,16 @@ def _neighbours(
     ]
 
 
-def _results(folder: Path) -> list[str]:
+def _results(folder: Path, method: str) -> list[str]:
     parts = []
     for name, title in RESULTS.items():
         parts.append(f"<h2>{escape(title)}</h2>")
         path = folder / f"{name}.json"
         if not path.exists():
-            parts.append(paragraph(f"Not measured yet: `collafuse {COMMANDS.get(name, name)} RUN` does.", "note"))
+            missing = f"Not measured yet: `collafuse {COMMANDS.get(name, name)} RUN` does."
+            if name in OF_THE_METHOD and method != DEFAULT_METHOD:
+                missing = f"Not measured: `collafuse {name}` is of the method's own runs, and this one is a baseline."
+            parts.append(paragraph(missing, "note"))
             continue
         tables, values = read_results(path)
         for entry, opening in SAID.items():

@@ -20,6 +20,7 @@ from export.writer import export_client
 from ..config import Config
 from ..config.nodes import CutSettings
 from ..core.intermediate import Intermediate
+from ..core.noise import SIGMA_MAX
 from ..core.pairing import conditions_for
 from ..core.pictures import Pixels
 from ..learning.observer import Observer
@@ -51,7 +52,7 @@ def steps_for(config: Config, name: str, sigma: float) -> int:
     """Finishing steps from a cut: as dense in log sigma as the site's own."""
     settings = config.client(name)
     own, low = settings.handover_sigma, min(settings.sampler.sigma_low, settings.handover_sigma / 2)
-    level = sigma * settings.handover
+    level = min(sigma * settings.handover, SIGMA_MAX)
     return max(1, round(settings.sampler.steps * math.log(level / low) / math.log(own / low)))
 
 
@@ -111,10 +112,15 @@ class Trial:
         return finisher.nfe, speed.per_image_ms
 
     def distances(self, model: TrainedModel, x: NDArray[np.float32], asked: Intermediate) -> list[float]:
-        """Fréchet distances of the sets that a client makes of x [count, C, H, W], where this was ``asked`` for."""
+        """Fréchet distances of the sets that a client makes of x [count, C, H, W], where this was ``asked`` for.
+
+        Where x is what was delivered, the server's last step comes with it if the run sends that.
+        """
         conditions = conditions_for(asked, model.space)
-        level, settings = self.settings.handover_sigma, self.settings
-        return self.distances_of(finish_all(model.denoiser, x, level, conditions, settings, self.run.device), asked)
+        level, settings, device = self.settings.handover_sigma, self.settings, self.run.device
+        history = asked.history(slice(None)) if x is asked.x else None
+        made = finish_all(model.denoiser, x, level, conditions, settings, device, history=history)
+        return self.distances_of(made, asked)
 
     def distances_of(self, pixels: Pixels, asked: Intermediate) -> list[float]:
         """The same of finished images, uint8 [count, H, W, C]: each set shows what the reference does."""

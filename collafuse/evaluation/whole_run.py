@@ -98,7 +98,8 @@ class WholeRun:
         delivered = self.server.deliver(client, count, planned=planned, seed=seed)
         model, settings = self.models[client], self.config.client(client)
         conditions = conditions_for(delivered, model.space)
-        pixels = finish_all(model.denoiser, delivered.x, delivered.sigma, conditions, settings, self.device)
+        x, sigma, history = delivered.x, delivered.sigma, delivered.history(slice(None))
+        pixels = finish_all(model.denoiser, x, sigma, conditions, settings, self.device, history=history)
         return delivered.x, pixels
 
 

@@ -56,6 +56,12 @@ def work_tables(split: SplitRun, folder: RunFolder) -> tuple[Table, Table]:
         traffic.append(_traffic_row(name, folder, len(intermediates.to_bytes(delivered)) / BATCH))
     of_server = split.server.config.server.training
     trained = _training_macs(split.server.model.denoiser, of_server.steps * of_server.batch_size)
+    counted = split.server.config.server.kind == "statistics"
+    sent = (
+        "Statistics are sent once, as many bytes for any number of images."
+        if counted
+        else ("A release is sent once per image, however long the server trains.")
+    )
     notes = (
         "MACs are multiply-accumulates of convolutions and matrix products, counted on one image. NFE are network "
         "evaluations of one image, guidance included. Training counts forward and backward over every image seen.",
@@ -74,7 +80,7 @@ def work_tables(split: SplitRun, folder: RunFolder) -> tuple[Table, Table]:
             "Bytes between the sides",
             ("client", "release files (training, once)", "intermediate, per image", "bundle (once)"),
             tuple(traffic),
-            ("In bytes. A release is sent once per image, however long the server trains.",),
+            (f"In bytes. {sent}",),
         ),
     )
 

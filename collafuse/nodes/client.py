@@ -25,7 +25,7 @@ from ..core.errors import DataError, FileFormatError
 from ..core.moments import default_coefficients
 from ..core.noise import SIGMA_MIN, client_sigmas, system_noise, system_order
 from ..core.pictures import Pixels, contact_sheet, side_by_side, to_uint8
-from ..core.samplers import STEPS, run
+from ..core.samplers import STEPS, History, run
 from ..core.statistics import Statement, Statistics, to_bytes
 from ..core.statistics import read as read_statistics
 from ..data.dealing import SiteData
@@ -294,12 +294,18 @@ def finish(
     conditions: NDArray[np.float32],
     settings: ClientSettings,
     device: torch.device,
+    history: History | None = None,
 ) -> Tensor:
-    """The client's half of the sampler in torch: x [N, C, H, W] at sigma to images in [-1, 1], on the CPU."""
-    sampler = settings.sampler
+    """The client's half of the sampler in torch: x [N, C, H, W] at sigma to images in [-1, 1], on the CPU.
+
+    history: the server's last step, where it travelled; a multistep sampler goes on from it, as on a device.
+    """
+    sampler, state = settings.sampler, None
+    if history is not None and sampler.name == "dpmpp_2m":
+        state = History(torch.from_numpy(history.x0_hat).to(device), history.sigma)
     denoise = guided(denoiser.to(device), torch.from_numpy(conditions).to(device), sampler.guidance)
     sigmas = client_sigmas(sigma, sampler.steps, sampler.sigma_low)
-    return run(STEPS[sampler.name], denoise, x.to(device), sigmas)[0].cpu()
+    return run(STEPS[sampler.name], denoise, x.to(device), sigmas, state)[0].cpu()
 
 
 def finish_all(
@@ -310,10 +316,13 @@ def finish_all(
     settings: ClientSettings,
     device: torch.device,
     batch_size: int = 256,
+    history: History | None = None,
 ) -> Pixels:
     """As :func:`finish`, a batch at a time: x [N, C, H, W] at sigma to uint8 [N, H, W, C]."""
-    parts = [
-        finish(denoiser, torch.from_numpy(x[rows]).float(), sigma, conditions[rows], settings, device)
-        for rows in (slice(start, start + batch_size) for start in range(0, len(x), batch_size))
-    ]
+    parts = []
+    for start in range(0, len(x), batch_size):
+        of = slice(start, start + batch_size)
+        before = None if history is None else History(history.x0_hat[of], history.sigma)
+        some = torch.from_numpy(x[of]).float()
+        parts.append(finish(denoiser, some, sigma, conditions[of], settings, device, before))
     return to_uint8(torch.cat(parts).numpy())

@@ -50,6 +50,24 @@ def test_a_client_that_were_the_server_would_make_alone_what_both_make(split):
     assert np.abs(alone.pixels.astype(int) - both.pixels).max() <= 1
 
 
+@pytest.mark.parametrize("batch", [256, 3])
+def test_a_client_goes_on_from_the_servers_last_step_where_that_is_sent(split, monkeypatch, batch):
+    """As a device does: then the multistep sampler too is the same with and without a cut."""
+    monkeypatch.setattr(arms, "BATCH", batch)
+    server, multistep = split.server.config.server, {"name": "dpmpp_2m"}
+    sampler, mine = server.sampler.model_copy(update=multistep), split.settings["north"].sampler
+    sends = {"server": server.model_copy(update={"sampler": sampler, "send_previous": True})}
+    split.server.config = split.server.config.model_copy(update=sends)
+    client = {"sampler": mine.model_copy(update=multistep)}
+    split.settings["north"] = split.settings["north"].model_copy(update=client)
+    split.models["north"] = split.server.model
+    alone, both = split.client_alone("north", 4, 0), split.composite("north", 4, 0)
+    assert np.abs(alone.pixels.astype(int) - both.pixels).max() <= 1
+    delivered = split.at_the_cut("north", 4, 0)
+    cold = split.finished("north", replace(delivered, previous_x0_hat=None, previous_sigma=None))
+    assert np.abs(cold.pixels.astype(int) - both.pixels).max() > 1
+
+
 def test_the_server_alone_is_asked_about_nothing_below_what_it_learned(split, monkeypatch):
     asked, denoiser = [], split.server.model.denoiser
     forward = denoiser.forward

@@ -152,19 +152,37 @@ def test_a_cut_is_measured_once_for_all_budgets_and_kept(statistics_run, tmp_pat
     assert key_of(run, "north", 1.5, settings, "f") != key_of(run, "north", 1.5, others, "f")
 
 
-def test_what_was_sent_with_a_budget_stands_beside_exact_statistics(statistics_run, tmp_path, monkeypatch):
-    run = WholeRun.open(statistics_run, CPU)
-    north = run.config.client("north")
-    budgeted = north.model_copy(update={"statistics": north.statistics.model_copy(update={"epsilon": 8.0})})
-    config = run.config.model_copy(update={"clients": {**run.config.clients, "north": budgeted}})
+def rows_of(run, monkeypatch, **sent):
+    """North's rows where sites sent statistics of these budgets; distances are 3 of what was sent, of others 2."""
+    clients = dict(run.config.clients)
+    for name, epsilon in sent.items():
+        statistics = clients[name].statistics.model_copy(update={"epsilon": epsilon})
+        clients[name] = clients[name].model_copy(update={"statistics": statistics})
     cut = modules.BudgetCut.__new__(modules.BudgetCut)
-    cut.run, cut.name, cut.settings, cut.sigma = run, "north", config.client("north"), 1.5
+    cut.run, cut.name, cut.sigma = run, "north", 1.5
+    cut.config = run.config.model_copy(update={"clients": clients})
+    cut.settings = cut.config.client("north")
     monkeypatch.setattr(trial.Trial, "train", lambda *given: None)
     monkeypatch.setattr(trial.Trial, "device_cost", lambda *given: (4, 1.0))
     monkeypatch.setattr(trial.Trial, "floor", lambda *given: 1.0)
-    monkeypatch.setattr(modules.BudgetCut, "_distances_from", lambda cut, sent, model: [2.0] * 5)
-    rows = cut.figures([modules.Sent(epsilon, None, {}) for epsilon in (None, 1.0, 8.0, 32.0)])
+    distance = {True: [3.0] * 5, False: [2.0] * 5}
+    monkeypatch.setattr(modules.BudgetCut, "_distances_from", lambda cut, one, model: distance[bool(one.sites)])
+    return cut.figures([modules.Sent(epsilon, None, {}) for epsilon in (None, 1.0, 8.0, 32.0)])
+
+
+def test_what_was_sent_with_a_budget_stands_beside_exact_statistics(statistics_run, monkeypatch):
+    run = WholeRun.open(statistics_run, CPU)
+    rows = rows_of(run, monkeypatch, north=8.0, east=8.0, south=8.0)
     assert [(row.epsilon, row.as_sent) for row in rows] == [(None, False), (32.0, False), (8.0, True), (1.0, False)]
+
+
+def test_what_sites_sent_with_different_budgets_stands_for_none_of_them(statistics_run, monkeypatch):
+    """A site that added no noise was compared with itself as exact, though others' noise was in the sum."""
+    rows = rows_of(WholeRun.open(statistics_run, CPU), monkeypatch, east=8.0)
+    assert [(row.epsilon, row.as_sent) for row in rows[:2]] == [(None, True), (None, False)] and len(rows) == 5
+    assert rows[0].times_low == pytest.approx(1.5) and rows[1].times_low == rows[-1].times_low == 1
+    (table,) = tables(rows, Demands(), "note")
+    assert [row[5] for row in table.rows[:2]] == ["1.5-1.5: worse", None]
 
 
 def test_an_impossible_budget_is_refused_before_anything_is_trained(statistics_run):

@@ -50,6 +50,13 @@ def test_the_spread_of_the_kernel_distance_is_that_of_new_images():
     assert np.mean([one["kernel"].spread for one in draws]) == pytest.approx(truly, rel=0.5)
 
 
+def test_near_the_floor_spreads_of_distances_are_too_large_and_never_too_small():
+    draws = [drawn(60) for _ in range(40)]
+    for name in ("frechet", "kernel"):
+        truly = np.std([one[name].value for one in draws], ddof=1)
+        assert 1 < np.mean([one[name].spread for one in draws]) / truly < 4, name
+
+
 def test_equal_distributions_differ_by_less_than_four_spreads():
     figures = drawn(300)
     assert abs(figures["kernel"].value) < 4 * figures["kernel"].spread

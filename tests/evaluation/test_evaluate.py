@@ -9,13 +9,17 @@ import pytest
 
 from collafuse.config import from_mapping
 from collafuse.core.errors import DataError, MismatchError, UsageError
+from collafuse.core.metadata import MAX_NAMES
 from collafuse.evaluation import arms, features
 from collafuse.evaluation.arms import Arm
-from collafuse.evaluation.evaluate import FLOOR, _Measured, _names, evaluate, groups_of, in_shares
+from collafuse.evaluation.classifier import train_classifier
+from collafuse.evaluation.evaluate import FLOOR, _cuts, _Judge, _Measured, _names, _row, evaluate, groups_of, in_shares
+from collafuse.evaluation.features import Extractor
 from collafuse.evaluation.generated import Generated
+from collafuse.evaluation.measured import halves
 from collafuse.nodes.runfolder import RunFolder
 from tests.evaluation.conftest import SETTINGS, train
-from tests.tiny import CPU
+from tests.tiny import CPU, image_set
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,6 +53,35 @@ def test_real_images_are_better_than_those_of_an_untrained_run(found):
 def test_the_same_seed_finds_the_same(found, digits_run):
     assert evaluate(digits_run, samples=40, device=CPU).values() == found.values()
     json.dumps(found.values(), allow_nan=False)
+
+
+def test_all_sides_have_one_mix_of_labels_also_of_more_held_out_images_than_are_compared(digits_run, monkeypatch):
+    """They were compared with a random part of the held-out images, whose mix is another; and what started from the
+    first of these lacked one label or the other."""
+    mixes = []
+
+    def compare(made, real, strata, rng):
+        mixes.append([np.bincount(side % MAX_NAMES, minlength=10) / len(side) for side in strata])
+        return {}
+
+    monkeypatch.setattr("collafuse.evaluation.evaluate.compare", compare)
+    evaluate(digits_run, samples=30, device=CPU)
+    assert len(mixes) == 4 * 5
+    for made, real in mixes:
+        assert np.abs(made - real).max() < 1 / 28  # images are whole
+
+
+def test_where_the_floor_lacks_a_label_the_table_says_that_there_is_no_one_mix(digits_run, monkeypatch, found):
+    assert not any("Not so of" in note for note in found.tables[0].notes)
+    halved = halves
+
+    def without_a_nought(images):
+        known, floor = halved(images)
+        return known, floor.take(np.setdiff1d(np.arange(len(floor)), floor.rows_with("0")))
+
+    monkeypatch.setattr("collafuse.evaluation.evaluate.halves", without_a_nought)
+    said = evaluate(digits_run, samples=30, device=CPU).tables[0].notes
+    assert any("Not so of north, whose floor has too few images of a label" in note for note in said)
 
 
 def test_a_run_that_sent_statistics_is_measured_too(statistics_run):
@@ -106,6 +139,17 @@ def test_the_table_says_where_each_client_of_each_run_cuts(found):
     assert f"Cuts: sigma {cuts}." in found.tables[0].notes
 
 
+def test_cuts_are_said_only_of_methods_that_have_them():
+    handover = _with_clients({"north": {"handover": 2.0}})
+    assert _cuts(handover) == "sigma north 0.5 (takes over at 1), east 0.5, south 1.5"
+    said = {name: _cuts(handover.model_copy(update={"method": name})) for name in arms.BASELINES}
+    for name in ("centralised", "local", "fedavg"):
+        assert said[name] == f"none, since {name} has one model of the whole noise range"
+    for name in ("reference", "reference-repaired"):  # the server stops at the cut
+        assert said[name] == "sigma north 0.5, east 0.5, south 1.5"
+    assert said["pfdm"] == _cuts(handover)
+
+
 def test_runs_beside_that_have_one_name_are_told_apart_by_their_paths(tmp_path):
     one, two, other = (RunFolder(tmp_path / path) for path in ("a/run", "b/run", "b/other"))
     assert list(_names([one, other])) == ["run", "other"]
@@ -120,6 +164,21 @@ def _made(clients: dict[str, tuple[int, ...]]) -> list[_Measured]:
         _Measured(np.full((sum(counts), 1), float(i)), np.repeat(np.arange(len(counts)), counts), None)
         for i, counts in enumerate(clients.values())
     ]
+
+
+def test_images_of_which_nothing_was_asked_show_nothing():
+    """A site without labels beside one with them had a floor that showed its label in every image."""
+    classifier = train_classifier(image_set(20, ("a", "b")), steps=3)
+    judge = _Judge(Extractor("zeros", lambda pixels: np.zeros((len(pixels), 1))), classifier, ("a", "b"))
+    unlabelled, some = (image_set(12, ("a", "b")) for _ in range(2))
+    unlabelled.labels[:], some.labels[:8] = 0, 0
+    rng = np.random.default_rng(0)
+    assert judge.measure_real(unlabelled).shown is None
+    assert "shown" not in _row("x", "y", [judge.measure_real(unlabelled)], [judge.measure_real(some)], rng).figures
+    shown = judge.measure_real(some).shown
+    assert np.isnan(shown[:8]).all() and (shown[8:] == classifier.shows(some.pixels, some.labels)[8:]).all()
+    figures = _row("x", "y", [judge.measure_real(some)], [judge.measure_real(some)], rng).figures
+    assert figures["shown"].value == shown[8:].mean()
 
 
 def test_clients_have_the_share_of_a_pool_that_they_have_of_its_reference():

@@ -88,6 +88,16 @@ def test_several_labels_of_one_image_are_learned_each():
     assert not classifier.shows(images.pixels[none], np.ones((none.sum(), 2), dtype=np.uint8)).any()
 
 
+def test_of_an_image_without_labels_nothing_is_read_rightly():
+    images = image_set(20, ("a", "b"))
+    images.labels[::2] = 0
+    classifier = train_classifier(images, steps=3)
+    for right in (0, 1):
+        classifier.network.head.weight.data[:] = 0
+        classifier.network.head.bias.data[:] = 2 * right - 1
+        assert classifier.accuracy(images) == right
+
+
 @pytest.mark.parametrize(
     ("wanted", "path", "message"), [("resnet", None, "not known"), ("auto", "x", "weights go with")]
 )

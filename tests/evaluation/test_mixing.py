@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from collafuse.evaluation.generated import Generated
-from collafuse.evaluation.mixing import Mix, mix_of, strata_of
+from collafuse.evaluation.mixing import Mix, by_turns, mix_of, strata_of
 from tests.tiny import image_set
 
 
@@ -35,6 +35,24 @@ def test_labels_dealt_out_evenly_hold_enough_of_each(reference):
     evenly = mix.to_generate // len(reference)
     taken = mix.take(made((evenly,) * len(reference)))
     assert taken.labels.sum(axis=0).tolist() == list(mix.by_label.values())
+
+
+@pytest.mark.parametrize("floor", [(500, 500, 500), (20, 30, 9), (25, 25, 24)])
+@pytest.mark.parametrize("held_out", [(200, 210, 190), (300, 9, 40), (20, 30, 25), (60, 0, 60)])
+def test_the_first_of_labels_that_take_turns_hold_enough_of_each(held_out, floor):
+    """A generator that starts from held-out images takes the first of them, and begins anew."""
+    images = by_turns(labelled(held_out))
+    assert len(np.unique(images.digests, axis=0)) == sum(held_out)
+    mix = mix_of(images, labelled(floor), most=150)
+    started = images.take(np.arange(mix.to_generate) % len(images))
+    taken = mix.take(Generated(started.pixels.transpose(0, 2, 3, 1), started.labels, started.label_names))
+    assert mix.by_label and taken.labels.sum(axis=0).tolist() == [mix.by_label.get(name, 0) for name in "abc"]
+
+
+def test_images_of_several_labels_take_no_turns():
+    images = image_set(6)
+    images.labels[:] = 1
+    assert by_turns(images) is images
 
 
 def test_images_without_labels_are_taken_as_they_come():

@@ -46,6 +46,7 @@ ROW = CutFigures(
     frechet_statistics=4.0,
     statistics_low=1.9,
     statistics_high=2.1,
+    statistics_refused="",
     floor=1.0,
     nfe=4,
     ms=1.0,
@@ -77,6 +78,21 @@ def test_sending_images_buys_nothing_only_from_where_on_statistics_do_as_well():
     assert "From sigma 2 on sending images buys nothing" in conclusions(ROWS, Demands())[0]
     lucky = [replace(ROWS[0], **AS_GOOD), ROWS[1], replace(ROWS[2], statistics_low=1.7, statistics_high=1.9)]
     assert "buys nothing" not in conclusions(lucky, Demands())[0]
+
+
+def test_statistics_that_do_as_well_are_not_praised_where_the_site_would_send_none():
+    few = "fewer than 50 images of 3 (20): merge labels."
+    rows = [replace(row, statistics_refused=few) for row in ROWS]
+    (said,) = conclusions(rows, Demands())
+    assert f"As the site stands it would send no exact ones: {few}" in said
+    (silent,) = conclusions([rows[0]], Demands())
+    assert "exact ones" not in silent + conclusions(ROWS, Demands())[0].replace("Exact ones", "")
+
+
+def test_distances_that_are_mostly_chance_do_not_prove_that_statistics_do_as_well():
+    (said,) = conclusions([ROWS[0], replace(ROWS[1], floor=2.7), ROWS[2]], Demands())
+    assert "real ones are as far from each other as most of that distance, at sigma 2 (90%)" in said
+    assert "Hold more images out" not in conclusions(ROWS, Demands())[0]
 
 
 def test_where_statistics_may_be_much_worse_the_plan_says_that_it_cannot_tell():
@@ -163,6 +179,12 @@ def test_steps_grow_as_the_logarithm_of_the_cut(tiny_config):
     changed = recut(tiny_config, "north", twice, 7)
     assert changed.client("north").cut.resolve().sigma == pytest.approx(twice)
     assert changed.client("north").training.steps == 7 and changed.client("east") == tiny_config.client("east")
+
+
+def test_a_client_that_takes_over_at_pure_noise_takes_no_more_steps_for_a_higher_cut(tiny_config):
+    north = tiny_config.client("north").model_copy(update={"handover": 4.0})
+    config = tiny_config.model_copy(update={"clients": {**tiny_config.clients, "north": north}})
+    assert steps_for(config, "north", 60.0) == steps_for(config, "north", 20.0) > steps_for(config, "north", 5.0)
 
 
 def test_cuts_begin_where_the_server_has_learned_of_the_site(digits_run):
@@ -269,6 +291,14 @@ def test_statistics_are_of_as_many_coefficients_as_a_release_of_them_holds(digit
     assert apart.var(axis=0).max() > 1.5 * level**2
     above = along @ Basis((1, 8, 8), 64).matrix - apart @ Basis((1, 8, 8), 10).matrix
     assert (above**2).sum(axis=1).mean() == pytest.approx(54 * level**2, rel=0.03)
+
+
+def test_whether_a_site_would_send_exact_statistics_is_what_a_release_of_them_says(digits_run):
+    run = WholeRun.open(digits_run, CPU)
+    assert one_cut(run)._statistics_refused() == ""
+    north = run.sites["north"]
+    fewer = SiteData(north.train.take(np.arange(60)), north.held_out)
+    assert "fewer than 50 images of 0 (" in one_cut(run, sites={**run.sites, "north": fewer})._statistics_refused()
 
 
 @pytest.mark.slow

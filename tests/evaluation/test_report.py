@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from collafuse.config import from_mapping
 from collafuse.core.errors import FileFormatError
+from collafuse.evaluation import baselines
 from collafuse.evaluation.page import paragraph, results_table
 from collafuse.evaluation.report import write_page
 from collafuse.evaluation.tables import Table, write_results
 from collafuse.nodes.runfolder import RunFolder
-from tests.tiny import CPU
+from tests.evaluation.conftest import SETTINGS, train
+from tests.tiny import CPU, Recorder
 
 VOID = {"meta", "img", "line", "rect", "polyline", "br"}
 
@@ -78,6 +81,32 @@ def test_every_picture_opens_and_says_what_it_shows(html):
 def test_clients_stand_in_the_order_of_their_cuts(html):
     heads = re.findall(r"<th>(\w+): sigma ([\d.]+)", html)
     assert [float(sigma) for _, sigma in heads] == sorted(float(sigma) for _, sigma in heads) == [1.0, 1.0, 3.0]
+
+
+def test_clients_stand_in_the_order_of_what_the_server_sees_not_of_where_they_take_over(tmp_path):
+    clients = SETTINGS["clients"] | {"north": SETTINGS["clients"]["north"] | {"handover": 4.0}}
+    html = write_page(train(tmp_path / "run", clients=clients), device=CPU)
+    assert re.findall(r"<th>(\w+): sigma ([\d.]+)[^<]*?(, takes over at sigma [\d.]+)?</th>", html) == [
+        ("east", "0.5", ""),
+        ("north", "0.5", ", takes over at sigma 2"),
+        ("south", "1.5", ""),
+    ]
+    assert "the further right, the less the server sees" in html
+
+
+def test_the_page_of_a_model_without_a_cut_speaks_of_none(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    baselines.train(from_mapping(SETTINGS | {"method": "centralised"}), run, CPU, lambda node: Recorder())
+    html = write_page(run, device=CPU)
+    assert "<th>south</th>" in html and "there is no cut" in html and "the less the server sees" not in html
+    assert "<code>collafuse evaluate RUN</code> does" in html
+    for command in ("audit", "plan"):  # they refuse a baseline, so a reader would ask in vain
+        assert f"<code>collafuse {command}</code> is of the method" in html
+
+
+def test_the_page_of_statistics_does_not_say_that_the_server_sees_images(statistics_run):
+    html = write_page(statistics_run, device=CPU)
+    assert "The server saw statistics, and no image in any form." in html and "less the server sees" not in html
 
 
 def test_results_are_shown_and_what_is_missing_is_said(html):

@@ -47,11 +47,13 @@ def test_the_work_of_an_image_is_that_of_its_evaluations(tables):
 
 
 def test_a_server_in_closed_form_evaluates_nothing_and_has_no_training(statistics_run):
-    _, (work, traffic) = tables_of(statistics_run)
+    split, (work, traffic) = tables_of(statistics_run)
     server = work[0]
     assert (server["side"], server["parameters"], server["NFE"], server["MACs per image"]) == ("server", None, 0, 0)
     assert server["MACs in training"] is None and work[1]["MACs in training"] > 0
     assert len(traffic) == 3
+    (said,) = work_tables(split, statistics_run)[1].notes
+    assert "Statistics are sent once" in said and "per image, however" not in said
 
 
 def test_training_counts_forward_and_backward_over_every_image(tables):

@@ -36,7 +36,8 @@ class Share:
         p, n, z = self.value, self.count, SHOWN_Z
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, middle - half), min(1.0, middle + half)
+        # The share lies within it, also where rounding says otherwise: of none or all of them it is one of its ends.
+        return max(0.0, min(middle - half, p)), min(1.0, max(middle + half, p))
 
     @property
     def alarm(self) -> bool:

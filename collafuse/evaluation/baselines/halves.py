@@ -52,5 +52,7 @@ def sample(asked: Asked, hand_over: HandOver = lambda x, sigma, settings: (x, si
     settings, model = asked.config.client(asked.client), asked.models[asked.client]
     conditions = conditions_for(delivered, model.space)
     x, sigma = hand_over(delivered.x, delivered.sigma, settings)
-    pixels = finish_all(model.denoiser, x, sigma, conditions, settings, asked.device)
+    # The server's last step belongs to what it delivered, not to what another method takes that for.
+    history = delivered.history(slice(None)) if x is delivered.x else None
+    pixels = finish_all(model.denoiser, x, sigma, conditions, settings, asked.device, history=history)
     return Generated(pixels, delivered.labels, delivered.label_names)
