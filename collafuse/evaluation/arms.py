@@ -81,7 +81,7 @@ class SplitRun:
             ),
         ]
 
-    def at_the_cut(self, client: str, count: int, seed: int) -> Intermediate:
+    def from_server(self, client: str, count: int, seed: int) -> Intermediate:
         """What the server delivers; with the text of the client's held-out images, where it takes text."""
         return self.server.deliver(client, count, planned=self._planned(client, count), seed=seed, batch_size=BATCH)
 
@@ -90,7 +90,7 @@ class SplitRun:
 
     def composite(self, client: str, count: int, seed: int) -> Generated:
         """Server, then client."""
-        return self.finished(client, self.at_the_cut(client, count, seed))
+        return self.finished(client, self.from_server(client, count, seed))
 
     def finished(self, client: str, delivered: Intermediate) -> Generated:
         """What the client makes of what the server delivered."""

@@ -43,7 +43,7 @@ def half_sample_spread(
     every figure here. For a mean over n images, half-samples vary by s^2 / (n/2) - s^2 / n = s^2 / n, which is the
     variance of the whole sample's mean (McCarthy 1969); so the spread needs no correction. A distance between samples
     that are nearly alike is no mean: chance in it falls with n and not with its root, so halves vary by more than their
-    share and the spread comes out too large, never too small. Half of every stratum is
+    share and the spread comes out too large. Half of every stratum is
     drawn: where both sides were made with one mix of labels, how the mix might have fallen is no part of the spread.
     """
     halves = [statistic(*(half_of(side, rng) for side in strata)) for _ in range(RESAMPLES)]

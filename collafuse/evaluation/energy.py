@@ -47,10 +47,10 @@ def energy_table(split: SplitRun) -> Table:
     check_counters(split.device)
     rows = []
     for name in split.models:
-        delivered = split.at_the_cut(name, BATCH, 0)
+        delivered = split.from_server(name, BATCH, 0)
         x, conditions = torch.from_numpy(delivered.x), conditions_for(delivered, split.models[name].space)
         sides: dict[str, Callable[[], Any]] = {
-            "server": partial(split.at_the_cut, name, BATCH, 0),
+            "server": partial(split.from_server, name, BATCH, 0),
             "client": partial(
                 finish,
                 split.models[name].denoiser,

@@ -88,7 +88,7 @@ def _pictures(
     if method_of(run) != DEFAULT_METHOD:
         return {arm.name: arm.generate(client, COMPARED, seed).pixels for arm in arms_of(run, held_out, device)}
     split = SplitRun(run, {client: held_out[client]}, device)
-    delivered = split.at_the_cut(client, COMPARED, seed)
+    delivered = split.from_server(client, COMPARED, seed)
     return {
         "client alone, from noise": split.client_alone(client, SHOWN, seed).pixels,
         "server, as delivered": to_uint8(delivered.x),

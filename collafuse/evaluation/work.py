@@ -40,7 +40,7 @@ def work_tables(split: SplitRun, folder: RunFolder) -> tuple[Table, Table]:
     """Work per image and in training on either side, and the bytes between them, for every client of a run."""
     work, traffic = [], []
     for name in split.models:
-        delivered, server_ms = _timed(partial(split.at_the_cut, name, BATCH, 0))
+        delivered, server_ms = _timed(partial(split.from_server, name, BATCH, 0))
         conditions = conditions_for(delivered, split.models[name].space)
         x, settings = torch.from_numpy(delivered.x), split.settings[name]
         denoiser = split.models[name].denoiser

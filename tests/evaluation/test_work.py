@@ -66,6 +66,6 @@ def test_the_bytes_are_those_of_the_files(tables, digits_run):
     row = next(one for one in traffic if one["client"] == "south")
     path = digits_run.server.releases / "south.safetensors"
     assert row["release files (training, once)"] == path.stat().st_size
-    delivered = split.at_the_cut("south", 16, 0)
+    delivered = split.from_server("south", 16, 0)
     assert row["intermediate, per image"] == round(len(intermediates.to_bytes(delivered)) / 16)
     assert row["bundle (once)"] is None
