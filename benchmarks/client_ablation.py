@@ -1,8 +1,8 @@
 """Which client network to put on a device: quality against milliseconds, on trained weights.
 
-Every variant is trained on the same images, exported in fp32 and int8, and finishes the same true noised images at the
-cut, so that no server stands between the variants. Designs want different learning rates, so each variant is trained
-with all of ``--learning-rates`` and shown with the best. The loss is the project's objective on held-out images over
+Every variant is trained on the same images, exported in fp32 and int8, and finishes the same true noised images, so
+that no server stands between the variants. Designs want different learning rates, so each variant is trained with all
+of ``--learning-rates`` and shown with the best. The loss is the project's objective on held-out images over
 the client's noise range, at fixed levels; the Fréchet distance is in the features of a classifier trained on the same
 data set, finished held-out images against other held-out ones: with few steps in each precision, and with many in fp32.
 With ``--server-steps N`` a server learns from a release of the same images first, and each variant also finishes what
@@ -99,6 +99,7 @@ class Ablation:
     data: Path
     side: int
     images: int
+    handover: float
     out: Path
     site: SiteData
     given: ImageSet
@@ -106,28 +107,32 @@ class Ablation:
     served: Intermediate | None = None
 
     @classmethod
-    def of(cls, data: Path, side: int, images: int, out: Path) -> Ablation:
-        config = _config(data, side, "any", MIDDLE, BATCH, LEARNING_RATES[0])
+    def of(cls, data: Path, side: int, images: int, handover: float, out: Path) -> Ablation:
+        config = _config(data, side, "any", MIDDLE, BATCH, LEARNING_RATES[0], handover)
         site = load_site(config, "any")
         rng = np.random.default_rng(0)
         parts = (half.take(rng.permutation(len(half))[:SAMPLES]) for half in halves(site.held_out))
-        return cls(data, side, images, out, site, *parts)
+        return cls(data, side, images, handover, out, site, *parts)
 
     def with_server(self, steps: int, rate: float) -> Ablation:
         """With what a server delivers after so many steps at this learning rate."""
-        name = f"server-{steps}-{rate * 1e4:.0f}e-4"
-        config = _config(self.data, self.side, "site", MIDDLE, steps * BATCH, rate)
+        name = f"server-{steps}-{rate * 1e4:.0f}e-4{self._suffix}"
+        config = _config(self.data, self.side, "site", MIDDLE, steps * BATCH, rate, self.handover)
         return replace(self, served=delivered(config, self.site, RunFolder(self.out / name), steps, len(self.given)))
 
     def trained(self, variant: str, rate: float) -> tuple[TrainedModel, Client]:
         """A variant, trained; at once where that was done before."""
-        images = self.images
-        name = f"{variant}-{rate * 1e4:.0f}e-4-{images}"
-        client = Client(_config(self.data, self.side, name, VARIANTS[variant], images, rate), name, self.site)
+        name = f"{variant}-{rate * 1e4:.0f}e-4-{self.images}{self._suffix}"
+        config = _config(self.data, self.side, name, VARIANTS[variant], self.images, rate, self.handover)
+        client = Client(config, name, self.site)
         with reporting() as reporter:
             observer = reporter.observer(name)
             model = client.train(self.folder(client), torch.device("cpu"), observer, resume=True)
         return model, client
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.handover == 1 else f"-from-{self.handover * 100:.0f}"
 
     def folder(self, client: Client) -> NodeFolder:
         return RunFolder(self.out).client(client.name)
@@ -170,7 +175,7 @@ class Ablation:
 
     @torch.inference_mode()
     def loss(self, denoise: Denoise, sigma_high: float) -> float:
-        """The objective, averaged over levels evenly spaced in ln sigma from 0.02 to the cut."""
+        """The objective, averaged over levels evenly spaced in ln sigma from 0.02 to where the client takes over."""
         images, generator = self.given.take(np.arange(min(JUDGED, len(self.given)))), torch.Generator().manual_seed(0)
         conditions = torch.from_numpy(images.conditions())
         z, floor = to_float(torch.from_numpy(images.pixels)), torch.zeros(len(images))
@@ -187,16 +192,14 @@ class Ablation:
         return float(torch.cat(losses).mean())
 
 
-def main(
-    data: Path, out: Path, images: int, side: int, names: Sequence[str], rates: Sequence[float], server_steps: int
-) -> None:
+def main(ablation: Ablation, names: Sequence[str], rates: Sequence[float], server_steps: int) -> None:
     """Train what is not trained yet, measure all, print the table."""
+    images, side = ablation.images, ablation.side
     print(
         f"{len(names)} variants learn from {images:,} images at each of {len(rates)} learning rates; what is done is "
-        f"kept in {out}.",
+        f"kept in {ablation.out}.",
         flush=True,
     )
-    ablation = Ablation.of(data, side, images, out)
     if server_steps:
         ablation = ablation.with_server(server_steps, max(rates))
     classifier = train_classifier(ablation.site.train, steps=CLASSIFIER_STEPS)
@@ -204,9 +207,9 @@ def main(
     floor = frechet_distance(classifier.features(given), classifier.features(reference))
     rows = {name: ablation.row(name, rates, classifier) for name in names}
     latencies = _latencies({(name, p): row.finishers[p] for name, row in rows.items() for p in PRECISIONS})
-    cut = rows[names[0]].finishers["fp32"].bundle.info.sigma_max
+    level = rows[names[0]].finishers["fp32"].bundle.info.sigma_max
     print(
-        f"\n{images} training images of {side}x{side} each, cut at sigma {cut:.3g}; classifier right on "
+        f"\n{images} training images of {side}x{side} each, finished from sigma {level:.3g}; classifier right on "
         f"{classifier.accuracy(ablation.site.held_out):.1%} of held-out images; Frechet distance of real to real "
         f"{floor:.2f} with {len(given)} images on each side.\n"
     )
@@ -222,7 +225,9 @@ def main(
         print(f"| {name} | {row.parameters:,} | {losses} | {row.in_int8:.4f} | {frechets} | {ms} |")
 
 
-def _config(data: Path, side: int, name: str, network: Mapping[str, Any], images: int, rate: float) -> Config:
+def _config(
+    data: Path, side: int, name: str, network: Mapping[str, Any], images: int, rate: float, handover: float
+) -> Config:
     training = {
         "steps": images // BATCH, "batch_size": BATCH, "warmup_steps": min(100, images // BATCH // 5),
         "ema_halflife_images": images // 20, "sample_every": 10**9, "checkpoint_every": 200, "learning_rate": rate,
@@ -234,7 +239,7 @@ def _config(data: Path, side: int, name: str, network: Mapping[str, Any], images
                 "horizontal_flip": True, "path": str(data),
             },
             "client": {
-                "cut": CUT, "network": dict(network), "training": training,
+                "cut": CUT, "handover": handover, "network": dict(network), "training": training,
                 "sampler": {"steps": FEW, "sigma_low": 0.02},
             },
             "clients": {name: {}},
@@ -275,5 +280,7 @@ if __name__ == "__main__":
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--learning-rates", nargs="*", type=float, default=LEARNING_RATES, metavar="RATE")
     parser.add_argument("--server-steps", type=int, default=0, help="also finish behind a server trained so long")
+    parser.add_argument("--handover", type=float, default=2.0, help="the client takes over at so many times the cut")
     given = parser.parse_args()
-    main(given.data, given.out, given.images, given.size, given.variants, given.learning_rates, given.server_steps)
+    ablation = Ablation.of(given.data, given.size, given.images, given.handover, given.out)
+    main(ablation, given.variants, given.learning_rates, given.server_steps)

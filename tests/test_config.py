@@ -34,6 +34,15 @@ def test_everything_but_the_data_the_clients_and_their_cuts_has_a_default():
     assert config.server.sampler.steps == 18 and config.data.image_shape == (1, 8, 8)
 
 
+def test_a_client_takes_over_at_twice_its_cut_and_at_the_cut_where_nothing_is_noised():
+    statistics = {"server": {"kind": "statistics"}}
+    assert from_mapping(values()).client("a").handover_sigma == 2.0
+    assert from_mapping(values(**statistics)).client("a").handover_sigma == 1.0
+    given = {"cut": {"sigma": 1.0}, "handover": 3}
+    assert from_mapping(values(**statistics, client=given)).client("a").handover_sigma == 3.0
+    assert from_mapping(values(**statistics, clients={"a": {"handover": 1.5}})).client("a").handover_sigma == 1.5
+
+
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
@@ -98,7 +107,7 @@ def test_a_cut_that_is_none_is_refused_with_its_value(cut, message):
         ({"clients": {"a": {"handover": float("nan")}}}, "handover=nan.*finite"),
         ({"clients": {"a": {"handover": float("inf")}}}, "handover=inf.*finite"),
         ({"clients": {"a": {"handover": 0.9}}}, "handover=0.9"),
-        ({"clients": {"a": {"sampler": {"sigma_low": 0.51}}}}, "clients.a.sampler.sigma_low=0.51 is above half .* 1 "),
+        ({"clients": {"a": {"sampler": {"sigma_low": 1.01}}}}, "clients.a.sampler.sigma_low=1.01 is above half .* 2 "),
         ({"server": {"send_previous": True, "sampler": {"name": "euler"}}}, "send_previous.*name=euler"),
         ({"client": {"network": {"multipliers": [1] * 5}, "cut": {"sigma": 1.0}}}, "clients.a.network: image_size=8"),
         ({"server": {"sampler": {"guidance": 2}, "training": {"label_dropout": 0}}}, "server.*guidance=2.*dropout=0"),

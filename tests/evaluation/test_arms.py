@@ -63,7 +63,7 @@ def test_a_client_goes_on_from_the_servers_last_step_where_that_is_sent(split, m
     split.models["north"] = split.server.model
     alone, both = split.client_alone("north", 4, 0), split.composite("north", 4, 0)
     assert np.abs(alone.pixels.astype(int) - both.pixels).max() <= 1
-    delivered = split.at_the_cut("north", 4, 0)
+    delivered = split.from_server("north", 4, 0)
     cold = split.finished("north", replace(delivered, previous_x0_hat=None, previous_sigma=None))
     assert np.abs(cold.pixels.astype(int) - both.pixels).max() > 1
 

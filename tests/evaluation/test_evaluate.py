@@ -140,7 +140,7 @@ def test_the_table_says_where_each_client_of_each_run_cuts(found):
 
 
 def test_cuts_are_said_only_of_methods_that_have_them():
-    handover = _with_clients({"north": {"handover": 2.0}})
+    handover = _with_clients({"north": {"handover": 2.0}, "east": {"handover": 1.0}, "south": {"handover": 1.0}})
     assert _cuts(handover) == "sigma north 0.5 (takes over at 1), east 0.5, south 1.5"
     said = {name: _cuts(handover.model_copy(update={"method": name})) for name in arms.BASELINES}
     for name in ("centralised", "local", "fedavg"):

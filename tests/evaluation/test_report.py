@@ -80,14 +80,15 @@ def test_every_picture_opens_and_says_what_it_shows(html):
 
 def test_clients_stand_in_the_order_of_their_cuts(html):
     heads = re.findall(r"<th>(\w+): sigma ([\d.]+)", html)
-    assert [float(sigma) for _, sigma in heads] == sorted(float(sigma) for _, sigma in heads) == [1.0, 1.0, 3.0]
+    assert [float(sigma) for _, sigma in heads] == sorted(float(sigma) for _, sigma in heads) == [0.5, 0.5, 1.5]
 
 
 def test_clients_stand_in_the_order_of_what_the_server_sees_not_of_where_they_take_over(tmp_path):
-    clients = SETTINGS["clients"] | {"north": SETTINGS["clients"]["north"] | {"handover": 4.0}}
+    handovers = {"north": {"handover": 4.0}, "east": {}, "south": {"handover": 1.0}}
+    clients = {name: one | handovers[name] for name, one in SETTINGS["clients"].items()}
     html = write_page(train(tmp_path / "run", clients=clients), device=CPU)
     assert re.findall(r"<th>(\w+): sigma ([\d.]+)[^<]*?(, takes over at sigma [\d.]+)?</th>", html) == [
-        ("east", "0.5", ""),
+        ("east", "0.5", ", takes over at sigma 1"),
         ("north", "0.5", ", takes over at sigma 2"),
         ("south", "1.5", ""),
     ]
