@@ -55,14 +55,16 @@ def parts(tmp_path, cell: Cell) -> dict[str, str]:
 
 
 def test_cells_share_a_training_where_it_is_the_same_and_nowhere_else(tmp_path):
-    main, later = parts(tmp_path, MAIN), parts(tmp_path, replace(MAIN, variant="handover-2"))
-    assert main["server"] == later["server"] and main["all"] != later["all"]
-    for same_client in ("fresh", "clean-weight", "levels-near", "ema-longer"):
+    main, cut = parts(tmp_path, MAIN), parts(tmp_path, replace(MAIN, variant="handover-1"))
+    assert main["server"] == cut["server"] and main["all"] != cut["all"]
+    for same_client in ("fresh", "levels-near", "ema-longer"):
         other = parts(tmp_path, replace(MAIN, variant=same_client))
         assert main["all"] == other["all"] and main["server"] != other["server"], same_client
-    assert parts(tmp_path, Cell("one-site", "reference", 1.0))["all"] == main["all"]
+    before = parts(tmp_path, replace(MAIN, variant="clean-weight"))
+    assert before["all"] == cut["all"] and before["server"] != cut["server"]
+    assert parts(tmp_path, Cell("one-site", "reference", 1.0))["all"] == cut["all"]
     for nothing_trained in methods.UNTRAINED:
-        assert parts(tmp_path, replace(MAIN, variant=nothing_trained)) == {"all": main["all"]}
+        assert parts(tmp_path, replace(MAIN, variant=nothing_trained)) == {"all": cut["all"]}
     assert not set(parts(tmp_path, replace(MAIN, seed=1)).values()) & set(main.values())
     assert not set(parts(tmp_path, replace(MAIN, cut=4.0)).values()) & set(main.values())
     assert len(list((tmp_path / "releases" / "one-site-1").glob("*.safetensors"))) == 1  # for all of these

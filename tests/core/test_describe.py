@@ -78,12 +78,12 @@ def test_a_foreign_file_is_refused(tmp_path):
 
 
 def test_a_noise_level_is_shown_in_three_coordinates(files):
-    for kind in ("release", "intermediate", "bundle"):
+    for kind, sigma in (("release", 0.5), ("intermediate", 0.5), ("bundle", 1.0)):
         values = describe(files / kind)
-        assert values["log_snr"] == pytest.approx(-2 * np.log(0.5))
-        assert values["t_cosine"] == pytest.approx(0.29, abs=0.01) and values["t_linear"] == pytest.approx(
-            0.14, abs=0.01
-        )
+        assert values["log_snr"] == pytest.approx(-2 * np.log(sigma))
+        t_cosine, t_linear = {0.5: (0.29, 0.14), 1.0: (0.5, 0.255)}[sigma]
+        assert values["t_cosine"] == pytest.approx(t_cosine, abs=0.01)
+        assert values["t_linear"] == pytest.approx(t_linear, abs=0.01)
         assert values["digest"] == "matches the SHA-256 in the file"
 
 

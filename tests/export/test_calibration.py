@@ -245,7 +245,7 @@ def test_the_loss_is_measured_on_what_a_device_finishes(reduced, tiny_bundle, de
     assert bundles.read(reduced["int8"]).info.loss == loss
 
 
-def test_a_history_that_travelled_along_is_used(delivered, info, model, tmp_path):
+def test_a_history_that_travelled_along_is_used(delivered, info, model, tiny_bundle, tmp_path):
     path = tmp_path / "warm.safetensors"
     path.write_bytes(delivered.read_bytes())
     x = intermediates.read(path).x
@@ -256,11 +256,5 @@ def test_a_history_that_travelled_along_is_used(delivered, info, model, tmp_path
     warm = dataclasses.replace(
         warm, x=warm.x[1::2], labels=warm.labels[1::2], previous_x0_hat=warm.previous_x0_hat[1::2]
     )
-    there = Finisher(bundles.Bundle(b"", info, None, ""), model, _defaults(info)).finish(warm, len(warm))
+    there = Finisher.load(tiny_bundle).finish(warm, len(warm))
     assert np.abs(to_uint8(judging.finished(model, info)).astype(int) - there.astype(int)).max() <= 1
-
-
-def _defaults(info):
-    from edge_client.finisher import Settings
-
-    return Settings(info.steps, info.sampler, info.guidance)
