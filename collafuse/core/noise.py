@@ -41,7 +41,7 @@ Noise = Callable[[Sequence[int]], Any]
 
 def log_snr_from_sigma(sigma: float) -> float:
     """log(alpha_bar / (1 - alpha_bar)) = -2 ln sigma. sigma > 0."""
-    return -2.0 * math.log(sigma)
+    return 0.0 - 2.0 * math.log(sigma)  # and not -0.0 at sigma 1
 
 
 def sigma_from_log_snr(log_snr: float) -> float:

@@ -78,7 +78,7 @@ def test_a_foreign_file_is_refused(tmp_path):
 
 
 def test_a_noise_level_is_shown_in_three_coordinates(files):
-    for kind, sigma in (("release", 0.5), ("intermediate", 1.0), ("bundle", 1.0)):
+    for kind, sigma in (("release", 0.5), ("intermediate", 1.0), ("bundle", 0.5)):
         values = describe(files / kind)
         assert values["log_snr"] == pytest.approx(-2 * np.log(sigma))
         t_cosine, t_linear = {0.5: (0.29, 0.14), 1.0: (0.5, 0.255)}[sigma]

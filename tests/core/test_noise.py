@@ -145,6 +145,10 @@ def test_a_cut_at_the_top_is_allowed():
     assert Cut(SIGMA_MAX).lowest_trained == SIGMA_MAX
 
 
+def test_a_cut_at_one_has_no_minus_in_front_of_its_log_snr():
+    assert Cut(1.0).describe().startswith("sigma 1 (log-SNR +0.00,")
+
+
 def test_nothing_is_learned_at_the_cut_itself():
     assert Cut(1.0).lowest_trained == pytest.approx(1.05)
 
