@@ -22,7 +22,7 @@ def test_train_export_deliver_finish_inspect(run_trained, tmp_path):
     with Image.open(pictures[4]) as picture:
         assert picture.size == (8, 8) and picture.mode == "L"
         assert picture.text["collafuse:labels"] == "2"
-        assert picture.text["collafuse:sigma"] == "0.5"
+        assert picture.text["collafuse:sigma"] == "1"
         assert {"collafuse:bundle", "collafuse:server_model", "collafuse:steps"} <= set(picture.text)
     for name, kind in (
         ("north.onnx", "bundle"),

@@ -184,14 +184,14 @@ def test_one_step_gives_the_networks_estimate(halving):
 @pytest.fixture
 def warm(tiny_intermediate) -> Intermediate:
     previous = 0.7 * np.sin(np.arange(tiny_intermediate.x.size)).reshape(tiny_intermediate.x.shape)
-    return dataclasses.replace(tiny_intermediate, previous_x0_hat=previous.astype(np.float32), previous_sigma=0.9)
+    return dataclasses.replace(tiny_intermediate, previous_x0_hat=previous.astype(np.float32), previous_sigma=1.8)
 
 
 def test_dpmpp_2m_starts_with_the_servers_history(finisher, tiny_model, warm):
     conditions = torch.from_numpy(conditions_for(warm, tiny_model.space))
     with torch.inference_mode():
-        history = type(warm.history(slice(0, 5)))(torch.from_numpy(warm.previous_x0_hat), 0.9)
-        denoise, sigmas = guided(tiny_model.denoiser, conditions, 1.0), client_sigmas(0.5, 4, 0.05)
+        history = type(warm.history(slice(0, 5)))(torch.from_numpy(warm.previous_x0_hat), warm.previous_sigma)
+        denoise, sigmas = guided(tiny_model.denoiser, conditions, 1.0), client_sigmas(warm.sigma, 4, 0.05)
         there, _ = run(STEPS["dpmpp_2m"], denoise, torch.from_numpy(warm.x), sigmas, history)
     for batch_size in (2, 16):
         assert grey_levels_apart(finisher.finish(warm, batch_size), to_uint8(there.numpy())) <= 1
@@ -247,8 +247,8 @@ def test_an_impossible_batch_size_is_refused(halving, batch_size):
 def test_an_intermediate_of_another_client_is_refused(halving, finisher, tiny_intermediate):
     with pytest.raises(MismatchError, match="shape"):
         Finisher.load(halving).finish(tiny_intermediate)
-    with pytest.raises(MismatchError, match="stands at sigma 1, the bundle was trained for"):
-        finisher.finish(dataclasses.replace(tiny_intermediate, sigma=1.0))
+    with pytest.raises(MismatchError, match="stands at sigma 2, the bundle was trained for"):
+        finisher.finish(dataclasses.replace(tiny_intermediate, sigma=2.0))
     with pytest.raises(MismatchError, match="label '7' is not known"):
         finisher.finish(dataclasses.replace(tiny_intermediate, label_names=("7", "1", "2", "0")))
 
