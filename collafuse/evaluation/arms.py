@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..config import Config
+from ..config.settings import WITHOUT_HANDOVER
 from ..core.conditioning import Conditions, guided, translate_labels
 from ..core.errors import ConfigError
 from ..core.intermediate import Intermediate
@@ -66,11 +68,7 @@ class SplitRun:
     def arms(self) -> list[Arm]:
         """What a split run is measured by."""
         return [
-            Arm(
-                "server + client",
-                self.composite,
-                "the method: first the server, from there the client",
-            ),
+            Arm("server + client", self.composite, "the method: first the server, from there the client"),
             Arm("server alone", self.server_alone, "the server down to its lowest trained level, then its x0_hat"),
             Arm("client alone", self.client_alone, "the client's denoiser from pure noise: the failure it is"),
             Arm(
@@ -197,10 +195,16 @@ BASELINES = {
 }
 
 
-UNCUT = ("centralised", "local", "fedavg")
-"""Baselines of one model for the whole noise range, which no cut divides."""
-REFERENCES = ("reference", "reference-repaired")
-"""Baselines without a handover: the server stops at the cut, and the method says where the client starts."""
+def levels_of(config: Config, client: str) -> tuple[float, float]:
+    """A client's cut, up to which the server saw its images, and where it takes over."""
+    settings = config.client(client)
+    return settings.cut.resolve().sigma, settings.handover_sigma
+
+
+def takes_over_above(config: Config, client: str) -> float | None:
+    """The level at which a client takes over, where that lies above its cut."""
+    cut, handover = levels_of(config, client)
+    return handover if handover > cut and config.method not in WITHOUT_HANDOVER else None
 
 
 def _baseline_arms(folder: RunFolder, held_out: Mapping[str, ImageSet], device: torch.device) -> Sequence[Arm]:

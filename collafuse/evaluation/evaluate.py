@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import Config
+from ..config.settings import SPLIT
 from ..core.conditioning import one_label_each, translate_labels
 from ..core.errors import DataError, MismatchError, UsageError
 from ..core.metadata import MAX_NAMES
@@ -25,7 +26,7 @@ from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
 from ..learning.seeds import keyed_seed
 from ..nodes.runfolder import RunFolder
-from .arms import DEFAULT_METHOD, REFERENCES, UNCUT, Arm, SplitRun, arms_of, method_of
+from .arms import DEFAULT_METHOD, Arm, SplitRun, arms_of, levels_of, method_of, takes_over_above
 from .classifier import Classifier
 from .comparison import MOST_PAIRED, RESAMPLES, SAME_SHARE, Figure, compare, share
 from .energy import check_counters, energy_table
@@ -173,16 +174,10 @@ def groups_of(*configs: Config) -> dict[str, tuple[str, ...]]:
     groups = {name: (name,) for name in configs[0].clients}
     levels: dict[tuple[float, ...], list[str]] = {}
     for name in groups:
-        own = tuple(level for config in configs for level in _levels(config, name))
+        own = tuple(level for config in configs for level in levels_of(config, name))
         like = next((one for one in levels if np.allclose(one, own, rtol=SIGMA_SLACK, atol=0)), own)
         levels.setdefault(like, []).append(name)
     return groups | {" + ".join(names): tuple(names) for names in levels.values() if len(names) > 1}
-
-
-def _levels(config: Config, client: str) -> tuple[float, float]:
-    """A client's cut, and where it takes over."""
-    settings = config.client(client)
-    return settings.cut.resolve().sigma, settings.handover_sigma
 
 
 def _names(against: Sequence[RunFolder]) -> dict[str, RunFolder]:
@@ -323,13 +318,12 @@ def _table(
 
 def _cuts(config: Config) -> str:
     """Where each client cuts, and where it takes over if that is another level."""
-    if config.method in UNCUT:
+    if config.method not in SPLIT:
         return f"none, since {config.method} has one model of the whole noise range"
     said = []
     for name in config.clients:
-        cut, handover = _levels(config, name)
-        later = handover > cut and config.method not in REFERENCES
-        said.append(f"{name} {cut:.3g}" + (f" (takes over at {handover:.3g})" if later else ""))
+        (cut, _), later = levels_of(config, name), takes_over_above(config, name)
+        said.append(f"{name} {cut:.3g}" + (f" (takes over at {later:.3g})" if later is not None else ""))
     return f"sigma {', '.join(said)}"
 
 

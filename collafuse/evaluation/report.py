@@ -18,6 +18,7 @@ import torch
 import collafuse
 
 from ..config import Config
+from ..config.settings import SPLIT
 from ..core.errors import FileFormatError
 from ..core.noise import Cut
 from ..core.pictures import Pixels, side_by_side, to_uint8
@@ -25,7 +26,7 @@ from ..data.dealing import SiteData, load_sites
 from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
 from ..nodes.runfolder import CONFIG, RunFolder
-from .arms import DEFAULT_METHOD, REFERENCES, UNCUT, SplitRun, arms_of, method_of
+from .arms import DEFAULT_METHOD, SplitRun, arms_of, levels_of, method_of, takes_over_above
 from .curves import line_chart, read_losses
 from .page import figure_table, page, paragraph, png_image, results_table, sheet
 from .quality import nearest
@@ -54,7 +55,7 @@ def write_page(run: RunFolder, *, seed: int = 0, device: torch.device, listener:
     """
     config = run.read_config()
     sites = load_sites(config, listener)
-    names = sorted(config.clients, key=lambda name: _levels(config, name))
+    names = sorted(config.clients, key=lambda name: levels_of(config, name))
     bar = listener.bar("pictures", len(names))
     made: dict[str, dict[str, Pixels]] = {}
     for name in names:
@@ -114,29 +115,22 @@ def _figure(
             ("held-out images", [sheet(o, 6, 300, f"{n}: held out") for n, o in zip(names, shown, strict=True)])
         )
     return [
-        f"<h2>Pictures, by {'client' if config.method in UNCUT else 'cut'}</h2>",
+        f"<h2>Pictures, by {'cut' if config.method in SPLIT else 'client'}</h2>",
         paragraph(_order_said(config)),
         figure_table([_heading(config, name) for name in names], rows),
     ]
 
 
-def _levels(config: Config, client: str) -> tuple[float, float]:
-    """A client's cut, up to which the server saw its images, and where it takes over."""
-    settings = config.client(client)
-    return settings.cut.resolve().sigma, settings.handover_sigma
-
-
 def _heading(config: Config, client: str) -> str:
-    if config.method in UNCUT:
+    if config.method not in SPLIT:
         return client
-    cut, handover = _levels(config, client)
-    later = handover > cut and config.method not in REFERENCES
-    return f"{client}: {Cut(cut).describe()}" + (f", takes over at sigma {handover:.3g}" if later else "")
+    (cut, _), later = levels_of(config, client), takes_over_above(config, client)
+    return f"{client}: {Cut(cut).describe()}" + (f", takes over at sigma {later:.3g}" if later is not None else "")
 
 
 def _order_said(config: Config) -> str:
     """What the order of the columns means."""
-    if config.method in UNCUT:
+    if config.method not in SPLIT:
         return "Columns are clients. One model makes an image from noise to the end, and there is no cut."
     columns = "Columns are clients, from the lowest cut to the highest"
     if config.server.kind == "statistics":

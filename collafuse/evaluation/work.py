@@ -60,7 +60,7 @@ def work_tables(split: SplitRun, folder: RunFolder) -> tuple[Table, Table]:
     sent = (
         "Statistics are sent once, as many bytes for any number of images."
         if counted
-        else ("A release is sent once per image, however long the server trains.")
+        else "A release is sent once per image, however long the server trains."
     )
     notes = (
         "MACs are multiply-accumulates of convolutions and matrix products, counted on one image. NFE are network "
