@@ -81,9 +81,9 @@ def run_cell(
 
 
 def generate(
-    cell: Cell, config: Config, sites: Mapping[str, SiteData], models: Mapping[str, Any]
+    cell: Cell, config: Config, sites: Mapping[str, SiteData], models: Mapping[str, Any], samples: int = SAMPLES
 ) -> dict[str, Generated]:
-    """Every site's images, SAMPLES in all, from the same starting noise in every cell."""
+    """Every site's images, so many in all, from the same starting noise in every cell."""
     statistics = cell.variant in methods.UNTRAINED
     known = {
         name: Site(config.client(name).cut.resolve().sigma, site.train.label_names, True, statistics)
@@ -92,13 +92,13 @@ def generate(
     sample = METHODS[cell.method].sample if cell.method in METHODS else halves.sample
     return {
         name: sample(Asked(config, models, known, name, count, SAMPLING_SEED + index, CPU))
-        for index, (name, count) in enumerate(counts_of(sites).items())
+        for index, (name, count) in enumerate(counts_of(sites, samples).items())
     }
 
 
-def counts_of(sites: Mapping[str, SiteData]) -> dict[str, int]:
+def counts_of(sites: Mapping[str, SiteData], samples: int = SAMPLES) -> dict[str, int]:
     """How many images are generated for each site: as many as its share of the held-out ones."""
-    share = SAMPLES / sum(len(site.held_out) for site in sites.values())
+    share = samples / sum(len(site.held_out) for site in sites.values())
     return {name: round(share * len(site.held_out)) for name, site in sites.items()}
 
 
@@ -118,7 +118,7 @@ def main() -> None:
     arguments = parser.parse_args()
     study, done = Study.read(), finished()
     if arguments.table:
-        print(to_markdown(done, study.cells))
+        print(to_markdown(done, study))
         return
     if arguments.list:
         for cell in study.cells:

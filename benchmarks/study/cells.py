@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from collafuse.config import Config, from_mapping
 
 REAL = "real"
 """In place of a method: as many real images as a method generates, which nobody trained on. No figure can be better."""
+WHOLE = "centralised"
+"""The method that all others are compared with."""
 CELLS = Path(__file__).with_name("cells.yaml")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training and its figures. cut: None where the method has none."""
+    """One training and its figures. cut: None for real images; a whole model has that whose levels it walks."""
 
     data: str
     method: str
@@ -63,12 +65,27 @@ class Study:
         values["method"] = "collafuse" if cell.method == REAL else cell.method
         values["data"] |= {"path": str(images), "cache": str(cache)}
         values["clients"] = copy.deepcopy(self.data[cell.data]["clients"])
-        # A whole model has no cut; its levels are those of a server and client that meet at sigma 1.
-        values["client"] |= {"handover": 1.0} if cell.cut is None else {"cut": {"sigma": cell.cut}}
+        if cell.cut is not None:
+            values["client"]["cut"] = {"sigma": cell.cut}
         for node in ("server", "client"):
             values[node]["training"]["seed"] = cell.seed
         values = _onto(values, self.data[cell.data].get("config", {}))
         return from_mapping(_onto(values, self.variants[cell.variant] if cell.variant else {}))
+
+    def beside(self, cell: Cell) -> Cell | None:
+        """The whole model that walks the levels of a cell; None for real images.
+
+        Where evaluations lie changes a figure as much as methods do (``steps.py``), so that each is compared with one
+        model along its own. A server and a client that meet elsewhere than at the default have a variant of that name.
+        """
+        if cell.cut is None:
+            return None
+        own, usual = (self._handover(one) for one in (cell, replace(cell, method="collafuse", variant=None)))
+        return Cell(cell.data, WHOLE, cell.cut, None if own == usual else f"handover-{own:g}", cell.seed)
+
+    def _handover(self, cell: Cell) -> float:
+        (handover,) = {one.handover for one in self.config_of(cell, Path(), Path()).clients.values()}
+        return handover
 
 
 def _onto(base: Any, over: Any) -> Any:

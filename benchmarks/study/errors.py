@@ -20,7 +20,7 @@ from collafuse.learning import weights
 from collafuse.learning.denoiser import Denoiser
 
 from . import methods
-from .cells import Cell, Study
+from .cells import WHOLE, Cell, Study
 from .sites import Images
 
 DATA = "one-site"
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a work folder of the study")
     arguments = parser.parse_args()
     study = Study.read()
-    whole = Cell(DATA, "centralised")
+    whole = Cell(DATA, WHOLE, 1.0)
     config = study.config_of(whole, arguments.images, arguments.work / "cache")
     images, count = Images.of(config), study.images_per_site(whole)
     (site,) = images.sites(config, count + UNSEEN).values()

@@ -12,10 +12,9 @@ import numpy as np
 
 from collafuse.evaluation.tables import Table
 
-from .cells import Cell
+from .cells import WHOLE, Cell, Study
 
 RESULTS = Path(__file__).with_name("results.jsonl")
-BASE = "centralised"
 FIGURES = {"frechet": "Fréchet", "kernel": "kernel distance", "precision": "precision", "recall": "recall",
            "read_as_asked": "read as asked"}  # fmt: skip
 
@@ -29,21 +28,21 @@ def finished(path: Path = RESULTS) -> dict[Cell, dict[str, Any]]:
     return {Cell(**{field.name: line[field.name] for field in fields(Cell)}): line for line in values}
 
 
-def to_markdown(lines: Lines, order: Sequence[Cell]) -> str:
+def to_markdown(lines: Lines, study: Study) -> str:
     """A table of the pooled figures for each data, and one of each site where there are several.
 
     Seeds of one cell share a row: the mean of its figures, and as its spread their standard deviation; with a single
-    seed the spread is that of half-samples of the images. A ratio is to the centralised cells of the same seeds.
+    seed the spread is that of half-samples of the images. A ratio is to the whole model of the same seed and levels.
     """
     if not lines:
         return "No cell is finished."
-    firsts = dict.fromkeys(replace(cell, seed=0) for cell in order)
+    firsts = dict.fromkeys(replace(cell, seed=0) for cell in study.cells)
     tables = []
     for data in dict.fromkeys(cell.data for cell in firsts):
         rows = [(cell, _seeds(lines, cell)) for cell in firsts if cell.data == data]
         rows = [(cell, seeds) for cell, seeds in rows if seeds]
         if rows:
-            tables.append(_table(data, rows, _seeds(lines, Cell(data, BASE))))
+            tables.append(_table(data, rows, {cell: _ratios(lines, study, cell) for cell, _ in rows}))
             tables.extend(_per_site(data, rows))
     return "\n\n".join(table.to_markdown() for table in tables)
 
@@ -53,13 +52,18 @@ def _seeds(lines: Lines, cell: Cell) -> dict[int, Mapping[str, Any]]:
     return {one.seed: line for one, line in lines.items() if replace(one, seed=cell.seed) == cell}
 
 
-def _table(data: str, rows: list[tuple[Cell, dict[int, Any]]], base: dict[int, Any]) -> Table:
-    columns = ("method", "cut", "seeds", *FIGURES.values(), f"Fréchet / {BASE}")
+def _ratios(lines: Lines, study: Study, cell: Cell) -> list[float]:
+    """A cell's Fréchet distance over that of the whole model beside it, for each seed that has both."""
+    pairs = [(line, lines.get(study.beside(replace(cell, seed=seed)))) for seed, line in _seeds(lines, cell).items()]
+    return [line["figures"]["frechet"][0] / base["figures"]["frechet"][0] for line, base in pairs if base is not None]
+
+
+def _table(data: str, rows: list[tuple[Cell, dict[int, Any]]], ratios: Mapping[Cell, Sequence[float]]) -> Table:
+    columns = ("method", "cut", "seeds", *FIGURES.values(), f"Fréchet / {WHOLE}")
     cells = []
     for cell, seeds in rows:
         figures = [_figure([line["figures"] for line in seeds.values()], name) for name in FIGURES]
-        ratios = [seeds[s]["figures"]["frechet"][0] / base[s]["figures"]["frechet"][0] for s in seeds if s in base]
-        cells.append((*_name(cell), len(seeds), *figures, _ratio(ratios)))
+        cells.append((*_name(cell), len(seeds), *figures, _ratio(ratios[cell])))
     every = [line for _, seeds in rows for line in seeds.values()]
     some = next((line for line in every if line["steps"]), every[0])  # real images have no training
     trained = ", ".join(f"{site} {count}" for site, count in some["training_images"].items())
@@ -72,7 +76,7 @@ def _table(data: str, rows: list[tuple[Cell, dict[int, Any]]], base: dict[int, A
             f"{some['samples']} samples against {some['reference_images']} held-out images; training images: "
             f"{trained}; steps of each model: {steps}. Features of a classifier, trained on other images, that reads "
             f"{some['judge_accuracy']:.1%} of held-out ones right ({some['judge']}). Spread: over seeds where there "
-            "are several, else over half-samples of the images.",
+            "are several, else over half-samples of the images. A ratio is to a whole model along the same levels.",
         ),
     )
 

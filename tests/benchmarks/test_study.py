@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.study import errors, methods
+from benchmarks.study import errors, methods, steps
 from benchmarks.study.cells import REAL, Cell, Study
 from benchmarks.study.table import finished, to_markdown
 from benchmarks.study.turns import alone
@@ -26,9 +26,11 @@ MAIN = Cell("one-site", "collafuse", 1.0)
 def test_every_cell_is_a_configuration_with_the_networks_and_steps_of_all(cell):
     config = STUDY.config_of(cell, Path("images"), Path("cache"))
     assert config.method == cell.method or cell.method == REAL
-    for node in (config.server, *config.clients.values()):
-        assert node.network == config.server.network and node.training.steps == config.server.training.steps
-        assert node.training.seed == cell.seed
+    assert config.server.training.seed == cell.seed
+    for client in config.clients.values():
+        assert client.network == config.server.network and client.training.seed == cell.seed
+        times = len(config.clients) if cell.variant == "server-longer" else 1
+        assert config.server.training.steps == times * client.training.steps
 
 
 def test_an_error_is_that_of_the_estimates_under_the_same_noise_for_each():
@@ -104,14 +106,45 @@ def line(cell: Cell, frechet: float, sites: dict[str, float]) -> dict:
     }
 
 
-def test_the_table_joins_seeds_and_compares_with_one_model_of_the_same_seed():
-    whole = Cell("one-site", "centralised")
-    cells = [whole, replace(whole, seed=1), MAIN, replace(MAIN, seed=1)]
-    measured = [(10, {"a": 2, "b": 1}), (20, {"a": 2, "b": 1}), (11, {"a": 3, "b": 1}), (26, {"a": 5, "b": 1})]
-    text = to_markdown({cell: line(cell, *figures) for cell, figures in zip(cells, measured, strict=True)}, cells)
+def test_the_table_joins_seeds_and_compares_with_one_model_of_the_same_seed_and_levels():
+    whole = Cell("one-site", "centralised", 1.0)
+    elsewhere, early = replace(whole, variant="handover-1"), replace(MAIN, variant="handover-1")
+    cells = [whole, replace(whole, seed=1), MAIN, replace(MAIN, seed=1), elsewhere, early]
+    sites = {"a": 2, "b": 1}
+    measured = [(10, sites), (20, sites), (11, sites | {"a": 3}), (26, sites | {"a": 5}), (30, sites), (15, sites)]
+    text = to_markdown({cell: line(cell, *figures) for cell, figures in zip(cells, measured, strict=True)}, STUDY)
     assert "| collafuse | 1 | 2 | 18.5 ± 11 | 0.002 ± 0 | - | - | - | 1.200 ± 0.14 |" in text
+    assert "| collafuse, handover-1 | 1 | 1 | 15 ± 0.1 | 0.002 ± 0.0005 | - | - | - | 0.500 |" in text
     assert "| collafuse | 1 | 2 | 4 ± 1.4 | 1 ± 0 |" in text  # at the sites
     assert "50 samples against 60 held-out images" in text
+
+
+@pytest.mark.parametrize(
+    ("cell", "variant"),
+    [
+        (MAIN, None),
+        (replace(MAIN, variant="fresh"), None),
+        (replace(MAIN, variant="handover-1.5"), "handover-1.5"),
+        (replace(MAIN, variant="clean-weight"), "handover-1"),
+        (replace(MAIN, variant="statistics", cut=4.0, seed=2), "handover-1"),
+        (Cell("skewed-250", "local", 1.0, "handover-1"), "handover-1"),
+    ],
+)
+def test_a_cell_stands_beside_the_whole_model_that_walks_its_levels(cell, variant):
+    beside = STUDY.beside(cell)
+    assert beside == Cell(cell.data, "centralised", cell.cut, variant, cell.seed)
+    one, other = (STUDY.config_of(of, Path("images"), Path("cache")) for of in (cell, beside))
+    assert {c.handover_sigma for c in one.clients.values()} == {c.handover_sigma for c in other.clients.values()}
+
+
+def test_real_images_stand_beside_no_model():
+    assert STUDY.beside(Cell("one-site", REAL)) is None
+
+
+def test_a_figure_by_evaluations_changes_those_of_clients_alone():
+    config = STUDY.config_of(MAIN, Path("images"), Path("cache"))
+    changed = steps.finishing_in(config, 24)
+    assert {c.sampler.steps for c in changed.clients.values()} == {24} and changed.server == config.server
 
 
 def test_the_clean_weight_counts_what_lies_near_the_release_less(tmp_path):

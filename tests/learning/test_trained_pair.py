@@ -25,7 +25,7 @@ MIXTURE = GaussianMixture(
 )
 NETWORK = NetworkSettings(channels=16, multipliers=(1,), blocks=1)
 SETTINGS = TrainingSettings(
-    steps=1000, batch_size=256, warmup_steps=100, learning_rate=8e-3, ema_halflife_images=40_000, log_sigma_std=1.2
+    steps=600, batch_size=256, warmup_steps=100, learning_rate=8e-3, ema_halflife_images=24_000, log_sigma_std=1.2
 )
 
 
@@ -49,7 +49,7 @@ def pair(tmp_path_factory):
     clean = MIXTURE.draw(20_000, rng).reshape(-1, *SHAPE)
     released = clean + CUT * rng.standard_normal(clean.shape)
     server = trained(tmp_path_factory.mktemp("server"), released, CUT, SIGMA_MAX, SETTINGS)
-    half = SETTINGS.model_copy(update={"steps": 500})  # below the cut there is less to learn
+    half = SETTINGS.model_copy(update={"steps": 300})  # below the cut there is less to learn
     client = trained(tmp_path_factory.mktemp("client"), MIXTURE.draw(4_000, rng).reshape(-1, *SHAPE), 0.0, CUT, half)
     return server, client
 
@@ -64,10 +64,10 @@ def error(denoiser: Denoiser, sigma: float, expected: GaussianMixture = MIXTURE)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("times_cut", "allowed"), [(1.05, 0.12), (1.1, 0.1), (1.5, 0.06), (3.0, 0.03), (10.0, 0.03)])
+@pytest.mark.parametrize(("times_cut", "allowed"), [(1.05, 0.1), (1.1, 0.09), (1.5, 0.06), (3.0, 0.03), (10.0, 0.03)])
 def test_a_server_that_saw_only_releases_denoises_clean_images_also_just_above_the_cut(pair, times_cut, allowed):
     # The clean images spread by 0.62; what a release hides at the cut has a root mean square of 0.5. Of all levels
-    # the lowest one learns least: its share in the loss is (1 - k)^2 = 0.009.
+    # the lowest one learns least: nine tenths of what it is asked for is in the release itself (1 - k = 0.09).
     assert error(pair[0], times_cut * CUT) < allowed
 
 

@@ -21,7 +21,7 @@ from collafuse.learning.training import Trainer
 from collafuse.nodes.metrics import MetricsLog
 from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
 
-SETTINGS = {"steps": 100, "batch_size": 8, "learning_rate": 3e-3, "checkpoint_every": 50, "log_every": 1}
+SETTINGS = {"steps": 40, "batch_size": 8, "learning_rate": 3e-3, "checkpoint_every": 20, "log_every": 1}
 KINDS = ("two", "one", "magnitude", "parts", "parts-one", "parts-magnitude", "parts-float32")
 SHORT = {"steps": 8, "checkpoint_every": 4, "sample_every": 4}
 

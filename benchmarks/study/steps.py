@@ -1,0 +1,79 @@
+"""``python -m benchmarks.study.steps DATA --work DIR``: what the number of the client's evaluations does to a figure.
+
+Every other figure of the study is made with one number of evaluations. Models that are trained this shortly look
+better with fewer, whatever their method, so methods can be compared only where each is seen with few and with many.
+The Fréchet distance of each cell that is trained in a work folder, with fewer samples than the study's, so larger.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from collafuse.config import Config
+from collafuse.learning import weights
+
+from . import methods
+from .__main__ import generate, reference_of
+from .cells import WHOLE, Cell, Study
+from .measure import Judge, pooled
+from .sites import Images
+
+DATA = "one-site"
+METHODS = (WHOLE, "collafuse", "reference")
+VARIANTS = (None, "handover-1")
+STEPS = (4, 8, 24)
+"""Evaluations below where a client takes over; a whole model makes as many there."""
+SAMPLES = 2_000
+
+
+def finishing_in(config: Config, steps: int) -> Config:
+    """A configuration whose clients finish in so many evaluations."""
+    clients = {
+        name: client.model_copy(update={"sampler": client.sampler.model_copy(update={"steps": steps})})
+        for name, client in config.clients.items()
+    }
+    return config.model_copy(update={"clients": clients})
+
+
+def frechet(cell: Cell, study: Study, images: Images, judge: Judge, folders: tuple[Path, Path]) -> list[float] | None:
+    """The cell's Fréchet distance for each number of evaluations; None where it is not trained."""
+    data, work = folders
+    config = study.config_of(cell, data, work / "cache")
+    sites = images.sites(config, study.images_per_site(cell))
+    parts = methods.parts_of(cell, config, sites, work)
+    if not all(methods.folder_of(part, work).weights.exists() for part in parts):
+        return None
+    models = {part.node: weights.load(methods.folder_of(part, work).weights, part.role) for part in parts}
+    made = (generate(cell, finishing_in(config, steps), sites, models, SAMPLES) for steps in STEPS)
+    return [judge.figures(pooled(one), reference_of(sites))["frechet"][0] for one in made]
+
+
+def main() -> None:
+    """Print a row for each cell that is trained."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study.steps", description=__doc__)
+    parser.add_argument("images", type=Path, help="CIFAR-10 as a folder of images, one sub-folder per class")
+    parser.add_argument("--work", type=Path, required=True, help="a work folder of the study")
+    parser.add_argument("--cuts", type=float, nargs="+", help="those of these cuts alone")
+    arguments = parser.parse_args()
+    study, work = Study.read(), arguments.work
+    cells = [
+        cell
+        for cell in study.cells
+        if cell.data == DATA and cell.method in METHODS and cell.variant in VARIANTS and not cell.seed
+    ]
+    images = Images.of(study.config_of(cells[0], arguments.images, work / "cache"))
+    judge = Judge(images.judge, images.reference, work)
+    print(f"Fréchet distance by the client's evaluations, {SAMPLES:,} samples:\n")
+    print(f"| method | cut | {' | '.join(map(str, STEPS))} |\n|{'---|' * (2 + len(STEPS))}", flush=True)
+    for cell in sorted(cells, key=lambda cell: cell.cut or 0):
+        if arguments.cuts and cell.cut not in arguments.cuts:
+            continue
+        found = frechet(cell, study, images, judge, (arguments.images, work))
+        if found is not None:
+            name = cell.method if cell.variant is None else f"{cell.method}, {cell.variant}"
+            print(f"| {name} | {cell.cut:g} | {' | '.join(f'{value:.1f}' for value in found)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
