@@ -40,6 +40,13 @@ def test_a_client_that_does_not_exist(call_trained, trained, tmp_path, command):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_client_that_was_not_distilled(call_trained, tmp_path):
+    arguments = ("export-client", "run", "--client", "north", "--distilled", "-o", tmp_path / "a")
+    stderr = call_trained(*arguments, code=2).stderr
+    assert "run holds no distilled client of north" in stderr and "train-client" in stderr and "--distill," in stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_labels_that_cannot_be_delivered(call_trained, trained, tmp_path):
     out = tmp_path / "x.safetensors"
     assert (
