@@ -194,11 +194,11 @@ def test_an_unknown_attribute_is_refused_with_the_closest(call_trained, tmp_path
     call_trained(*command, "--attributes", "1,2")
 
 
-@pytest.mark.parametrize("names", ["", " , "])
-def test_attributes_that_name_nothing_are_not_taken_for_none_given(call_trained, tmp_path, names):
+@pytest.mark.parametrize(("option", "names"), [("--attributes", ""), ("--attributes", " , "), ("--label", "")])
+def test_attributes_that_name_nothing_are_not_taken_for_none_given(call_trained, tmp_path, option, names):
     for command in (("deliver", "run", "--client", "north"), ("finish", "north.onnx", "north.safetensors")):
-        refused = call_trained(*command, "--attributes", names, "-o", tmp_path / "out", code=2)
-        assert "--attributes names nothing" in refused.stderr
+        refused = call_trained(*command, option, names, "-o", tmp_path / "out", code=2)
+        assert f"{option} names nothing" in refused.stderr
     assert not (tmp_path / "out").exists()
 
 
