@@ -94,6 +94,16 @@ def test_colour_attention_and_no_labels(north, tmp_path):
     assert made.parity.step <= 1e-4 and made.parity.trajectory <= 1e-4 and made.parity.grey_levels <= 1
 
 
+def test_a_client_of_one_step_that_takes_over_below_its_lowest_level_is_exported(
+    tiny_bundle, tiny_model, north, tmp_path, monkeypatch
+):
+    """A configuration may say so, since one step evaluates where it begins; a bundle may not."""
+    monkeypatch.setattr(export.writer, "export_graph", lambda *_: graph_of(tiny_bundle))
+    once = north.sampler.model_copy(update={"steps": 1, "sigma_low": 2.0})
+    made = export_client(tiny_model, north.model_copy(update={"sampler": once}), "north", tmp_path / "a.onnx")
+    assert made.info.sigma_low == made.info.sigma_max == 1.0
+
+
 def test_the_same_model_gives_the_same_graph(tiny_bundle, tiny_model):
     assert export_graph(tiny_model.denoiser) == graph_of(tiny_bundle)
 
