@@ -36,7 +36,7 @@ def deliver(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Run the server's half: half-denoised intermediates where a client takes over, to a file.
+    """Run the server's half: half-denoised intermediates for a client, at its cut, to a file.
 
     Without --label and --text the client's labels are dealt out evenly; several prompts of --text are too.
     """
