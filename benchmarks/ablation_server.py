@@ -25,7 +25,7 @@ SEED = 0
 def delivered(config: Config, site: SiteData, run: RunFolder, steps: int, count: int) -> Intermediate:
     """So many intermediates of a server that trains with the clients' settings, for ``steps``; what is done is kept."""
     (name,) = config.clients
-    config = _with_server(config, steps)
+    config = _with_server(config, name, steps)
     path = run.server.releases / f"{name}{SUFFIX}"
     if not path.exists():
         Client(config, name, site).release(path, Ledger(run.client(name).ledger), simulated=True)
@@ -35,8 +35,8 @@ def delivered(config: Config, site: SiteData, run: RunFolder, steps: int, count:
     return server.deliver(name, count, seed=SEED)
 
 
-def _with_server(config: Config, steps: int) -> Config:
+def _with_server(config: Config, name: str, steps: int) -> Config:
     values = config.model_dump(mode="json", exclude_unset=True)
-    training = values["client"]["training"] | {"steps": steps}
+    training = values["clients"][name]["training"] | {"steps": steps}
     sampler = {"name": "dpmpp_2m", "steps": EVALUATIONS}
     return from_mapping(values | {"server": {"network": NETWORK, "training": training, "sampler": sampler}})

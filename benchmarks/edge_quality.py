@@ -1,7 +1,7 @@
 """Quality rows of bench-edge: what few steps, a precision and a small network cost, in Fréchet distance.
 
-Two sources of intermediates: the run's own server, and held-out images noised to the cut, which is what a perfect
-server would deliver. The spread is that of three sets of intermediates.
+Two sources of intermediates: the run's own server, and held-out images noised to where the client takes over, which
+is what a perfect server would deliver. The spread is that of three sets of intermediates.
 """
 
 from __future__ import annotations

@@ -39,16 +39,16 @@ IMAGES_PER_CLIENT = 500
 Spacing = Callable[[float, int, float], list[float]]
 
 
-def even_in_log_snr(cut: float, num_steps: int, sigma_low: float) -> list[float]:
+def even_in_log_snr(handover: float, num_steps: int, sigma_low: float) -> list[float]:
     """As ``client_sigmas``, with even steps of ln sigma in place of Karras' rho = 7."""
     if num_steps == 1:
-        return [cut, 0.0]
-    return [float(s) for s in np.geomspace(cut, sigma_low, num_steps)] + [0.0]
+        return [handover, 0.0]
+    return [float(s) for s in np.geomspace(handover, sigma_low, num_steps)] + [0.0]
 
 
 @dataclass(frozen=True)
 class Way:
-    """A row: how the client walks from the cut to an image."""
+    """A row: how the client walks from where it takes over to an image."""
 
     name: str
     solver: str

@@ -54,10 +54,10 @@ def denoiser_call(denoiser: Denoiser, batch: int = 1) -> Callable[[], Any]:
     return lambda: denoiser(x, torch.ones(batch), conditions)
 
 
-def reference(network: NetworkSettings, image_shape: tuple[int, int, int], space: ConditionSpace, cut: float) -> Peer:
-    """The published procedure: a client of the server's size, 200 ancestral steps from the cut, eager torch in fp32."""
+def reference(network: NetworkSettings, image_shape: tuple[int, int, int], space: ConditionSpace, sigma: float) -> Peer:
+    """The published procedure: a client of the server's size, 200 ancestral steps from sigma, eager torch in fp32."""
     denoiser = Denoiser(network, image_shape, space).eval()
-    sigmas = [*karras_sigmas(cut, SIGMA_MIN, REFERENCE_STEPS - 1), 0.0]
+    sigmas = [*karras_sigmas(sigma, SIGMA_MIN, REFERENCE_STEPS - 1), 0.0]
     conditions = torch.zeros(1, space.width)
 
     @torch.inference_mode()

@@ -74,6 +74,11 @@ def export_client(
     RunFolder(run).refuse_baseline("export-client")
     folder = RunFolder(run).trained_client(client)
     source = folder.distilled if distilled else folder
+    if distilled and not source.path.is_dir():
+        raise UsageError(
+            f"{run} holds no distilled client of {client}; make one at its site with collafuse train-client --distill, "
+            "or leave --distilled out."
+        )
     settings = source.read_config().client(client)
     model = weights.load(source.weights, "client")
     left_by_train = folder.path / CALIBRATION

@@ -105,7 +105,8 @@ def shown_labels(label: list[str] | None, attributes: str | None) -> tuple[str, 
         return None
     names = [*(label or ()), *(name.strip() for name in (attributes or "").split(","))]
     if not any(names):
-        raise UsageError("--attributes names nothing; write names with commas between them, or leave it out.")
+        option, expected = ("--label", "a name") if attributes is None else ("--attributes", "names, with commas")
+        raise UsageError(f"{option} names nothing; write {expected}, or leave it out.")
     return tuple(dict.fromkeys(name for name in names if name))
 
 

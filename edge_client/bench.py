@@ -202,8 +202,8 @@ def _option(name: str, value: object) -> tuple[str, ...]:
 
 
 def sample(info: BundleInfo, count: int) -> Intermediate:
-    """Something to finish at a bundle's cut: the known answer's pattern, with the bundle's labels in turn and no
-    caption."""
+    """Something to finish where a bundle takes over: the known answer's pattern, with the bundle's labels in turn and
+    no caption."""
     x, _, conditions = known_answer_input(info.image_shape, info.space, (info.sigma_max,) * count)
     labels = conditions[:, info.space.label_columns].astype(np.uint8) if info.label_names else None
     one = Intermediate(x, info.sigma_max, labels, info.label_names, "bench", "euler", 0, 1.0)

@@ -206,18 +206,20 @@ def _disk() -> Iterator[Check]:
 def _cache() -> Check:
     from . import caches
 
+    without = (
+        "or set XDG_CACHE_HOME; without it each start tries the bundle first, and measurements and engines are lost"
+    )
     folder = caches.usable_folder()
     if folder is not None:
+        free = shutil.disk_usage(folder).free / 1e6
+        if free < DISK_MB:
+            return Check("cache", WARNING, f"{free:.0f} MB free in {folder}", f"free some space, {without}")
         return Check("cache", OK, f"{folder} can be written")
     try:
         found = f"{caches.cache_folder()} cannot be used"
     except RuntimeError:
         found = "this user has no home folder to keep it in"
-    fix = (
-        "make it writable for this user alone, or set XDG_CACHE_HOME; without it each start tries the bundle first, "
-        "and measurements and engines are lost"
-    )
-    return Check("cache", WARNING, found, fix)
+    return Check("cache", WARNING, found, f"make it writable for this user alone, {without}")
 
 
 def _clock() -> Check:

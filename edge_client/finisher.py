@@ -1,4 +1,4 @@
-"""Finishing: the client's half of the sampler, from the cut to an image."""
+"""Finishing: the client's half of the sampler, from where the client takes over to an image."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def contact_sheet_of(folder: Path, intermediate: Source) -> Pixels:
 
 
 def common_text(finisher: Finisher, intermediate: Source) -> dict[str, str]:
-    """The settings that make every picture of a job: both models, the cut and the samplers."""
+    """The settings that make every picture of a job: both models, the level between them and the samplers."""
     info = finisher.bundle.info
     return {
         SOFTWARE_KEY: f"collafuse {collafuse.__version__}",

@@ -83,7 +83,7 @@ def try_here(path: Path, provider: str, threads: int) -> Trial:
 
 
 def seconds_per_call(denoiser: OnnxDenoiser, bundle: bundles.Bundle, batch_size: int, repetitions: int) -> float:
-    """Median time of one evaluation of ``batch_size`` images at the cut, after one that does not count."""
+    """Median time of one evaluation of ``batch_size`` images at sigma_max, after one that does not count."""
     info = bundle.info
     inputs = known_answer_input(info.image_shape, info.space, (info.sigma_max,) * batch_size)
     times = []

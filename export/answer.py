@@ -42,7 +42,7 @@ def step_answer(model: OnnxStep, info: BundleInfo) -> KnownAnswer:
 
 
 def whole_answer(model: OnnxWhole, info: BundleInfo) -> KnownAnswer:
-    """Of a whole graph: the pixels that onnxruntime makes, all images standing at the cut."""
+    """Of a whole graph: the pixels that onnxruntime makes, all images standing at sigma_max."""
     sigmas = (info.sigma_max,) * NUM_LEVELS
     x, _, conditions = known_answer_input(info.image_shape, info.space, sigmas)
     return _measured(lambda x: model(x, conditions).astype(np.float32), x, sigmas, ROUNDING_GREY_LEVELS)

@@ -20,7 +20,7 @@ from collafuse.core.conditioning import TextSpace, dealt_labels, unconditional
 from collafuse.core.errors import MismatchError
 from collafuse.core.intermediate import Intermediate
 from collafuse.core.noise import SIGMA_SLACK
-from collafuse.core.pairing import check_pair, conditions_for
+from collafuse.core.pairing import check_pair, check_stated, conditions_for
 from collafuse.core.pictures import Pixels, to_uint8
 from collafuse.core.samplers import History
 from collafuse.core.texts import EncodedText
@@ -40,7 +40,7 @@ Inputs = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images [N, C, H, W] at the cut with their conditions [N, W] and the server's last step, if it came."""
+    """Images [N, C, H, W] where the client takes over, their conditions [N, W], the server's last step if it came."""
 
     x: NDArray[np.float32]
     conditions: NDArray[np.float32]
@@ -65,8 +65,8 @@ def _finish(model: Model, part: Batch, info: BundleInfo) -> NDArray[np.float32]:
 def read(path: Path, info: BundleInfo) -> tuple[Batch, Batch]:
     """The images that calibrate and those that measure, from an intermediates file for this client.
 
-    Raises FileFormatError for a damaged file, MismatchError for one that the bundle cannot finish, that stands below
-    the bundle's cut, or that holds fewer than MIN_IMAGES.
+    Raises FileFormatError for a damaged file, MismatchError for one that a device would not finish with the bundle,
+    that stands below where its client takes over, or that holds fewer than MIN_IMAGES.
     """
     found = intermediates.read(path)
     check_pair(found, info)
@@ -80,7 +80,9 @@ def read(path: Path, info: BundleInfo) -> tuple[Batch, Batch]:
             f"{path} holds {len(found)} images; to calibrate and measure, at least {MIN_IMAGES} are needed: let the "
             "server deliver more (collafuse deliver -n 256)."
         )
-    conditions = conditions_for(_as_finished(found, info), info.space)
+    found = _as_finished(found, info)
+    check_stated(found.labelled, found.text is not None, info)
+    conditions = conditions_for(found, info.space)
     stride = 2 * -(-len(found) // MAX_IMAGES)
 
     def every(first: int) -> Batch:

@@ -100,7 +100,7 @@ class _Symbol:
 
 
 def whole_graph(step: onnx.ModelProto, info: BundleInfo) -> onnx.ModelProto:
-    """A model ``x, labels -> pixels`` that finishes as the bundle's defaults say, from the bundle's own cut.
+    """A model ``x, labels -> pixels`` that finishes as the bundle's defaults say, from its sigma_max.
 
     x float32 [N, C, H, W] and labels float32 [N, W] as a step graph takes them; pixels uint8 [N, H, W, C],
     rounded as collafuse.core.pictures.to_uint8 does. Raises UsageError for more than MAX_EVALUATIONS.

@@ -128,7 +128,8 @@ def _describe(model: TrainedModel, settings: ClientSettings, client: str, steps:
         sigma_max=model.sigma_high,
         sampler=settings.sampler.name,
         steps=steps,
-        sigma_low=settings.sampler.sigma_low,
+        # A configuration of one step, which asks for none, may have it above where the client takes over.
+        sigma_low=min(settings.sampler.sigma_low, model.sigma_high),
         guidance=settings.sampler.guidance,
         # Where there is neither a label nor a text, all images are of no stated kind.
         blank_trained=settings.training.label_dropout > 0 or model.space.width == 1,

@@ -117,7 +117,7 @@ def tiny_bundle(tiny_config: Config, tiny_model: TrainedModel, tmp_path_factory:
 
 @pytest.fixture(scope="session")
 def tiny_intermediate(tiny_config: Config) -> Intermediate:
-    """Five images at north's cut, labelled 0 1 2 0 1 by names in another order than the bundle's."""
+    """Five images where north takes over, labelled 0 1 2 0 1 by names in another order than the bundle's."""
     shape, sigma = tiny_config.data.image_shape, tiny_config.client("north").handover_sigma
     noise = np.random.default_rng(11).standard_normal((5, *shape))
     pattern = np.cos(np.arange(noise.size)).reshape(noise.shape)

@@ -39,7 +39,7 @@ VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class Intermediate:
-    """A batch at the cut.
+    """A batch where a client takes over.
 
     x: [N, C, H, W] float32 or float16 at level sigma. labels: [N, K] in the order of label_names, or None.
     text: what each image was asked to show, or None. guidance, sampler and nfe say how the server made it; server_model

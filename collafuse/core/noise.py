@@ -102,7 +102,7 @@ def t_from_sigma(sigma: float, schedule: str) -> float:
 
 @dataclass(frozen=True)
 class Cut:
-    """The noise level at which the server hands over to a client.
+    """The noise level of what a site sends. The server learns from there on; the client takes over there or above.
 
     Lies in (SIGMA_MIN, SIGMA_MAX]: a release at or below SIGMA_MIN would be a clean image; a cut at
     SIGMA_MAX means that the client does everything. Raises ConfigError otherwise.
@@ -179,41 +179,42 @@ def karras_sigmas(sigma_start: float, sigma_end: float, num_steps: int, rho: flo
     return [float(sigma_start), *inner, float(sigma_end)]
 
 
-def _handover(cut: float) -> float:
-    """The cut, or SIGMA_MAX where only rounding tells them apart: levels between would not fall, or leave the
+def _told_apart(sigma: float) -> float:
+    """The level, or SIGMA_MAX where only rounding tells them apart: levels between would not fall, or leave the
     multistep solver a step of no length."""
-    return SIGMA_MAX if cut >= SIGMA_MAX * (1 - SIGMA_SLACK) else cut
+    return SIGMA_MAX if sigma >= SIGMA_MAX * (1 - SIGMA_SLACK) else sigma
 
 
-def server_sigmas(cut: float, num_steps: int) -> list[float]:
-    """The server's levels: from SIGMA_MAX to the cut in num_steps. [SIGMA_MAX] alone for a cut there."""
-    cut = _handover(cut)
-    return [SIGMA_MAX] if cut >= SIGMA_MAX else karras_sigmas(SIGMA_MAX, cut, num_steps)
+def server_sigmas(handover: float, num_steps: int) -> list[float]:
+    """The server's levels: from SIGMA_MAX to where the client takes over, in num_steps. [SIGMA_MAX] alone for one that
+    takes over there."""
+    handover = _told_apart(handover)
+    return [SIGMA_MAX] if handover >= SIGMA_MAX else karras_sigmas(SIGMA_MAX, handover, num_steps)
 
 
-def client_sigmas(cut: float, num_steps: int, sigma_low: float) -> list[float]:
-    """The client's levels: from the cut down to sigma_low, then 0; num_steps in all.
+def client_sigmas(handover: float, num_steps: int, sigma_low: float) -> list[float]:
+    """The client's levels: from where it takes over down to sigma_low, then 0; num_steps in all.
 
     sigma_low is the lowest level at which the client's denoiser is evaluated; the last step goes from
-    there to 0. One step goes from the cut to 0 at once. An intermediate may stand lower than a configuration
+    there to 0. One step goes to 0 at once. An intermediate may stand lower than a configuration
     foresaw; below 2 sigma_low it is evaluated down to half its own level.
     """
-    cut = _handover(cut)
+    handover = _told_apart(handover)
     if num_steps < 1:
         raise ConfigError(f"steps={num_steps}; a client needs at least one step to finish.")
     if num_steps == 1:
-        return [float(cut), 0.0]
-    return [*karras_sigmas(cut, min(sigma_low, cut / 2), num_steps - 1), 0.0]
+        return [float(handover), 0.0]
+    return [*karras_sigmas(handover, min(sigma_low, handover / 2), num_steps - 1), 0.0]
 
 
-def whole_sigmas(cut: float, server_steps: int, client_steps: int, sigma_low: float) -> tuple[list[float], int]:
-    """One falling list of levels and the index k of the cut in it.
+def whole_sigmas(handover: float, server_steps: int, client_steps: int, sigma_low: float) -> tuple[list[float], int]:
+    """One falling list of levels and the index k of the one where the client takes over.
 
     The server runs ``sigmas[:k + 1]`` and the client ``sigmas[k:]``: cutting is slicing, and the shared
-    entry is the cut exactly.
+    entry is that level exactly.
     """
-    server = server_sigmas(cut, server_steps)
-    return server[:-1] + client_sigmas(cut, client_steps, sigma_low), len(server) - 1
+    server = server_sigmas(handover, server_steps)
+    return server[:-1] + client_sigmas(handover, client_steps, sigma_low), len(server) - 1
 
 
 def system_noise(shape: Sequence[int]) -> NDArray[np.float64]:

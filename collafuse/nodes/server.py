@@ -109,7 +109,7 @@ class Server:
         half: bool = False,
         advance: Callable[[int], None] = lambda count: None,
     ) -> Intermediate:
-        """``count`` intermediates for a client, at its own cut.
+        """``count`` intermediates for a client, where it takes over.
 
         labels: what every image shows (several: all at once). text: what the images show, dealt out to them in turn.
         None of both deals the client's shared labels out evenly, or delivers without labels when it keeps them.

@@ -40,6 +40,13 @@ def test_a_client_that_does_not_exist(call_trained, trained, tmp_path, command):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_client_that_was_not_distilled(call_trained, tmp_path):
+    arguments = ("export-client", "run", "--client", "north", "--distilled", "-o", tmp_path / "a")
+    stderr = call_trained(*arguments, code=2).stderr
+    assert "run holds no distilled client of north" in stderr and "train-client" in stderr and "--distill," in stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_labels_that_cannot_be_delivered(call_trained, trained, tmp_path):
     out = tmp_path / "x.safetensors"
     assert (
@@ -187,11 +194,11 @@ def test_an_unknown_attribute_is_refused_with_the_closest(call_trained, tmp_path
     call_trained(*command, "--attributes", "1,2")
 
 
-@pytest.mark.parametrize("names", ["", " , "])
-def test_attributes_that_name_nothing_are_not_taken_for_none_given(call_trained, tmp_path, names):
+@pytest.mark.parametrize(("option", "names"), [("--attributes", ""), ("--attributes", " , "), ("--label", "")])
+def test_attributes_that_name_nothing_are_not_taken_for_none_given(call_trained, tmp_path, option, names):
     for command in (("deliver", "run", "--client", "north"), ("finish", "north.onnx", "north.safetensors")):
-        refused = call_trained(*command, "--attributes", names, "-o", tmp_path / "out", code=2)
-        assert "--attributes names nothing" in refused.stderr
+        refused = call_trained(*command, option, names, "-o", tmp_path / "out", code=2)
+        assert f"{option} names nothing" in refused.stderr
     assert not (tmp_path / "out").exists()
 
 

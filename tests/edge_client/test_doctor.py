@@ -238,6 +238,14 @@ def test_a_cache_that_cannot_be_written_is_a_warning(cache):
     assert doctor._cache().status == WARNING
 
 
+def test_a_cache_without_room_is_a_warning(cache, monkeypatch):
+    """finish says that it cannot be written, and sends to doctor for more."""
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1e6}))
+    check = doctor._cache()
+    assert check.status == WARNING and f"1 MB free in {cache / 'collafuse'}" in check.found
+    assert "free some space" in check.fix
+
+
 @pytest.mark.parametrize(
     ("architecture", "features", "status"),
     [

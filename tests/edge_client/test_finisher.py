@@ -1,4 +1,4 @@
-"""edge_client.finisher and session: from the cut to an image on onnxruntime."""
+"""edge_client.finisher and session: from where the client takes over to an image, on onnxruntime."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_number_of_threads_does_not_change_an_image(tiny_bundle, finisher, t
 
 
 def test_half_precision_on_the_way_does_not_show(finisher, tiny_intermediate):
-    """x at the cut is below 2 in size, where float16 is exact to 2^-11, or 0.06 of a grey level."""
+    """x is below 4 in size, where float16 is exact to 2^-10, or 0.12 of a grey level."""
     half = dataclasses.replace(tiny_intermediate, x=tiny_intermediate.x.astype(np.float16))
     assert grey_levels_apart(finisher.finish(half), finisher.finish(tiny_intermediate)) <= 1
 

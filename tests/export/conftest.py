@@ -53,7 +53,7 @@ def in_every_precision(
 
 @pytest.fixture(scope="session")
 def delivered(tiny_intermediate, tmp_path_factory) -> Path:
-    """A file of 33 intermediates at north's cut, in blocks of one label as a server delivers them."""
+    """A file of 33 intermediates where north takes over, in blocks of one label as a server delivers them."""
     one = tiny_intermediate
     noise = np.random.default_rng(3).standard_normal((33, *one.image_shape))
     pattern = np.cos(np.arange(noise.size)).reshape(noise.shape)

@@ -83,6 +83,18 @@ def test_where_the_site_keeps_its_text_both_halves_show_some(bare, delivered, in
         assert not half.conditions[:, columns].any()
 
 
+def test_what_no_device_would_finish_calibrates_nothing(bare, delivered, info):
+    """A client that was never trained without a condition would be judged by pictures of what it never learned."""
+    taught = dataclasses.replace(info, blank_trained=False)
+    with pytest.raises(MismatchError, match="carry no labels, and the client north was never trained without"):
+        calibration.read(bare, taught)
+    with_text = dataclasses.replace(taught, text=TextSpace("t5-6-00", 6))
+    with pytest.raises(MismatchError, match="carry no text, and the client north was never trained without"):
+        calibration.read(delivered, with_text)
+    calibration.read(delivered, taught)
+    calibration.read(bare, dataclasses.replace(with_text, labels_kept=True, text_kept=True))  # chosen as on a device
+
+
 def test_the_loss_of_kept_labels_counts_what_guidance_makes_of_them(bare, info, reduced, model):
     reduced = OnnxStep(reduced["int8"].read_bytes())
     plain, guided = (dataclasses.replace(info, labels_kept=True, guidance=weight) for weight in (1.0, 8.0))
@@ -109,8 +121,8 @@ def test_an_intermediate_of_another_client_or_too_short_is_refused(delivered, in
     write(path, x=short.x, labels=short.labels, sigma=2.0)
     with pytest.raises(MismatchError, match="stands at sigma 2, the bundle was trained for"):
         calibration.read(path, info)
-    write(path, sigma=0.3)
-    with pytest.raises(MismatchError, match=r"stands at sigma 0\.3, the client takes over at 1;"):
+    write(path, sigma=0.5)  # north's cut
+    with pytest.raises(MismatchError, match=r"stands at sigma 0\.5, the client takes over at 1;"):
         calibration.read(path, info)
     path.write_bytes(b"damaged")
     with pytest.raises(FileFormatError):

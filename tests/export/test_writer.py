@@ -61,7 +61,7 @@ def test_every_weight_of_the_network_is_inside(tiny_bundle, tiny_model):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 17])
-@pytest.mark.parametrize("sigma", [SIGMA_MIN, 0.05, 0.5])
+@pytest.mark.parametrize("sigma", [SIGMA_MIN, 0.05, 1.0])
 def test_the_graph_takes_any_batch_and_computes_what_torch_computes(tiny_bundle, tiny_model, batch, sigma):
     session = onnxruntime.InferenceSession(tiny_bundle, providers=["CPUExecutionProvider"])
     values = known_answer_input((1, 8, 8), THREE, (sigma,) * batch)
@@ -72,7 +72,7 @@ def test_the_graph_takes_any_batch_and_computes_what_torch_computes(tiny_bundle,
 
 def test_images_of_one_batch_may_stand_at_different_levels(tiny_bundle, tiny_model):
     session = onnxruntime.InferenceSession(tiny_bundle, providers=["CPUExecutionProvider"])
-    values = known_answer_input((1, 8, 8), THREE, (0.5, 0.002, 0.1))
+    values = known_answer_input((1, 8, 8), THREE, (1.0, 0.002, 0.1))
     (here,) = session.run(None, dict(zip(INPUTS, values, strict=True)))
     np.testing.assert_allclose(here, torch_values(tiny_model.denoiser, *values), rtol=0, atol=1e-4)
 
@@ -92,6 +92,16 @@ def test_colour_attention_and_no_labels(north, tmp_path):
     assert made.digest == bundles.read(tmp_path / "a.onnx").digest
     assert made.digest == hashlib.sha256(data.replace(made.digest.encode(), bundles.NO_DIGEST.encode())).hexdigest()
     assert made.parity.step <= 1e-4 and made.parity.trajectory <= 1e-4 and made.parity.grey_levels <= 1
+
+
+def test_a_client_of_one_step_that_takes_over_below_its_lowest_level_is_exported(
+    tiny_bundle, tiny_model, north, tmp_path, monkeypatch
+):
+    """A configuration may say so, since one step evaluates where it begins; a bundle may not."""
+    monkeypatch.setattr(export.writer, "export_graph", lambda *_: graph_of(tiny_bundle))
+    once = north.sampler.model_copy(update={"steps": 1, "sigma_low": 2.0})
+    made = export_client(tiny_model, north.model_copy(update={"sampler": once}), "north", tmp_path / "a.onnx")
+    assert made.info.sigma_low == made.info.sigma_max == 1.0
 
 
 def test_the_same_model_gives_the_same_graph(tiny_bundle, tiny_model):
