@@ -111,7 +111,7 @@ class Server:
         half: bool = False,
         advance: Callable[[int], None] = lambda count: None,
     ) -> Intermediate:
-        """``count`` intermediates for a client, at its own cut.
+        """``count`` intermediates for a client, where it takes over.
 
         labels: what every image shows (several: all at once). text: what the images show, dealt out to them in turn.
         None of both deals the client's shared labels out evenly, or delivers without labels when it keeps them.
@@ -188,7 +188,8 @@ class Server:
         return self.sites[client]
 
     def handover_sigma(self, client: str) -> float:
-        """The level at which this client takes over: its released cut times its configured handover."""
+        """The level at which this client takes over: its released cut times its configured handover, or times 1 for one
+        that the configuration does not name."""
         cut = Cut(self.site(client).sigma_cut)
         settings = self.config.clients.get(client)
         if settings is None:

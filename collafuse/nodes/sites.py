@@ -158,7 +158,10 @@ def check_names(config: Config, sites: Mapping[str, Site], observer: Observer) -
                 f"there is a release of {name!r} and none of client {close[0]!r}; rename the file to "
                 f"{close[0]}{SUFFIX}, or add {name!r} to the configuration's clients."
             )
-        observer.note(f"there is a release of {name!r}, whom the configuration does not name.")
+        observer.note(
+            f"there is a release of {name!r}, whom the configuration does not name; it is delivered to at its cut, as "
+            "with a handover of 1."
+        )
     if missing:
         observer.note(f"no release of {', '.join(missing)}; the server learns from {', '.join(sites)} alone.")
 

@@ -376,7 +376,7 @@ def test_a_misnamed_release_is_refused_and_a_missing_one_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
     heard = Recorder()
     train_server(settings, {"north": [release_of(0.5)], "guest": [release_of(0.5)]}, NodeFolder(tmp_path), CPU, heard)
-    assert any("'guest', whom the configuration does not name" in note for note in heard.notes)
+    assert any("'guest', whom the configuration does not name; it is delivered to at its cut" in n for n in heard.notes)
     assert any("no release of east" in note for note in heard.notes)
 
 
