@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from collafuse.config import Config, DataSettings, from_mapping, load
+from collafuse.config.settings import MethodName
 from collafuse.core.errors import ConfigError
 
 SHIPPED = sorted(path.name for path in (Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -291,6 +292,11 @@ def test_an_override_that_cannot_work_is_refused(tmp_path, override, message):
     path = written(tmp_path, "data: {dataset: digits}\nclients: {a: {cut: {sigma: 1}}}\n")
     with pytest.raises(ConfigError, match=message):
         load(path, [override])
+
+
+@pytest.mark.parametrize("method", get_args(MethodName))
+def test_every_method_may_have_text(method):
+    assert load("celeba-text.yaml", [f"method={method}"]).data.text is not None
 
 
 OWN = "data: {dataset: digits}\nclients: {a: {cut: {sigma: 1}, training: {seed: 1}}, b: {cut: {log_snr: 2}}}\n"
