@@ -19,7 +19,7 @@ from ..core.atomic import write_bytes
 from ..core.conditioning import ConditionSpace, check_same_text, translate_labels
 from ..core.errors import FileFormatError, MismatchError, RefusedError, UsageError
 from ..core.metadata import Fields, parse_json
-from ..core.noise import SIGMA_MAX, SIGMA_MIN, Cut
+from ..core.noise import LOWEST_TRAINED_ABOVE_CUT, SIGMA_MAX, SIGMA_MIN, Cut
 from ..learning.examples import TrainingData
 from ..learning.observer import Observer
 from .planned import Planned
@@ -182,14 +182,15 @@ def training_data(found: Mapping[str, Sequence[releases.Release]], space: Condit
     """All releases as one training set. An image whose labels and text were kept, or of a set without any, carries "no
     condition", as it is asked for later; one that shows none of the labels that were shared carries just that.
 
-    A release at SIGMA_MAX teaches nothing and is left out. Raises RefusedError when nothing else is there.
+    A release at SIGMA_MAX, or just below, teaches nothing and is left out. Raises RefusedError when nothing else is
+    there.
     """
     sites = sites_of(found)
     each = [(name, r) for name, rs in found.items() for r in rs if Cut(r.sigma_cut).lowest_trained < SIGMA_MAX]
     if not each:
         raise RefusedError(
-            f"every release stands at sigma {SIGMA_MAX:g}, which is pure noise: the clients do everything themselves "
-            "and no server can learn. Lower a cut, or train the clients alone."
+            f"every release stands at sigma {SIGMA_MAX / LOWEST_TRAINED_ABOVE_CUT:.1f} or above, which is pure noise: "
+            "the clients do everything themselves and no server can learn. Lower a cut, or train the clients alone."
         )
     conditions = [told(name, sites[name], r, space).conditions(len(r.z), space) for name, r in each]
     floors = [np.full(len(release.z), release.sigma_cut, dtype=np.float32) for _, release in each]
