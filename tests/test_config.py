@@ -294,6 +294,14 @@ def test_an_override_that_cannot_work_is_refused(tmp_path, override, message):
         load(path, [override])
 
 
+def test_a_standard_deviation_that_weights_cannot_say_is_refused_before_a_training(tmp_path):
+    """And by its own name, not by that of one of the kinds that it may have."""
+    path = written(tmp_path, "data: {dataset: digits}\nclients: {a: {cut: {sigma: 1}}}\n")
+    load(path, ["server.training.sigma_data=1000"])
+    with pytest.raises(ConfigError, match=r"server\.training\.sigma_data=2000: input should be less than or equal"):
+        load(path, ["server.training.sigma_data=2000"])
+
+
 @pytest.mark.parametrize("method", get_args(MethodName))
 def test_every_method_may_have_text(method):
     assert load("celeba-text.yaml", [f"method={method}"]).data.text is not None

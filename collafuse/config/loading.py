@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 from ..core.errors import CollaFuseError, ConfigError
 from .data import EXPRESSION, LIST
 from .settings import Config, yaml_package
+
+KIND = re.compile(r"bool|constrained-float|literal\[.*\]")
+"""How pydantic names one of several kinds that a value may have, after the value's own name."""
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
@@ -142,7 +146,9 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _sentence(error: Any, source: str) -> str:
-    where = ".".join(str(part) for part in error["loc"] if part not in (LIST, EXPRESSION))
+    *outer, last = error["loc"] or ("",)
+    kept = outer if KIND.fullmatch(str(last)) and outer else [*outer, last]
+    where = ".".join(str(part) for part in kept if part not in (LIST, EXPRESSION))
     if error["type"] == "extra_forbidden":
         hint = _closest(str(error["loc"][-1]), _known_keys(error["loc"]))
         return f"{source}: unknown key {where}.{hint}"
