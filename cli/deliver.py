@@ -36,9 +36,10 @@ def deliver(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Run the server's half: half-denoised intermediates for a client, at its cut, to a file.
+    """Run the server's half: half-denoised intermediates for a client, where it takes over, to a file.
 
-    Without --label and --text the client's labels are dealt out evenly; several prompts of --text are too.
+    That is its cut times the handover that the server's configuration gives it, or times 1 for one that it does not
+    name. Without --label and --text the client's labels are dealt out evenly; several prompts of --text are too.
     """
     from collafuse.core import intermediate, texts
     from collafuse.core.atomic import refuse_existing, write_bytes

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from collafuse.config import Config, DataSettings, from_mapping, load
+from collafuse.config.settings import MethodName
 from collafuse.core.errors import ConfigError
 
 SHIPPED = sorted(path.name for path in (Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -291,6 +292,44 @@ def test_an_override_that_cannot_work_is_refused(tmp_path, override, message):
     path = written(tmp_path, "data: {dataset: digits}\nclients: {a: {cut: {sigma: 1}}}\n")
     with pytest.raises(ConfigError, match=message):
         load(path, [override])
+
+
+def test_a_standard_deviation_that_weights_cannot_say_is_refused_before_a_training(tmp_path):
+    """And by its own name, not by that of one of the kinds that it may have."""
+    path = written(tmp_path, "data: {dataset: digits}\nclients: {a: {cut: {sigma: 1}}}\n")
+    load(path, ["server.training.sigma_data=1000"])
+    with pytest.raises(ConfigError, match=r"server\.training\.sigma_data=2000: input should be less than or equal"):
+        load(path, ["server.training.sigma_data=2000"])
+
+
+@pytest.mark.parametrize("method", get_args(MethodName))
+def test_every_method_may_have_text(method):
+    assert load("celeba-text.yaml", [f"method={method}"]).data.text is not None
+
+
+OWN = "data: {dataset: digits}\nclients: {a: {cut: {sigma: 1}, training: {seed: 1}}, b: {cut: {log_snr: 2}}}\n"
+
+
+@pytest.mark.parametrize("override", ["client.cut.sigma=4", "client.cut={sigma: 4}", "client={cut: {sigma: 4}}"])
+def test_a_default_that_every_client_has_its_own_of_is_not_taken_in_silence(tmp_path, override):
+    """A cut of 1 where 4 was asked for is another privacy than whoever asked believes."""
+    said = r"client\.cut changes nothing, since every client \(a, b\) has its own; set clients\.a\.cut"
+    with pytest.raises(ConfigError, match=said):
+        load(written(tmp_path, OWN), [override])
+    (tmp_path / "base.yaml").write_text(OWN)
+    with pytest.raises(ConfigError, match=said):
+        load(written(tmp_path, "base: base.yaml\nclient: {cut: {sigma: 4}}\n"))
+    added = load(written(tmp_path, "base: base.yaml\nclient: {cut: {sigma: 4}}\nclients: {c: }\n"))
+    assert added.client("c").cut.sigma == 4 and added.client("a").cut.sigma == 1
+
+
+def test_a_default_that_some_clients_have_their_own_of_holds_for_the_others(tmp_path):
+    config = load(written(tmp_path, OWN), ["client.training.seed=5", "client.training={steps: 7}"])
+    assert (config.client("a").training.seed, config.client("b").training.steps) == (1, 7)
+    path = written(tmp_path, OWN.replace("b: {", "b: {training: {seed: 2}, "))
+    assert load(path, ["client.training.steps=7"]).client("a").training.steps == 7
+    with pytest.raises(ConfigError, match=r"client\.training\.seed changes nothing"):
+        load(path, ["client.training={seed: 5, steps: 7}"])
 
 
 # --- what is written beside the results ---------------------------------------------------------------------

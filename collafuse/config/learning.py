@@ -13,6 +13,8 @@ from .section import Count, Positive, Section, Seed, Share
 
 MixedPrecision = bool | Literal["cpu"]
 """Whether a network runs in bfloat16 on CUDA; "cpu": on a CPU as well."""
+MAX_SIGMA_DATA = 1e3
+"""The largest standard deviation of clean data that weights may name; images in [-1, 1] have at most 1."""
 SamplerName = Literal["euler", "heun", "dpmpp_2m"]
 
 
@@ -71,7 +73,7 @@ class TrainingSettings(Section):
     log_sigma_mean: float = -0.4
     log_sigma_std: Positive = 1.6
     """Levels are drawn with ln sigma normal, cut off at the node's own range."""
-    sigma_data: Positive | Literal["auto"] = "auto"
+    sigma_data: Annotated[float, Field(gt=0, le=MAX_SIGMA_DATA)] | Literal["auto"] = "auto"
     """Standard deviation of the clean data; auto estimates it from what the node holds."""
     log_every: Count = 50
     sample_every: Count = 2_000

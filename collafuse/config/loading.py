@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 from ..core.errors import CollaFuseError, ConfigError
 from .data import EXPRESSION, LIST
 from .settings import Config, yaml_package
+
+KIND = re.compile(r"bool|constrained-float|literal\[.*\]")
+"""How pydantic names one of several kinds that a value may have, after the value's own name."""
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
@@ -26,6 +30,10 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     values = _read(_shipped_or_own(Path(path)))
     for override in overrides:
         _override(values, override)
+    for override in overrides:
+        given: dict[str, Any] = {}
+        _override(given, override)
+        _refuse_without_effect(given, values, f"override {override!r}")
     return from_mapping(values, source=str(path))
 
 
@@ -44,7 +52,9 @@ def _read(path: Path, *, as_base: bool = False) -> dict[str, Any]:
         return values
     if as_base or not isinstance(base, str):
         raise ConfigError(f"{path}: base={base!r}; expected the path of a configuration that has no base of its own.")
-    return dict(_merged(_read(path.parent / base, as_base=True), values))
+    merged = dict(_merged(_read(path.parent / base, as_base=True), values))
+    _refuse_without_effect(values, merged, str(path))
+    return merged
 
 
 def _shipped_or_own(path: Path) -> Path:
@@ -87,6 +97,39 @@ def _merged(base: Any, over: Any) -> Any:
     return merged
 
 
+def _refuse_without_effect(given: Mapping[str, Any], values: Mapping[str, Any], source: str) -> None:
+    """Raise ConfigError where a default of the clients was given on top of a configuration in which each client has its
+    own: nothing would change, and a cut be another than was asked for."""
+    clients = values.get("clients")
+    if not isinstance(clients, Mapping) or not clients:
+        return
+    for place in _places(given.get("client")):
+        if all(_says(client, place) for client in clients.values()):
+            key = ".".join(place)
+            raise ConfigError(
+                f"{source}: client.{key} changes nothing, since every client ({', '.join(map(str, clients))}) has its "
+                f"own; set clients.{next(iter(clients))}.{key}, or those of others."
+            )
+
+
+def _places(given: Any) -> Iterator[tuple[str, ...]]:
+    """Where the values in nested settings stand; a cut counts as one."""
+    for key, value in given.items() if isinstance(given, Mapping) else ():
+        inner = [] if key == "cut" else [(str(key), *place) for place in _places(value)]
+        yield from inner or [(str(key),)]
+
+
+def _says(settings: Any, place: tuple[str, ...]) -> bool:
+    """Whether a client's own settings have something at this place, or a plain value above it."""
+    for part in place:
+        if not isinstance(settings, Mapping):
+            return settings is not None
+        if part not in settings:
+            return False
+        settings = settings[part]
+    return True
+
+
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -103,7 +146,9 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _sentence(error: Any, source: str) -> str:
-    where = ".".join(str(part) for part in error["loc"] if part not in (LIST, EXPRESSION))
+    *outer, last = error["loc"] or ("",)
+    kept = outer if KIND.fullmatch(str(last)) and outer else [*outer, last]
+    where = ".".join(str(part) for part in kept if part not in (LIST, EXPRESSION))
     if error["type"] == "extra_forbidden":
         hint = _closest(str(error["loc"][-1]), _known_keys(error["loc"]))
         return f"{source}: unknown key {where}.{hint}"

@@ -82,8 +82,6 @@ class Config(Section):
         check_taught(sampler.name, sigmas, cut, name, handover=handover)
 
     def _check_text(self, text: TextSettings) -> None:
-        if self.method != "collafuse":
-            raise ValueError(f"method={self.method} is a baseline, which labels describe; leave data.text out")
         for name, client in self.clients.items():
             if text.captions == "labels" and client.share_text and not client.share_labels:
                 raise ValueError(

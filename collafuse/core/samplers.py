@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import ConfigError, UsageError
-from .noise import LOWEST_TRAINED_ABOVE_CUT, SIGMA_SLACK, Cut
+from .noise import LOWEST_TRAINED_ABOVE_CUT, SIGMA_MAX, SIGMA_SLACK, Cut
 
 Array = Any
 """A torch tensor or a NumPy array."""
@@ -187,10 +187,17 @@ def check_taught(sampler: str, sigmas: Sequence[float], cut: Cut, client: str, *
     sigmas: the server's levels for that client. handover: whether a handover above the cut is a way out.
     """
     evaluated = sigmas if sampler in EVALUATES_AT_END else sigmas[:-1]
-    if len(sigmas) == 1 or min(evaluated) >= cut.lowest_trained * (1 - SIGMA_SLACK):
+    if len(sigmas) == 1:
+        return
+    above = f", or give clients.{client}.handover at least {LOWEST_TRAINED_ABOVE_CUT:g}" if handover else ""
+    if cut.lowest_trained >= SIGMA_MAX:
+        raise ConfigError(
+            f"a release of clients.{client} at sigma {cut.sigma:g} teaches a server nothing, so there is no level at "
+            f"which to ask it; lower that cut{above}."
+        )
+    if min(evaluated) >= cut.lowest_trained * (1 - SIGMA_SLACK):
         return
     out = "sample with dpmpp_2m or euler" if sampler in EVALUATES_AT_END else "use fewer steps"
-    above = f", or give clients.{client}.handover at least {LOWEST_TRAINED_ABOVE_CUT:g}" if handover else ""
     raise ConfigError(
         f"server.sampler ({sampler}, {len(sigmas) - 1} steps) would evaluate at sigma {min(evaluated):.4g}, below "
         f"{cut.lowest_trained:.4g} where a release of clients.{client} teaches nothing; {out}{above}."

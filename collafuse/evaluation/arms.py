@@ -80,7 +80,7 @@ class SplitRun:
         ]
 
     def from_server(self, client: str, count: int, seed: int) -> Intermediate:
-        """What the server delivers; with the text of the client's held-out images, where it takes text."""
+        """What the server delivers; with the text of the client's held-out images, where the site shared its own."""
         return self.server.deliver(client, count, planned=self._planned(client, count), seed=seed, batch_size=BATCH)
 
     def _planned(self, client: str, count: int) -> Planned:
@@ -131,9 +131,10 @@ class SplitRun:
         sigma, shape = self.settings[client].handover_sigma, self.models[client].denoiser.image_shape
         noise = start_noise(range(count), shape, keyed_seed(seed, "true noise"))
         space, labels, text = self.models[client].space, None, None
-        if self.server.site(client).label_names is not None:
+        site = self.server.site(client)
+        if site.label_names is not None:
             labels = translate_labels(images.labels, images.label_names, space.label_names)
-        if self.server.delivers_text(client):
+        if site.text:
             text = images.text
         pixels = self._finish(
             client, images.x0() + sigma * noise, sigma, Planned(labels, text).conditions(count, space)

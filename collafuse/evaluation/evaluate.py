@@ -199,7 +199,7 @@ def _check_enough(sites: Mapping[str, SiteData], path: Path) -> None:
         if len(site.held_out) < FEWEST_HELD_OUT:
             raise DataError(
                 f"{path}: {name} holds out {len(site.held_out)} images, at least {FEWEST_HELD_OUT} are needed to "
-                "compare with; train with data.held_out=0.1 or more."
+                "compare with. Give it more images, or change data.held_out, and train again."
             )
         if len(site.train) < 2 * FEWEST_HELD_OUT:
             raise DataError(

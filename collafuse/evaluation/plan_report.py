@@ -146,10 +146,7 @@ def _of_statistics(row: CutFigures) -> str:
 
 def _choice(client: str, own: Sequence[CutFigures], demands: Demands) -> str:
     if not demands.any:
-        return (
-            f"{client}: nothing was asked. From cut {own[0].sigma:.3g} to {own[-1].sigma:.3g} recognition falls from "
-            f"{own[0].reid:.0%} to {own[-1].reid:.0%} and a picture costs {own[0].ms:.2f} to {own[-1].ms:.2f} ms."
-        )
+        return f"{client}: nothing was asked. {_over_cuts(own[0], own[-1])}"
     if (chosen := best_cut(own, demands)) is not None:
         return (
             f"{client}: cut at {Cut(chosen.sigma).describe()}. There {chosen.reid:.1%} of releases are recognised "
@@ -164,6 +161,18 @@ def _choice(client: str, own: Sequence[CutFigures], demands: Demands) -> str:
         f"{client}: no cut meets what is asked at once. Closest is sigma {closest.sigma:.3g}, which fails "
         f"{' and '.join(demands.unmet(closest))}; each demand alone is met somewhere."
     )
+
+
+def _over_cuts(first: CutFigures, last: CutFigures) -> str:
+    """What the cuts from first to last show and cost."""
+    before, after = (f"{row.reid:.0%}" for row in (first, last))
+    costs = f"a picture costs {first.ms:.2f} to {last.ms:.2f} ms."
+    if first.sigma == last.sigma:
+        return f"At cut {first.sigma:.3g}, {before} of releases are recognised and a picture costs {first.ms:.2f} ms."
+    cuts = f"From cut {first.sigma:.3g} to {last.sigma:.3g}"
+    if before != after and first.reid > last.reid:
+        return f"{cuts} recognition falls from {before} to {after} and {costs}"
+    return f"{cuts}, {before if before == after else f'{before} to {after}'} of releases are recognised and {costs}"
 
 
 def picture(rows: Sequence[CutFigures], demands: Demands) -> bytes:

@@ -3,7 +3,8 @@
 ``checkpoints/step-00001000.safetensors`` (``kind`` "checkpoint", version 1) holds the weights ("model."), the
 averaged weights ("ema.") and the optimiser's state ("optimizer."). Random numbers are keyed by (seed, step),
 so no generator's state needs saving. The file carries its own SHA-256; resuming takes the newest one that
-verifies and says which were skipped. The last two are kept, and what a killed training had half written goes.
+verifies and is finite, and says which were skipped. The last two are kept, and what a killed training had half
+written goes.
 """
 
 from __future__ import annotations
@@ -85,8 +86,10 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], identity: Ident
 def newest(folder: Path, identity: Identity, skipped: Callable[[str], None]) -> tuple[int, dict[str, Tensor]]:
     """The step and the tensors of the newest checkpoint that verifies; (0, {}) when there is none.
 
-    ``skipped`` is told about each damaged one. Raises MismatchError when the configuration or data differ.
+    ``skipped`` is told about each damaged one, and each that is not finite, which older versions wrote. Raises
+    MismatchError when the configuration or data differ, FileFormatError when all are not finite.
     """
+    spoilt = ""
     for path in _all(folder):
         try:
             file = tensorfile.read(path, KIND, VERSION)
@@ -104,7 +107,17 @@ def newest(folder: Path, identity: Identity, skipped: Callable[[str], None]) -> 
                     f"{path} was made with another {name} ({there[:12]}..., now {here[:12]}...); "
                     f"restore the old {name}, or train into a new run folder."
                 )
-        return step, {name: torch.from_numpy(array) for name, array in file.tensors.items()}
+        tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
+        if bad := sum(int((~tensor.isfinite()).sum()) for tensor in tensors.values()):
+            spoilt = f"{path} holds {bad} values that are not finite"
+            skipped(f"skipping a checkpoint: {spoilt}")
+            continue
+        return step, tensors
+    if spoilt:
+        raise FileFormatError(
+            f"{spoilt}, and no older checkpoint is there to go on from; lower the learning_rate or take another seed, "
+            "and train into a new run folder."
+        )
     return 0, {}
 
 

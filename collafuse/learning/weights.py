@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..config import NetworkSettings
+from ..config.learning import MAX_SIGMA_DATA
 from ..core import tensorfile
 from ..core.conditioning import Conditions, ConditionSpace
 from ..core.errors import ConfigError, FileFormatError, MismatchError
@@ -95,7 +96,7 @@ def load(path: Path, role: str | None = None) -> TrainedModel:
     space = ConditionSpace(fields.names("label_names"), read_text_space(fields, str(path)))
     settings = _network(fields.take("network"), source)
     channels, height, width = fields.integers("image_shape", length=3, at_least=1, at_most=MAX_SIDE)
-    sigma_data = fields.number("sigma_data", above=0, at_most=1e3)
+    sigma_data = fields.number("sigma_data", above=0, at_most=MAX_SIGMA_DATA)
     parts = (settings, (channels, height, width), space, sigma_data)
     tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
     _check_tensors(parts, tensors, source)

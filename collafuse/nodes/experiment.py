@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def run_experiment(
         ledger.begin()  # first, as the mark of a run
     run.write_config(config)  # before any release, of which it says by which settings it was made
     for name, client in clients.items():
-        path = run.server.releases / f"{name}{SUFFIX}"
+        path = release_of(run, name)
         if not (resume and path.exists()):
             release = client.release_statistics if config.server.kind == "statistics" else client.release
             write_bytes(run.client(name).shared, client.shared_digest().encode(), overwrite=True)
@@ -110,6 +111,11 @@ def run_experiment(
     return Experiment(server, clients, models)
 
 
+def release_of(run: RunFolder, client: str) -> Path:
+    """Where a run keeps what one of its sites released."""
+    return run.server.releases / f"{client}{SUFFIX}"
+
+
 def refuse_another(run: RunFolder, config: Config) -> None:
     """Raise MismatchError, naming the first difference, when a run was trained with settings that a training or a
     release depends on, and they are others now. Before anything is changed, since nodes resume one by one."""
@@ -127,7 +133,7 @@ def refuse_another(run: RunFolder, config: Config) -> None:
 def refuse_other_images(run: RunFolder, clients: Mapping[str, Client], ledgers: Mapping[str, Ledger]) -> None:
     """Raise MismatchError when a site has other images than it released, or shares other labels or captions of them:
     the server would have learned from images of which its client knows nothing, or that are held out now, or to be
-    asked for what its client does not mean."""
+    asked for what its client does not mean. Raises RefusedError where what it released is gone."""
     for name, client in clients.items():
         if not ledgers[name].path.exists():
             continue
@@ -137,8 +143,13 @@ def refuse_other_images(run: RunFolder, clients: Mapping[str, Client], ledgers: 
                 f"{name} has other images to train on than those that it released in this run; restore its data, or "
                 "train into a new run folder."
             )
-        released = shared.exists() and bool(ledgers[name].spent(digests).any())
-        if released and shared.read_text() != client.shared_digest():
+        released, path = bool(ledgers[name].spent(digests).any()), release_of(run, name)
+        if released and not path.exists() and not ledgers[name].waits(path):
+            raise RefusedError(
+                f"{name} has released its images in this run, and {path} is gone, as a killed --overwrite leaves it; "
+                "no image is released twice. Begin anew with train --overwrite, or train into a new run folder."
+            )
+        if released and shared.exists() and shared.read_text() != client.shared_digest():
             raise MismatchError(
                 f"{name} shares other labels or captions of its images than when it released them in this run; restore "
                 "them, or train into a new run folder."

@@ -137,6 +137,11 @@ class Ledger:
         with self._open() as connection:
             return _already_released(again, total, connection)
 
+    def waits(self, path: Path) -> bool:
+        """Whether a finished release waits to be given this name, which :meth:`recover` does."""
+        with self._open() as connection:
+            return any(at == path.absolute() and partial.exists() for _, partial, at in _pending(connection))
+
     def recover(self, path: Path, *, overwrite: bool = False) -> bool:
         """Give a release its name that was finished but not named when the machine stopped.
 

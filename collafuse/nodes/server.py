@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +36,7 @@ from ..learning.denoiser import Denoiser, guided_together
 from .planned import Planned, check_asked, planned_like
 from .runfolder import NodeFolder
 from .sites import Site, read_sites
+from .taught import refuse_untaught
 
 SHEET_IMAGES = 8
 """Images per client on a sample sheet."""
@@ -186,7 +188,8 @@ class Server:
         return self.sites[client]
 
     def handover_sigma(self, client: str) -> float:
-        """The level at which this client takes over: its released cut times its configured handover."""
+        """The level at which this client takes over: its released cut times its configured handover, or times 1 for one
+        that the configuration does not name."""
         cut = Cut(self.site(client).sigma_cut)
         settings = self.config.clients.get(client)
         if settings is None:
@@ -210,37 +213,51 @@ class Server:
         """What each image of a delivery shows, or these ``rows`` of it; with text and without labels no labels are
         dealt. Nothing of the other images is held.
 
-        Raises RefusedError for what was not released at or below this client's cut, MismatchError for text of another
-        encoder, UsageError for more texts than images.
+        Raises RefusedError for what was not released at or below this client's cut, or was never learned, MismatchError
+        for text of another encoder, UsageError for more texts than images.
         """
         indices = np.arange(count) if rows is None else np.arange(rows.start, rows.stop)
         shown = self.plan_labels(client, count, labels) if labels is not None or text is None else None
-        shown = None if shown is None else shown[indices]
-        if text is None:
-            return Planned(shown)
-        check_asked(text.space, self.model.space.text)
-        if not self.delivers_text(client):
-            raise RefusedError(
-                f"no site released text at or below sigma {self.site(client).sigma_cut:g}, the cut of client "
-                f"{client!r}; ask without text, or choose it at the device (finish --text)."
-            )
-        check_one_each(count, len(text))
-        return Planned(shown, text.take(dealt_row(indices, count, len(text))))
+        if text is not None:
+            check_asked(text.space, self.model.space.text)
+            if not self.delivers_text(client):
+                raise RefusedError(
+                    f"no site released text at or below sigma {self.site(client).sigma_cut:g}, the cut of client "
+                    f"{client!r}; ask without text, or choose it at the device (finish --text)."
+                )
+            check_one_each(count, len(text))
+            text = text.take(dealt_row(indices, count, len(text)))
+        self._check_learned(client, shown, text is not None)
+        return Planned(None if shown is None else shown[indices], text)
 
     def plan_like(self, client: str, count: int, images: ImageSet, *, in_turn: bool = False) -> Planned:
         """What images show that are to stand beside these, see :func:`planned_like`; what the site keeps from the
         server is not asked for."""
-        text = images.text is not None and self.delivers_text(client)
+        site, text = self.site(client), images.text is not None and self.site(client).text
         if images.text is not None and text:
             check_same_text(images.text.space, self.model.space.text, "the data")
-        shared, several = self.site(client).label_names, self.model.mixes_labels
-        known = self.model.label_names
-        return planned_like(count, shared, known, images, text=text, several=several, in_turn=in_turn)
+        known, several = self.model.label_names, self.model.mixes_labels
+        planned = planned_like(count, site.label_names, known, images, text=text, several=several, in_turn=in_turn)
+        self._check_learned(client, planned.labels, text)
+        return planned
+
+    def _check_learned(self, client: str, shown: Labels | None, text: bool) -> None:
+        """Raise RefusedError for labels [N, K], or none, with text or without, that the server never saw so. Only a
+        training without dropout leaves such; statistics have a part of each label and one of all."""
+        settings, names = self.config.server, self.model.label_names
+        if settings.kind == "images" and settings.training.label_dropout == 0:
+            asked = None if shown is None else [names[k] for k in np.flatnonzero(shown.any(axis=0))]
+            refuse_untaught(client, self._taught(client), asked, text)
+
+    def _taught(self, client: str) -> list[Site]:
+        """The sites of which the server has learned at this client's cut; labels that no image shows say nothing."""
+        cut = self.site(client).sigma_cut
+        taught = [site for site in self.sites.values() if site.taught_from <= cut * (1 + SIGMA_SLACK)]
+        return taught if self.model.label_names else [replace(site, label_names=None) for site in taught]
 
     def delivers_text(self, client: str) -> bool:
         """Whether text was released at or below this client's cut."""
-        cut = self.site(client).sigma_cut
-        return any(s.text and s.taught_from <= cut * (1 + SIGMA_SLACK) for s in self.sites.values())
+        return any(site.text for site in self._taught(client))
 
     def plan_labels(self, client: str, count: int, labels: Sequence[str] | None) -> Labels | None:
         """Multi-hot labels [count, K] in the model's order, or None for images without labels. All absent for a client
@@ -285,10 +302,7 @@ class Server:
 
     def deliverable(self, client: str) -> tuple[str, ...]:
         """The labels that may be delivered to a client."""
-        cut = self.site(client).sigma_cut
-        known = {
-            n for s in self.sites.values() if s.taught_from <= cut * (1 + SIGMA_SLACK) for n in s.label_names or ()
-        }
+        known = {name for site in self._taught(client) for name in site.label_names or ()}
         return tuple(name for name in self.model.label_names if name in known)
 
     def levels(self, client: str, sampler: str | None = None) -> list[float]:

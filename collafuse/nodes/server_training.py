@@ -19,9 +19,10 @@ from ..learning.distributed import ALONE, Ranks
 from ..learning.observer import Observer
 from ..learning.training import Trainer, fresh_denoiser
 from .metrics import check_trackers
+from .planned import Planned
 from .runfolder import NodeFolder
 from .server import SHEET_IMAGES, Server
-from .sites import check_names, mixture_warning, refuse_twice, sites_of, space_of, training_data, write_sites
+from .sites import check_names, mixture_warning, refuse_twice, sites_of, space_of, told, training_data, write_sites
 from .watching import NodeObserver
 
 
@@ -60,9 +61,14 @@ def train_server(
     for name in sites:
         untrained.levels(name)  # what could not be delivered is refused now, not after the training
 
+    def shown(name: str) -> Planned | None:
+        """As is dealt to a client; of one that shares text its first images, since text may never be left out."""
+        release, rows = found[name][0], np.arange(SHEET_IMAGES)
+        return told(name, sites[name], release, space).take(rows % len(release.z)) if sites[name].text else None
+
     def sheet(averaged: Denoiser) -> Pixels:
         server = Server(config, replace(model, denoiser=averaged), sites, device)
-        parts = [server.deliver(name, SHEET_IMAGES, seed=settings.seed).x for name in sites]
+        parts = [server.deliver(name, SHEET_IMAGES, planned=shown(name), seed=settings.seed).x for name in sites]
         return contact_sheet(to_uint8(np.concatenate(parts)), columns=SHEET_IMAGES)
 
     def ready(step: int) -> None:

@@ -19,9 +19,10 @@ from ..core.atomic import write_bytes
 from ..core.conditioning import ConditionSpace, check_same_text, translate_labels
 from ..core.errors import FileFormatError, MismatchError, RefusedError, UsageError
 from ..core.metadata import Fields, parse_json
-from ..core.noise import SIGMA_MAX, SIGMA_MIN, Cut
+from ..core.noise import LOWEST_TRAINED_ABOVE_CUT, SIGMA_MAX, SIGMA_MIN, Cut
 from ..learning.examples import TrainingData
 from ..learning.observer import Observer
+from .planned import Planned
 
 SUFFIX = ".safetensors"
 
@@ -157,35 +158,41 @@ def check_names(config: Config, sites: Mapping[str, Site], observer: Observer) -
                 f"there is a release of {name!r} and none of client {close[0]!r}; rename the file to "
                 f"{close[0]}{SUFFIX}, or add {name!r} to the configuration's clients."
             )
-        observer.note(f"there is a release of {name!r}, whom the configuration does not name.")
+        observer.note(
+            f"there is a release of {name!r}, whom the configuration does not name; it is delivered to at its cut, as "
+            "with a handover of 1."
+        )
     if missing:
         observer.note(f"no release of {', '.join(missing)}; the server learns from {', '.join(sites)} alone.")
+
+
+def told(name: str, site: Site, release: releases.Release, space: ConditionSpace) -> Planned:
+    """What the server learns that a release's images show. A site that shares its labels, or its text, in one release
+    and keeps them in another keeps them."""
+    labels, text = None, None
+    if site.label_names is not None and release.labels is not None and release.label_names:
+        labels = translate_labels(release.labels, release.label_names, space.label_names)
+    if site.text and release.text is not None:
+        check_same_text(release.text.space, space.text, f"a release of {name}")
+        text = release.text
+    return Planned(labels, text)
 
 
 def training_data(found: Mapping[str, Sequence[releases.Release]], space: ConditionSpace) -> TrainingData:
     """All releases as one training set. An image whose labels and text were kept, or of a set without any, carries "no
     condition", as it is asked for later; one that shows none of the labels that were shared carries just that.
 
-    A release at SIGMA_MAX teaches nothing and is left out. Raises RefusedError when nothing else is there.
+    A release at SIGMA_MAX, or just below, teaches nothing and is left out. Raises RefusedError when nothing else is
+    there.
     """
     sites = sites_of(found)
     each = [(name, r) for name, rs in found.items() for r in rs if Cut(r.sigma_cut).lowest_trained < SIGMA_MAX]
     if not each:
         raise RefusedError(
-            f"every release stands at sigma {SIGMA_MAX:g}, which is pure noise: the clients do everything themselves "
-            "and no server can learn. Lower a cut, or train the clients alone."
+            f"every release stands at sigma {SIGMA_MAX / LOWEST_TRAINED_ABOVE_CUT:.1f} or above, which is pure noise: "
+            "the clients do everything themselves and no server can learn. Lower a cut, or train the clients alone."
         )
-    conditions = []
-    for name, release in each:
-        # A site that shares its labels, or its text, in one release and keeps them in another keeps them.
-        labels = release.labels if sites[name].label_names is not None and release.label_names else None
-        if labels is not None:
-            labels = translate_labels(labels, release.label_names, space.label_names)
-        text = None
-        if sites[name].text and release.text is not None:
-            check_same_text(release.text.space, space.text, f"a release of {name}")
-            text = release.text.rows
-        conditions.append(space.conditions(len(release.z), labels, text))
+    conditions = [told(name, sites[name], r, space).conditions(len(r.z), space) for name, r in each]
     floors = [np.full(len(release.z), release.sigma_cut, dtype=np.float32) for _, release in each]
     return TrainingData(
         images=_images([release.z for _, release in each]),

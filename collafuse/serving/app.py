@@ -122,7 +122,7 @@ def _add_model(app: FastAPI, service: Service) -> None:
 
     @app.post(PATH, responses=errors(409, 503) | binary, response_class=Response)
     async def intermediates_(asked: IntermediatesRequest, request: Request, token: Authenticated) -> Response:
-        """Half-denoised images at the client's cut, as a safetensors file. Scope: sample."""
+        """Half-denoised images where the client takes over, as a safetensors file. Scope: sample."""
         token.require("sample", asked.client)
         engine, began = _engine(service), time.monotonic()
         rows = range(asked.start, asked.count if asked.stop is None else asked.stop)

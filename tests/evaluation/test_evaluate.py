@@ -193,7 +193,7 @@ def test_clients_have_the_share_of_a_pool_that_they_have_of_its_reference():
 def test_a_run_that_holds_nothing_out_is_told_to(tmp_path):
     run = RunFolder(tmp_path)
     run.write_config(train_config(held_out=0.0))
-    with pytest.raises(DataError, match=r"north holds out 0 images.*data\.held_out"):
+    with pytest.raises(DataError, match=r"north holds out 0 images.*Give it more images, or change data\.held_out"):
         evaluate(run, samples=40, device=CPU)
 
 

@@ -74,6 +74,22 @@ def test_where_no_cut_fits_the_plan_says_which_demand_none_meets():
     assert "no cut meets what is asked at once" in together and "each demand alone is met somewhere" in together
 
 
+def test_recognition_is_said_to_fall_only_where_it_does():
+    said = "north: nothing was asked. "
+    (fallen,) = conclusions(ROWS, Demands())
+    assert fallen.startswith(
+        said + "From cut 0.5 to 8 recognition falls from 90% to 1% and a picture costs 1.00 to 4.00"
+    )
+    (alone,) = conclusions([replace(ROWS[2], reid=0.0)], Demands())
+    assert alone.startswith(said + "At cut 8, 0% of releases are recognised and a picture costs 4.00 ms.")
+    (level,) = conclusions([replace(ROWS[1], reid=0.004), replace(ROWS[2], reid=0.0)], Demands())
+    assert level.startswith(
+        said + "From cut 2 to 8, 0% of releases are recognised and a picture costs 2.00 to 4.00 ms."
+    )
+    (risen,) = conclusions([replace(ROWS[1], reid=0.0), ROWS[2]], Demands())
+    assert risen.startswith(said + "From cut 2 to 8, 0% to 1% of releases are recognised")
+
+
 def test_sending_images_buys_nothing_only_from_where_on_statistics_do_as_well():
     assert "From sigma 2 on sending images buys nothing" in conclusions(ROWS, Demands())[0]
     lucky = [replace(ROWS[0], **AS_GOOD), ROWS[1], replace(ROWS[2], statistics_low=1.7, statistics_high=1.9)]

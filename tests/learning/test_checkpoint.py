@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from collafuse.core.errors import MismatchError
+from collafuse.core.errors import FileFormatError, MismatchError
 from collafuse.learning import checkpoint
 from collafuse.learning.checkpoint import Identity, digest_of_settings, digest_of_tensors
 from collafuse.learning.distributed import ALONE
@@ -73,6 +73,23 @@ def test_a_damaged_checkpoint_is_skipped_with_a_note_for_an_older_one(tmp_path, 
     step, notes = found.resume(tmp_path)
     assert step == 1 and equal(found, older)
     assert len(notes) == 1 and str(path) in notes[0]
+
+
+@pytest.mark.parametrize("part", ["model", "ema", "moments"])
+def test_a_checkpoint_that_is_not_finite_is_skipped_for_an_older_one_and_refused_without(tmp_path, part):
+    """Versions before this were refused at saving wrote such; it verifies."""
+    older, newer, found = Training(1), Training(2), Training(3)
+    parts = {"model": newer.held.model, "ema": newer.held.ema}
+    spoilt = newer.optimizer.state if part == "moments" else parts[part].state_dict()
+    last = list(spoilt.values())[-1]
+    (last["exp_avg"] if part == "moments" else last).data.flatten()[0] = float("nan")
+    path = newer.save(tmp_path / "alone", 2)
+    with pytest.raises(FileFormatError, match=f"{path} holds 1 values that are not finite.*new run folder"):
+        found.resume(tmp_path / "alone")
+    older.save(tmp_path, 1)
+    step, notes = found.resume(path.rename(tmp_path / path.name).parent)
+    assert step == 1 and equal(found, older)
+    assert len(notes) == 1 and str(tmp_path / path.name) in notes[0]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from PIL import Image
 from collafuse.config import from_mapping
 from collafuse.core import intermediate as intermediates
 from collafuse.core import release as releases
-from collafuse.core.errors import MismatchError, OutputExistsError
+from collafuse.core.errors import MismatchError, OutputExistsError, RefusedError
 from collafuse.data.dealing import load_sites
 from collafuse.nodes.experiment import CALIBRATION, CALIBRATION_IMAGES, leave_calibration, run_experiment
 from collafuse.nodes.ledger import Ledger
@@ -208,6 +208,23 @@ def test_a_resume_with_other_labels_than_were_released_is_refused(tmp_path, monk
         assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
         written(tmp_path / "images")
     assert list(run_experiment(settings, run, CPU, lambda name: Recorder(), resume=True).models) == ["a"]
+
+
+def test_a_resume_of_what_a_killed_overwrite_left_is_told_to_overwrite(tmp_path):
+    """It removes the releases first and the ledgers last."""
+    data = {"dataset": "folder", "path": str(tmp_path / "images"), "image_size": 4, "channels": 1}
+    settings, run = config(data=data), RunFolder(tmp_path / "run")
+    written(tmp_path / "images")
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(settings, run, CPU, stopped_at("server"))
+    shutil.rmtree(run.server.path)
+    (run.path / "config.yaml").unlink()
+    left = sorted(run.path.rglob("*"))
+    said = "a has released its images in this run, .*a.safetensors is gone.*Begin anew with train --overwrite"
+    with pytest.raises(RefusedError, match=said) as refused:
+        run_experiment(settings, run, CPU, lambda name: Recorder(), resume=True)
+    assert "--spend-again" not in str(refused.value) and sorted(run.path.rglob("*")) == left
+    run.check(resume=False, overwrite=True)
 
 
 def test_a_resume_may_sample_and_distil_otherwise(tiny_config, tmp_path):

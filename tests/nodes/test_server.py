@@ -18,7 +18,7 @@ from collafuse.nodes.runfolder import NodeFolder
 from collafuse.nodes.server import Server
 from collafuse.nodes.server_training import train_server
 from collafuse.nodes.sites import Site, mixture_warning, read_releases, sites_of, training_data
-from tests.nodes.sites import config, release_of
+from tests.nodes.sites import NETWORK, TRAINING, config, release_of
 from tests.tiny import CPU, Recorder, denoiser, image_set
 
 SITES = {"north": Site(0.5, ("0", "1", "2")), "east": Site(1.0, ("3", "4", "5")), "south": Site(0.738, None)}
@@ -258,8 +258,17 @@ def test_a_site_whose_images_show_no_label_gets_images_that_show_none():
 
 
 def test_where_all_releases_are_pure_noise_no_server_can_learn():
-    with pytest.raises(RefusedError, match="pure noise"):
-        training_data({"a": [made(sigma=SIGMA_MAX)]}, ConditionSpace(("0", "1", "2")))
+    for sigma in (SIGMA_MAX, 77.0):
+        with pytest.raises(RefusedError, match=r"every release stands at sigma 76\.2 or above"):
+            training_data({"a": [made(sigma=sigma)]}, ConditionSpace(("0", "1", "2")))
+
+
+def test_a_site_from_which_no_server_learns_takes_over_where_none_is_asked():
+    one_step = {"network": NETWORK, "training": TRAINING, "sampler": {"name": "euler", "steps": 1}}
+    with pytest.raises(ConfigError, match=r"clients\.a at sigma 78 .*handover at least 1\.05"):
+        config(server=one_step, cut={"sigma": 78.0}, handover=1)
+    config(server=one_step, cut={"sigma": 78.0}, handover=1.05)
+    config(server=one_step, cut={"sigma": SIGMA_MAX}, handover=1)
 
 
 def test_training_needs_releases_and_nothing_else(tiny_config, tmp_path):
@@ -376,7 +385,7 @@ def test_a_misnamed_release_is_refused_and_a_missing_one_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
     heard = Recorder()
     train_server(settings, {"north": [release_of(0.5)], "guest": [release_of(0.5)]}, NodeFolder(tmp_path), CPU, heard)
-    assert any("'guest', whom the configuration does not name" in note for note in heard.notes)
+    assert any("'guest', whom the configuration does not name; it is delivered to at its cut" in n for n in heard.notes)
     assert any("no release of east" in note for note in heard.notes)
 
 

@@ -23,7 +23,9 @@ from collafuse.nodes.runfolder import NodeFolder
 from collafuse.nodes.server import Server
 from collafuse.nodes.server_training import train_server
 from collafuse.nodes.sites import Site, mixture_warning, read_releases, read_sites, sites_of, space_of, training_data
-from tests.nodes.sites import client, config, release_of, rows_of
+from collafuse.serving.orders import Order
+from tests.nodes.sites import NETWORK as SITES_NETWORK
+from tests.nodes.sites import TRAINING, client, config, release_of, rows_of
 from tests.tiny import CPU, NETWORK, Recorder, denoiser, image_set
 
 SPACE = TextSpace("t5-4-00", 4)
@@ -224,7 +226,94 @@ def test_each_image_gets_the_text_of_one_that_shows_its_label(server):
     assert planned.labels[:, 1].all()
     assert np.array_equal(planned.text.rows, images.text.rows[[0, 2, 4, 0]])
     assert server.plan_like("low", 4, images).text is None
-    unlabelled = server.plan_like("high", 8, images)
-    assert unlabelled.labels is None and np.array_equal(
-        unlabelled.text.rows, images.text.rows[[0, 1, 2, 3, 4, 5, 0, 1]]
-    )
+
+
+def test_a_site_is_not_asked_for_with_text_that_only_others_shared(server):
+    """As of labels: ``high`` may be, by its devices."""
+    assert server.delivers_text("high")
+    planned = server.plan_like("high", 8, with_text(image_set(6, ("y", "z"))))
+    assert planned.labels is None and planned.text is None
+    server.sites["high"] = Site(2.0, None, text=True)
+    images = with_text(image_set(6, ("y", "z")))
+    planned = server.plan_like("high", 8, images)
+    assert planned.labels is None and np.array_equal(planned.text.rows, images.text.rows[[0, 1, 2, 3, 4, 5, 0, 1]])
+
+
+# --- where dropout left nothing out -------------------------------------------------------------------------
+
+
+def without_dropout(sites):
+    training = TRAINING | {"label_dropout": 0.0}
+    clients = {name: {"cut": {"sigma": site.sigma_cut}} for name, site in sites.items()}
+    settings = config(clients, {"network": SITES_NETWORK, "training": training, "sampler": {"steps": 4}})
+    model = TrainedModel(denoiser(label_names=("x", "y"), text=SPACE), "server", 0.5, SIGMA_MAX, 0, "id")
+    return Server(settings, model, sites, CPU)
+
+
+def asked(server, name, labels=None, text=None):
+    return [
+        lambda: server.deliver(name, 2, labels=labels, text=text),
+        lambda: Order.plan(server, name, 2, labels=labels, text=text),
+    ]
+
+
+BOTH, LABELLED, TOLD, KEPT = (
+    Site(0.5, ("x",), text=True),
+    Site(1.0, ("y",)),
+    Site(1.0, None, text=True),
+    Site(2.0, None),
+)
+
+
+@pytest.mark.parametrize(
+    ("sites", "name", "labels", "text", "said"),
+    [
+        ({"a": BOTH}, "a", None, None, "labels x without text .*label_dropout=0.*; it learned labels x with text"),
+        ({"a": BOTH}, "a", ["x"], None, "labels x without text .*label_dropout=0.*; it learned labels x with text"),
+        ({"a": BOTH}, "a", None, TEXT, "text without labels .*label_dropout=0.*; it learned labels x with text"),
+        ({"b": TOLD}, "b", None, None, "neither labels nor text .*label_dropout=0.*; it learned text without labels"),
+        (
+            {"a": BOTH, "b": LABELLED},
+            "b",
+            ["x"],
+            None,
+            "labels x without text .*; it learned labels x with text, labels y without text",
+        ),
+        ({"a": BOTH, "k": KEPT}, "a", None, None, "labels x without text"),  # what k keeps stands at a higher cut
+    ],
+)
+def test_what_a_server_never_learned_without_dropout_is_not_delivered(sites, name, labels, text, said):
+    for request in asked(without_dropout(sites), name, labels, text):
+        with pytest.raises(RefusedError, match=f"of .{name}. with {said}.*label_dropout above 0"):
+            request()
+
+
+@pytest.mark.parametrize(
+    ("sites", "name", "labels", "text"),
+    [
+        ({"a": BOTH}, "a", ["x"], TEXT),
+        ({"a": BOTH, "b": LABELLED, "c": TOLD, "k": KEPT}, "b", None, None),
+        ({"a": BOTH, "b": LABELLED, "c": TOLD, "k": KEPT}, "c", None, TEXT),
+        ({"a": BOTH, "b": LABELLED, "c": TOLD, "k": KEPT}, "k", None, None),
+    ],
+)
+def test_each_site_is_delivered_what_it_told_without_dropout(sites, name, labels, text):
+    for request in asked(without_dropout(sites), name, labels, text):
+        request()
+
+
+def test_each_site_is_measured_as_it_told_without_dropout():
+    sites = {"a": BOTH, "b": LABELLED, "c": TOLD, "k": KEPT}
+    server, images = without_dropout(sites), with_text(image_set(6))
+    for name, site in sites.items():
+        planned = server.plan_like(name, 4, images)
+        assert (planned.labels is None, planned.text is None) == (site.label_names is None, not site.text)
+    with pytest.raises(RefusedError, match="label_dropout=0"):
+        server.plan_like("c", 4, image_set(6))  # data that lost its text since
+
+
+def test_a_server_trains_without_dropout_and_shows_text_while_it_does(tmp_path):
+    settings = config(server={"network": SITES_NETWORK, "training": TRAINING | {"label_dropout": 0.0}})
+    observer = Recorder()
+    train_server(settings, {"a": [text_release()]}, NodeFolder(tmp_path), CPU, observer)
+    assert list(NodeFolder(tmp_path).samples.iterdir())
