@@ -202,6 +202,14 @@ def levels_of(config: Config, client: str) -> tuple[float, float]:
     return settings.cut.resolve().sigma, settings.handover_sigma
 
 
+def path_of(config: Config, client: str) -> tuple[object, ...]:
+    """What decides at which levels a client's images are evaluated: where it takes over, and both sides' samplers. A
+    whole model walks the levels of both."""
+    theirs, settings = config.server.sampler, config.client(client)
+    mine = settings.sampler
+    return (settings.handover_sigma, theirs.name, theirs.steps, mine.name, mine.steps, mine.sigma_low)
+
+
 def takes_over_above(config: Config, client: str) -> float | None:
     """The level at which a client takes over, where that lies above its cut."""
     cut, handover = levels_of(config, client)

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import Config
-from ..config.settings import SPLIT
 from ..core.conditioning import one_label_each, translate_labels
 from ..core.errors import DataError, MismatchError, UsageError
 from ..core.metadata import MAX_NAMES
@@ -26,7 +25,7 @@ from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
 from ..learning.seeds import keyed_seed
 from ..nodes.runfolder import RunFolder
-from .arms import DEFAULT_METHOD, Arm, SplitRun, arms_of, levels_of, method_of, takes_over_above
+from .arms import DEFAULT_METHOD, Arm, SplitRun, arms_of, levels_of, method_of
 from .classifier import Classifier
 from .comparison import MOST_PAIRED, RESAMPLES, SAME_SHARE, Figure, compare, share
 from .energy import check_counters, energy_table
@@ -37,6 +36,7 @@ from .measured import halves, load_measured
 from .mixing import Mix, by_turns, mix_of, strata_of
 from .pooling import pooled
 from .quality import Features, Strata
+from .table_notes import cuts_of, other_levels
 from .tables import FOLDER, Table
 from .work import work_tables
 
@@ -304,7 +304,8 @@ def _table(
         f"± is one standard deviation over which images were drawn ({RESAMPLES} half-samples of both sides). Kernel "
         f"distance: cubic kernel, unbiased. Precision and recall reach to {PRECISION_NEIGHBOURS} neighbours, density "
         f"and coverage to {DENSITY_NEIGHBOURS}. Figures over pairs use at most {MOST_PAIRED} images of a side.",
-        *(f"{f'Cuts of {name}' if name else 'Cuts'}: {_cuts(config)}." for name, config in configs.items()),
+        *(f"{f'Cuts of {name}' if name else 'Cuts'}: {cuts_of(config)}." for name, config in configs.items()),
+        *other_levels(configs),
         f"Pooled are clients of one cut only: {'; '.join(pools) or 'here no two clients have the same'}.",
         *(f"{arm.name}: {arm.meaning}." for arm in arms),
     )
@@ -314,17 +315,6 @@ def _table(
     return Table(
         "Quality against held-out images", ("of", "images by", "images", *COLUMNS.values()), tuple(cells), notes
     )
-
-
-def _cuts(config: Config) -> str:
-    """Where each client cuts, and where it takes over if that is another level."""
-    if config.method not in SPLIT:
-        return f"none, since {config.method} has one model of the whole noise range"
-    said = []
-    for name in config.clients:
-        (cut, _), later = levels_of(config, name), takes_over_above(config, name)
-        said.append(f"{name} {cut:.3g}" + (f" (takes over at {later:.3g})" if later is not None else ""))
-    return f"sigma {', '.join(said)}"
 
 
 def _cell(figure: Figure | None, name: str) -> str | None:

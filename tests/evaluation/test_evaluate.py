@@ -13,10 +13,11 @@ from collafuse.core.metadata import MAX_NAMES
 from collafuse.evaluation import arms, features
 from collafuse.evaluation.arms import Arm
 from collafuse.evaluation.classifier import train_classifier
-from collafuse.evaluation.evaluate import FLOOR, _cuts, _Judge, _Measured, _names, _row, evaluate, groups_of, in_shares
+from collafuse.evaluation.evaluate import FLOOR, _Judge, _Measured, _names, _row, evaluate, groups_of, in_shares
 from collafuse.evaluation.features import Extractor
 from collafuse.evaluation.generated import Generated
 from collafuse.evaluation.measured import halves
+from collafuse.evaluation.table_notes import cuts_of, other_levels
 from collafuse.nodes.runfolder import RunFolder
 from tests.evaluation.conftest import SETTINGS, train
 from tests.tiny import CPU, image_set
@@ -134,20 +135,36 @@ def test_a_run_over_other_images_cannot_stand_beside(digits_run, tmp_path):
         evaluate(digits_run, [other], samples=40, device=CPU)
 
 
-def test_the_table_says_where_each_client_of_each_run_cuts(found):
+def test_the_table_says_where_each_client_of_each_runcuts_of(found):
     cuts = "north 0.5 (takes over at 1), east 0.5 (takes over at 1), south 1.5 (takes over at 3)"
     assert f"Cuts: sigma {cuts}." in found.tables[0].notes
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"client": {"handover": 1.0}},
+        {"clients": {"east": {"cut": {"sigma": 0.6}}}},
+        {"client": {"sampler": {"steps": 9}}},
+        {"server": {"sampler": {"steps": 9}}},
+    ],
+)
+def test_it_is_said_of_runs_that_are_sampled_along_other_levels(changes):
+    main, same = _with({}), _with({"method": "centralised", "client": {"training": {"seed": 5}}})
+    assert other_levels({"": main, "same": same}) == []
+    (said,) = other_levels({"": main, "same": same, "other": _with(changes)})
+    assert said.startswith("other: sampled along other levels")
+
+
 def test_cuts_are_said_only_of_methods_that_have_them():
     handover = _with_clients({"north": {"handover": 2.0}, "east": {"handover": 1.0}, "south": {"handover": 1.0}})
-    assert _cuts(handover) == "sigma north 0.5 (takes over at 1), east 0.5, south 1.5"
-    said = {name: _cuts(handover.model_copy(update={"method": name})) for name in arms.BASELINES}
+    assert cuts_of(handover) == "sigma north 0.5 (takes over at 1), east 0.5, south 1.5"
+    said = {name: cuts_of(handover.model_copy(update={"method": name})) for name in arms.BASELINES}
     for name in ("centralised", "local", "fedavg"):
         assert said[name] == f"none, since {name} has one model of the whole noise range"
     for name in ("reference", "reference-repaired"):  # the server stops at the cut
         assert said[name] == "sigma north 0.5, east 0.5, south 1.5"
-    assert said["pfdm"] == _cuts(handover)
+    assert said["pfdm"] == cuts_of(handover)
 
 
 def test_runs_beside_that_have_one_name_are_told_apart_by_their_paths(tmp_path):
@@ -227,6 +244,15 @@ def test_one_level_of_handover_does_not_make_two_cuts_one():
     apart = _with_clients({"north": {"handover": 4.0}, "east": {"cut": {"sigma": 1.0}}})
     assert apart.client("north").handover_sigma == apart.client("east").handover_sigma
     assert "north + east" not in groups_of(apart)
+
+
+def _with(changes):
+    """The settings, with these on top of each section."""
+    return from_mapping(_onto(SETTINGS, changes))
+
+
+def _onto(base, over):
+    return {**base, **{k: _onto(base[k], v) if isinstance(base.get(k), dict) else v for k, v in over.items()}}
 
 
 def _with_clients(changes):
