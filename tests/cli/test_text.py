@@ -174,7 +174,6 @@ def test_captions_beside_images_and_in_a_table(run, tmp_path):
         (("data", "digits.yaml", "--set", "data.text={encoder: t5, captions: files}"), 3, "goes with dataset 'folder'"),
         (("data", "digits.yaml", "--set", "data.text={encoder: t5, captions: column}"), 3, "column goes with"),
         (("data", "digits.yaml", "--set", "data.text={encoder: t5, captions: column, column: a}"), 3, "give table"),
-        (("train", "digits.yaml", *TEXT, "--set", "method=local", "-o", "r"), 3, "leave data.text out"),
         (("train", "digits-statistics.yaml", *TEXT, "-o", "r"), 3, "share_text=false"),
         (("deliver", "none", "--client", "a", "--text", "t5/config.json", "-o", "d"), 5, "config.json"),
     ],
