@@ -202,9 +202,9 @@ def levels_of(config: Config, client: str) -> tuple[float, float]:
     return settings.cut.resolve().sigma, settings.handover_sigma
 
 
-def path_of(config: Config, client: str) -> tuple[object, ...]:
+def sampling_schedule(config: Config, client: str) -> tuple[object, ...]:
     """What decides at which levels a client's images are evaluated: where it takes over, and both sides' samplers. A
-    whole model walks the levels of both."""
+    whole model has those of both."""
     theirs, settings = config.server.sampler, config.client(client)
     mine = settings.sampler
     return (settings.handover_sigma, theirs.name, theirs.steps, mine.name, mine.steps, mine.sigma_low)

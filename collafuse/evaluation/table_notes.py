@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..config import Config
 from ..config.settings import SPLIT
-from .arms import levels_of, path_of, takes_over_above
+from .arms import levels_of, sampling_schedule, takes_over_above
 
 
 def cuts_of(config: Config) -> str:
@@ -22,8 +22,8 @@ def cuts_of(config: Config) -> str:
 
 def other_levels(configs: Mapping[str, Config]) -> list[str]:
     """What is to be said of runs beside the main one, "", whose images are evaluated at other levels than its own."""
-    main = configs[""]
-    others = [name for name, one in configs.items() if any(path_of(one, n) != path_of(main, n) for n in main.clients)]
+    walked = {name: [sampling_schedule(config, one) for one in configs[""].clients] for name, config in configs.items()}
+    others = [name for name, schedules in walked.items() if schedules != walked[""]]
     if not others:
         return []
     return [
