@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from ..core.errors import FileFormatError, StorageError
 
 WAIT_SECONDS = 30.0
 """How long another process may hold the file."""
+PAUSE_SECONDS = 0.005
+"""Between two tries to change a journal."""
 UNWRITABLE = ("full", "readonly", "unable to open")
 
 
@@ -37,3 +40,20 @@ def open_database(path: Path, what: str, advice: str) -> Iterator[sqlite3.Connec
         raise StorageError(f"{what} {path} is busy or unreachable ({error}); try again.") from error
     except sqlite3.DatabaseError as error:
         raise FileFormatError(f"{what} {path} cannot be used ({error}); {advice}") from error
+
+
+def write_ahead(connection: sqlite3.Connection, wait_seconds: float = WAIT_SECONDS) -> None:
+    """Keep a write-ahead log in place of a journal, so that readers go on while one writes.
+
+    Where two processes begin at once on a new file, SQLite tells one that it is locked without waiting, since each might
+    hold what the other waits for; here it tries again.
+    """
+    until = time.monotonic() + wait_seconds
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= until:
+                raise
+            time.sleep(PAUSE_SECONDS)

@@ -14,10 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..nodes.database import write_ahead
+
 WAIT_SECONDS = 0.5
 """How long another process may hold the file; a transaction takes a ten-thousandth of it."""
-PAUSE_SECONDS = 0.005
-"""Between two tries to begin."""
 ALONE_SECONDS = 30.0
 """How long a process counts alone before it tries the file again."""
 SCHEMA = "CREATE TABLE IF NOT EXISTS buckets (token TEXT PRIMARY KEY, level REAL NOT NULL, filled REAL NOT NULL)"
@@ -78,20 +78,6 @@ class Buckets:
         return Taken(granted, min(self.size, level - units) if granted else level)
 
 
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Change a new file's journal. Where two processes begin at once, SQLite tells one that the file is locked without
-    waiting, since each might hold what the other waits for; here it tries again."""
-    until = time.monotonic() + WAIT_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() >= until:
-                raise
-            time.sleep(PAUSE_SECONDS)
-
-
 class _Later:
     """A connection that is opened when it is needed, by the thread that needs it."""
 
@@ -104,7 +90,7 @@ class _Later:
             self._open = sqlite3.connect(
                 self._path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
             )
-            _write_ahead(self._open)
+            write_ahead(self._open, WAIT_SECONDS)
             self._open.execute("PRAGMA synchronous = NORMAL")  # whole after a power cut, though perhaps a moment old
             self._open.execute(SCHEMA)
         return self._open

@@ -27,7 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..config import ClientName
 from ..core.errors import AccessError, UsageError
-from ..nodes.database import open_database
+from ..nodes.database import open_database, write_ahead
 
 SCOPES = ("sample", "release", "admin")
 LONGEST_DAYS = 3660
@@ -101,7 +101,7 @@ class Registry:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._open() as connection:
-            connection.execute("PRAGMA journal_mode = WAL")  # readers go on while one writes
+            write_ahead(connection)
             connection.executescript(SCHEMA)
 
     def _open(self) -> AbstractContextManager[sqlite3.Connection]:
