@@ -45,8 +45,8 @@ def open_database(path: Path, what: str, advice: str) -> Iterator[sqlite3.Connec
 def write_ahead(connection: sqlite3.Connection, wait_seconds: float = WAIT_SECONDS) -> None:
     """Keep a write-ahead log in place of a journal, so that readers go on while one writes.
 
-    Where two processes begin at once on a new file, SQLite tells one that it is locked without waiting, since each might
-    hold what the other waits for; here it tries again.
+    Where two processes begin at once on a new file, SQLite tells one that it is locked without waiting, since each
+    might hold what the other waits for; here it tries again.
     """
     until = time.monotonic() + wait_seconds
     while True:
