@@ -18,6 +18,7 @@ from .__main__ import generate, reference_of
 from .cells import WHOLE, Cell, Study
 from .measure import Judge, pooled
 from .sites import Images
+from .table import name_of
 
 DATA = "one-site"
 METHODS = (WHOLE, "collafuse", "reference")
@@ -71,8 +72,7 @@ def main() -> None:
             continue
         found = frechet(cell, study, images, judge, (arguments.images, work))
         if found is not None:
-            name = cell.method if cell.variant is None else f"{cell.method}, {cell.variant}"
-            print(f"| {name} | {cell.cut:g} | {' | '.join(f'{value:.1f}' for value in found)} |", flush=True)
+            print(f"| {' | '.join((*name_of(cell), *(f'{value:.1f}' for value in found)))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def _table(data: str, rows: list[tuple[Cell, dict[int, Any]]], ratios: Mapping[C
     cells = []
     for cell, seeds in rows:
         figures = [_figure([line["figures"] for line in seeds.values()], name) for name in FIGURES]
-        cells.append((*_name(cell), len(seeds), *figures, _ratio(ratios[cell])))
+        cells.append((*name_of(cell), len(seeds), *figures, _ratio(ratios[cell])))
     every = [line for _, seeds in rows for line in seeds.values()]
     some = next((line for line in every if line["steps"]), every[0])  # real images have no training
     trained = ", ".join(f"{site} {count}" for site, count in some["training_images"].items())
@@ -90,11 +90,12 @@ def _per_site(data: str, rows: list[tuple[Cell, dict[int, Any]]]) -> list[Table]
     cells = []
     for cell, seeds in rows:
         by_site = [[line["figures_per_site"][site] for line in seeds.values()] for site in sites]
-        cells.append((*_name(cell), len(seeds), *(_figure(figures, "frechet") for figures in by_site)))
+        cells.append((*name_of(cell), len(seeds), *(_figure(figures, "frechet") for figures in by_site)))
     return [Table(f"{data}, Fréchet distance at each site", ("method", "cut", "seeds", *sites), tuple(cells))]
 
 
-def _name(cell: Cell) -> tuple[str, str]:
+def name_of(cell: Cell) -> tuple[str, str]:
+    """What a row calls a cell, and its cut."""
     name = cell.method if cell.variant is None else f"{cell.method}, {cell.variant}"
     return name, "-" if cell.cut is None else f"{cell.cut:g}"
 
