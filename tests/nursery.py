@@ -8,6 +8,7 @@ and scikit-learn each time: most of what a tiny command costs.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -117,11 +118,13 @@ def serve() -> None:
     import onnxscript  # noqa: F401  what the commands would load
     import sklearn.datasets  # noqa: F401
     import torch
+    import torch._dynamo  # an export's
 
     import collafuse.nodes.experiment  # noqa: F401
     import export.writer  # noqa: F401
 
     torch.set_num_threads(1)
+    gc.freeze()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

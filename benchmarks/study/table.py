@@ -53,9 +53,13 @@ def _seeds(lines: Lines, cell: Cell) -> dict[int, Mapping[str, Any]]:
 
 
 def _ratios(lines: Lines, study: Study, cell: Cell) -> list[float]:
-    """A cell's Fréchet distance over that of the whole model beside it, for each seed that has both."""
+    """A cell's Fréchet distance over that of the whole model beside it, for each seed that has both from one judge."""
     pairs = [(line, lines.get(study.beside(replace(cell, seed=seed)))) for seed, line in _seeds(lines, cell).items()]
-    return [line["figures"]["frechet"][0] / base["figures"]["frechet"][0] for line, base in pairs if base is not None]
+    return [
+        line["figures"]["frechet"][0] / base["figures"]["frechet"][0]
+        for line, base in pairs
+        if base is not None and line["judge"] == base["judge"]
+    ]
 
 
 def _table(data: str, rows: list[tuple[Cell, dict[int, Any]]], ratios: Mapping[Cell, Sequence[float]]) -> Table:
@@ -74,11 +78,22 @@ def _table(data: str, rows: list[tuple[Cell, dict[int, Any]]], ratios: Mapping[C
         tuple(cells),
         (
             f"{some['samples']} samples against {some['reference_images']} held-out images; training images: "
-            f"{trained}; steps of each model: {steps}. Features of a classifier, trained on other images, that reads "
-            f"{some['judge_accuracy']:.1%} of held-out ones right ({some['judge']}). Spread: over seeds where there "
+            f"{trained}; steps of each model: {steps}. Features of {_judges(every)}. Spread: over seeds where there "
             "are several, else over half-samples of the images. A ratio is to a whole model along the same levels.",
         ),
     )
+
+
+def _judges(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Whose features the figures are of: one classifier for each kind of machine, which rounds sums its own way."""
+    seeds: dict[tuple[str, float], set[int]] = {}
+    for line in lines:
+        seeds.setdefault((line["judge"], line["judge_accuracy"]), set()).add(line["seed"])
+    each = [
+        f"one that reads {accuracy:.1%} of held-out ones right ({judge}; seed {', '.join(map(str, sorted(of)))})"
+        for (judge, accuracy), of in seeds.items()
+    ]
+    return f"a classifier trained on other images: {' and '.join(each)}"
 
 
 def _per_site(data: str, rows: list[tuple[Cell, dict[int, Any]]]) -> list[Table]:

@@ -35,6 +35,8 @@ PULSE_SECONDS = 2.0
 SILENT_SECONDS = 20.0
 """A rank without a sign of life for so long is taken for dead. torchrun gives a process that does not react 30 seconds
 more, so that the whole job ends within a minute."""
+LAST_ANSWER_SECONDS = 5.0
+"""How long a rank that ends waits for an answer of the store: at once from one that lives."""
 MEETING_SECONDS = 1800.0
 """How long the others wait for a rank that lives, such as rank 0 while it draws a sample sheet."""
 ADVICE = (
@@ -162,8 +164,11 @@ class _Pulse(threading.Thread):
         self._seen = dict.fromkeys(others, (-1, time.monotonic()))
 
     def stop(self) -> None:
-        """Miss nobody from now on."""
+        """Miss nobody from now on. Waits for what the store is being asked: an interpreter that ends while a thread is
+        inside torch aborts the process, which looks like a failed training."""
         self._stopped.set()
+        if self.is_alive():
+            self.join(LAST_ANSWER_SECONDS)
 
     def run(self) -> None:
         while not self._stopped.wait(PULSE_SECONDS):

@@ -119,6 +119,14 @@ def test_the_table_joins_seeds_and_compares_with_one_model_of_the_same_seed_and_
     assert "50 samples against 60 held-out images" in text
 
 
+def test_figures_of_two_judges_have_no_ratio_and_the_table_names_both():
+    whole, other = Cell("one-site", "centralised", 1.0), {"judge": "def", "judge_accuracy": 0.6}
+    lines = {whole: line(whole, 10, {}), MAIN: line(MAIN, 11, {}) | other}
+    text = to_markdown(lines, STUDY)
+    assert "| collafuse | 1 | 1 | 11 ± 0.1 | 0.002 ± 0.0005 | - | - | - | - |" in text
+    assert "50.0% of held-out ones right (abc; seed 0) and one that reads 60.0%" in text
+
+
 @pytest.mark.parametrize(
     ("cell", "variant"),
     [

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from collafuse.core.atomic import write_bytes
 from collafuse.core.errors import ConfigError
 from collafuse.core.release import to_bytes
+from collafuse.learning import distributed
 from collafuse.learning.distributed import ALONE, Ranks, meeting
 from tests.learning.two_ranks import KINDS, trainer
 from tests.nodes.sites import NETWORK, TRAINING, release_of
@@ -174,6 +176,34 @@ def test_a_process_that_nobody_launched_is_alone(monkeypatch):
         assert ranks == ALONE and ranks.leads and device == CPU
         values = torch.ones(2)
         assert ranks.total(values) is values and ranks.same(7, CPU) == 7
+
+
+class SlowStore:
+    """Takes its time over an answer."""
+
+    def __init__(self):
+        self.asked, self.answered = threading.Event(), False
+
+    def add(self, key, amount):
+        self.asked.set()
+        time.sleep(0.2)
+        self.answered = True
+        return 1
+
+
+def test_none_ends_while_its_sign_of_life_is_still_inside_torch(monkeypatch):
+    """An interpreter that ends then aborts the process: "terminate called without an active exception"."""
+    monkeypatch.setattr(distributed, "PULSE_SECONDS", 0.01)
+    store = SlowStore()
+    pulse = distributed._Pulse(store, Ranks(0, 2))
+    pulse.start()
+    assert store.asked.wait(10)
+    pulse.stop()
+    assert store.answered and not pulse.is_alive()
+
+
+def test_a_sign_of_life_that_never_began_is_not_waited_for():
+    distributed._Pulse(SlowStore(), Ranks(0, 2)).stop()
 
 
 # --- the command itself -------------------------------------------------------------------------------------

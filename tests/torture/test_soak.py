@@ -21,7 +21,6 @@ from collafuse.nodes.runfolder import REGISTRY
 from collafuse.serving.registry import Registry
 from tests.serving.conftest import train
 from tests.serving.processes import Process
-from tests.torture.amounts import amount
 
 LOAD = 0.7
 CALIBRATION_SECONDS = 3.0
@@ -86,21 +85,21 @@ async def soak(askers: list[Asker], seconds: float, process: int) -> tuple[Count
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc, which is Linux's")
-@amount(5, SOAK_SECONDS)
-def test_it_bears_a_steady_load_without_an_error_and_without_growing(tmp_path, amount, figure):
+@pytest.mark.torture
+def test_it_bears_a_steady_load_without_an_error_and_without_growing(tmp_path, figure):
     folder = train(tmp_path)
     registry = Registry(folder.path / REGISTRY)
     tokens = [registry.add_token("north", ["sample"])[0] for _ in range(DEVICES)]
     with Process(tmp_path, "--rate", 10_000_000) as process:
         askers = [Asker(process.url, token, "north") for token in tokens]
-        statuses, longest, sizes = asyncio.run(soak(askers, amount, process.pid))
+        statuses, longest, sizes = asyncio.run(soak(askers, SOAK_SECONDS, process.pid))
         assert process.end() == 0
     part = max(1, len(sizes) // 5)
     before, after = (statistics.median(sizes[one]) for one in (slice(part, 2 * part), slice(-part, None)))
     figure(
-        f"soak of {amount} s at {LOAD:.0%} load: {statuses.total()} requests, answered {dict(statuses)}, the slowest "
-        f"after {longest:.1f} s; memory {before / 2**20:.1f} MiB after warm-up, {after / 2**20:.1f} MiB at the end "
+        f"soak of {SOAK_SECONDS} s at {LOAD:.0%} load: {statuses.total()} requests, answered {dict(statuses)}, the "
+        f"slowest after {longest:.1f} s; memory {before / 2**20:.1f} MiB after warm-up, {after / 2**20:.1f} MiB at the end "
         f"({after / before - 1:+.2%})"
     )
     assert set(statuses) == {200}, "on a machine that does other work, too, the load may be more than it can bear"
-    assert amount < 60 or after < (1 + GROWTH) * before  # within a minute it has not warmed up
+    assert SOAK_SECONDS < 60 or after < (1 + GROWTH) * before  # within a minute it has not warmed up
