@@ -98,8 +98,8 @@ def test_it_bears_a_steady_load_without_an_error_and_without_growing(tmp_path, f
     before, after = (statistics.median(sizes[one]) for one in (slice(part, 2 * part), slice(-part, None)))
     figure(
         f"soak of {SOAK_SECONDS} s at {LOAD:.0%} load: {statuses.total()} requests, answered {dict(statuses)}, the "
-        f"slowest after {longest:.1f} s; memory {before / 2**20:.1f} MiB after warm-up, {after / 2**20:.1f} MiB at the end "
-        f"({after / before - 1:+.2%})"
+        f"slowest after {longest:.1f} s; memory {before / 2**20:.1f} MiB after warm-up, {after / 2**20:.1f} MiB at the "
+        f"end ({after / before - 1:+.2%})"
     )
     assert set(statuses) == {200}, "on a machine that does other work, too, the load may be more than it can bear"
     assert SOAK_SECONDS < 60 or after < (1 + GROWTH) * before  # within a minute it has not warmed up
