@@ -86,11 +86,12 @@ def export_client(
     refuse_existing(path, overwrite)
     _check_arguments(client, steps, precision, graph, intermediates)
     info = _describe(model, settings, client, settings.sampler.steps if steps is None else steps, opset)
+    # Before what takes torch seconds: a file that does not fit is refused at once.
+    given = None if intermediates is None or precision == "fp32" else calibration.read(intermediates, info)
     onnx_model = export_graph(model.denoiser, opset)
     parity = check_parity(model.denoiser, onnx_model.SerializeToString(), info)
-    if precision != "fp32":
-        assert intermediates is not None
-        onnx_model, info = _reduce(onnx_model, replace(info, precision=precision), intermediates, force)
+    if given is not None:
+        onnx_model, info = _reduce(onnx_model, replace(info, precision=precision), given, force)
         if precision == "fp16":
             parity = check_parity(model.denoiser, onnx_model.SerializeToString(), info, HALF_TOLERANCE)
     if graph == "whole":
@@ -151,11 +152,11 @@ def _describe(model: TrainedModel, settings: ClientSettings, client: str, steps:
 
 
 def _reduce(
-    graph: onnx.ModelProto, info: BundleInfo, intermediates: Path, force: bool
+    graph: onnx.ModelProto, info: BundleInfo, given: tuple[calibration.Batch, calibration.Batch], force: bool
 ) -> tuple[onnx.ModelProto, BundleInfo]:
     """The graph in the precision that ``info`` names, and the info with its loss and its own known answer."""
     exact = OnnxStep(graph.SerializeToString())
-    shaping, judging = calibration.read(intermediates, info)
+    shaping, judging = given
     if info.precision == "fp16":
         graph = halve_weights(graph)
     else:

@@ -206,7 +206,10 @@ def test_one_bad_label_is_refused_whatever_the_others_do(write_tiny, tmp_path, m
     assert write_tiny(tmp_path / "a.onnx", precision="int8", force=True).info.loss == measured
 
 
-def test_intermediates_of_another_client_leave_nothing_behind(write_tiny, delivered, tmp_path):
+def test_intermediates_of_another_client_are_refused_before_anything_is_made(
+    write_tiny, delivered, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(export.writer, "check_parity", lambda *_: pytest.fail("torch exported for nothing"))
     other = tmp_path / "other.safetensors"
     found = dataclasses.replace(intermediates.read(delivered), sigma=2.0)
     other.write_bytes(intermediates.to_bytes(found))
