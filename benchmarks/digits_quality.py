@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from collafuse.core.errors import UsageError
 from collafuse.evaluation.quality import nearest_distances
 from collafuse.learning import weights
 from collafuse.nodes.runfolder import RunFolder
@@ -57,7 +58,9 @@ def _finished(run: Path, server: Server, seed: int) -> tuple[NDArray[np.uint8], 
     for name in server.sites:
         folder = RunFolder(run).client(name)
         settings = folder.read_config().client(name)
-        delivered = server.deliver(name, IMAGES_PER_LABEL * len(server.site(name).label_names or ()), seed=seed)
+        if not (labels := server.site(name).label_names):
+            raise UsageError(f"{name} keeps its labels, so that none can be asked for; measure a run that shares them.")
+        delivered = server.deliver(name, IMAGES_PER_LABEL * len(labels), seed=seed)
         with tempfile.TemporaryDirectory() as scratch:
             bundle = Path(scratch) / "client.onnx"
             export_client(weights.load(folder.weights, "client"), settings, name, bundle)
