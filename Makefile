@@ -45,9 +45,10 @@ demo: $(STAMP) ## train, export, deliver and finish on real digits, on a CPU; pi
 	$(BIN)/collafuse demo -o runs/demo --overwrite
 
 # A process per core with a thread each: the networks of the tests are too small for more. Files in their order, which
-# tests/conftest.py chooses so that no core waits for a long one at the end.
+# tests/conftest.py chooses so that no core waits for a long one at the end. Bytecode is written whatever the shell says:
+# the many processes of the tests would compile our modules anew otherwise.
 test: $(STAMP) ## run the tests (PYTEST_ARGS="-k cut" for some of them)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 torture: $(STAMP) ## the tests that try to break everything, at length, one after another; half an hour
 	$(INSTALL) -e '.[$(EXTRAS),fuzz,ray]'
