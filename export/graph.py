@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from collafuse.core.bundle import INPUTS, OUTPUT
 from collafuse.core.errors import ExportError, UsageError, first_line
 from collafuse.learning.denoiser import Denoiser
-from collafuse.learning.magnitude import folded
+from collafuse.learning.parts import folded
 
 DEFAULT_OPSET = 18
 """Loads in onnxruntime 1.18 and newer and was the fastest on CPUs (research/edge.md, section 2)."""

@@ -13,7 +13,6 @@ join keeps their magnitude too. Shapes: B batch, C channels, H x W pixels, E emb
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import NetworkSettings
-from .parts import NOISE_FEATURES, AnyModule, NoiseFeatures, attend, heads_of
+from .parts import NOISE_FEATURES, NoiseFeatures, attend, heads_of
 
 SILU = 1 / 0.596
 """Undoes what SiLU takes from the magnitude of standard normal features (eq. 81)."""
@@ -229,12 +228,3 @@ def force_magnitudes(network: nn.Module) -> None:
     for layer in network.modules():
         if isinstance(layer, UnitWeight):
             layer.force()
-
-
-def folded(network: AnyModule) -> AnyModule:
-    """A copy whose weights are kept as they are used: plain convolutions, which learn no more."""
-    plain = copy.deepcopy(network)
-    for layer in plain.modules():
-        if isinstance(layer, UnitWeight):
-            layer.fold()
-    return plain

@@ -5,9 +5,10 @@ Shapes: B batch, C channels, H x W pixels, E embedding, W numbers of a condition
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -77,3 +78,20 @@ def attend(qkv: Tensor, heads: int, prepare: Callable[[Tensor], Tensor] = lambda
     q, k, v = prepare(split).unbind(1)
     mixed = functional.scaled_dot_product_attention(q, k, v)  # [B, heads, H W, C / heads]
     return mixed.transpose(-1, -2).flatten(1, 2).unflatten(2, (height, width))
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A layer that makes the weights that it multiplies with of others."""
+
+    def fold(self) -> None:
+        """Keep the weights as they are used, for good."""
+
+
+def folded(network: AnyModule) -> AnyModule:
+    """A copy whose weights are kept as they are used: plain convolutions, which learn no more."""
+    plain = copy.deepcopy(network)
+    for layer in plain.modules():
+        if isinstance(layer, Foldable):
+            layer.fold()
+    return plain

@@ -1,12 +1,16 @@
 """The parts of a U-Net without norms, as in networks for image restoration (Zhang et al. 2021, "DRUNet").
 
-Noise level and labels enter once, as planes beside the image, and everything behind is convolutions with ReLU. A
-runtime folds ReLU and the sum of a residual block into the convolution in front of it, and keeps features in the layout
-that its convolutions want from the first to the last, so that a device spends its time on multiplying alone. Shapes:
-B batch, C image channels, H x W pixels, E embedding, W numbers of a condition.
+Features are never measured: ReLU takes the place of norm and SiLU, and a runtime folds it, like the sum of a residual
+block, into the convolution in front. Noise level and labels enter as planes beside the image, and scale and shift the
+features between the two convolutions of a block, the one thing besides that a device does to every pixel. The weights
+of the inner convolutions are normalised instead (Salimans and Kingma 2016, "weight norm"), so that they bear the
+learning rate of a network with norms; a device gets them as they multiply. Shapes: B batch, C image channels, H x W
+pixels, E embedding, W numbers of a condition.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +22,19 @@ from .blocks import Conventional, SelfAttention, zeroed
 CHANNELS_IN = 8
 """Image and planes together. onnxruntime's convolutions take channels by eights (sixteens with AVX-512) and leave
 their layout where a number is neither smaller nor a multiple."""
+RELU = math.sqrt(2)
+"""Undoes what ReLU takes from the magnitude of standard normal features (He et al. 2015)."""
+TINY = 1e-4
 
 
 class Plain(Conventional):
-    """The conventional layers but those in which the embedding enters and those that normalise."""
+    """The conventional layers but those that normalise."""
 
     def first(self, image_channels: int, width: int, embedding: int) -> nn.Module:
         return FirstConvolution(image_channels, width, embedding)
 
     def block(self, channels_in: int, channels_out: int, embedding: int, attends: bool) -> nn.Module:
-        return ResidualBlock(channels_in, channels_out, self.settings, attends)
+        return ResidualBlock(channels_in, channels_out, embedding, self.settings, attends)
 
     def before_last(self, width: int) -> nn.Module:
         return nn.Identity()
@@ -38,6 +45,7 @@ class FirstConvolution(nn.Conv2d):
 
     def __init__(self, image_channels: int, width: int, embedding: int) -> None:
         super().__init__(CHANNELS_IN, width, 3, padding=1)
+        nn.init.normal_(self.weight, std=1 / math.sqrt(self.weight[0].numel()))
         self.planes = nn.Linear(embedding, CHANNELS_IN - image_channels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
@@ -45,17 +53,46 @@ class FirstConvolution(nn.Conv2d):
         return super().forward(torch.cat([x, planes], dim=1))
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a ReLU in between. [B, C_in, H, W] -> [B, C_out, H, W]."""
+class Convolution(nn.Conv2d):
+    """[B, C_in, H, W] -> [B, C_out, H, W], with weights of length 1 per output channel, times a learned gain each."""
 
-    def __init__(self, channels_in: int, channels_out: int, settings: NetworkSettings, attends: bool) -> None:
+    def __init__(self, channels_in: int, channels_out: int, size: int, gain: float) -> None:
+        super().__init__(channels_in, channels_out, size, padding=size // 2)
+        nn.init.normal_(self.weight, std=1 / math.sqrt(self.weight[0].numel()))
+        self.bias = nn.Parameter(torch.zeros(channels_out))
+        self.gain: nn.Parameter | None = nn.Parameter(torch.full((channels_out, 1, 1, 1), gain))
+
+    def used(self) -> Tensor:
+        """The weights as they multiply."""
+        if self.gain is None:
+            return self.weight
+        return self.gain * self.weight / (self.weight.square().sum((1, 2, 3), keepdim=True).sqrt() + TINY)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Keep the weights as they are used, for good."""
+        self.weight, self.gain = nn.Parameter(self.used(), requires_grad=False), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x, self.used(), self.bias, padding=self.padding)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions; the embedding scales and shifts in between. [B, C_in, H, W] -> [B, C_out, H, W]."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, embedding: int, settings: NetworkSettings, attends: bool
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv1 = Convolution(channels_in, channels_out, 3, gain=RELU)
+        self.modulation = zeroed(nn.Linear(embedding, 2 * channels_out))
         self.dropout = nn.Dropout(settings.dropout)
-        self.conv2 = zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1))
-        self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+        self.conv2 = Convolution(channels_out, channels_out, 3, gain=0.0)
+        same = channels_in == channels_out
+        self.skip = nn.Identity() if same else Convolution(channels_in, channels_out, 1, gain=1.0)
         self.attention = SelfAttention(channels_out, nn.Identity()) if attends else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv2(self.dropout(functional.relu(self.conv1(x))))
-        return self.attention(self.skip(x) + h)
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = functional.relu(self.conv1(x) * (1 + scale) + shift)
+        return self.attention(self.skip(x) + self.conv2(self.dropout(h)))

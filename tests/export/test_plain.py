@@ -1,7 +1,8 @@
-"""A client without norms as a bundle: per pixel a device has convolutions to do, and what folds into them."""
+"""A client without norms as a bundle: per pixel a device has convolutions to do, what folds into them and a scale."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import onnx
@@ -49,13 +50,16 @@ def test_every_precision_agrees_with_torch_and_runs(exported, precision):
     assert Finisher.load(path).bundle.info.precision == precision
 
 
-def test_between_the_first_and_the_last_convolution_all_folds_into_convolutions(exported):
+def test_between_the_first_and_the_last_convolution_all_folds_into_convolutions_but_a_scale_a_block(exported, model):
     path, _ = exported["fp32"]
     nodes = list(onnx.load(path).graph.node)
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     between = behind(convolutions[0], nodes) & before(convolutions[-1], nodes)
-    found = {node.op_type for i, node in enumerate(nodes) if i in between}
-    assert found == {"Conv", "Relu", "Add", "Concat", "AveragePool", "Resize"}
+    found = Counter(node.op_type for i, node in enumerate(nodes) if i in between)
+    blocks = len(list(model.denoiser.network.all_blocks()))
+    assert set(found) == {"Conv", "Relu", "Add", "Concat", "AveragePool", "Resize", "Mul"}
+    # Its weights are normalised before the device sees them; a shift is added, and so are the sides of a sum.
+    assert found["Mul"] == blocks and found["Add"] == 2 * blocks
 
 
 def behind(first: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> set[int]:

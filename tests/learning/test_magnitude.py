@@ -25,10 +25,10 @@ from collafuse.learning.magnitude import (
     NoiseEmbedding,
     ResidualBlock,
     UnitWeight,
-    folded,
     force_magnitudes,
 )
 from collafuse.learning.networks import UNet
+from collafuse.learning.parts import folded
 from collafuse.learning.training import Trainer
 from tests.learning.test_training import clean_data
 from tests.tiny import CPU, Recorder, denoiser, training_settings

@@ -11,9 +11,11 @@ from torch import nn
 from collafuse.config import NetworkSettings, load
 from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.errors import ConfigError
+from collafuse.learning import plain
 from collafuse.learning.blocks import SelfAttention
 from collafuse.learning.denoiser import Denoiser
 from collafuse.learning.networks import UNet, num_parameters
+from collafuse.learning.parts import folded
 from tests.tiny import denoiser
 
 
@@ -78,15 +80,43 @@ def test_a_fresh_network_gives_zero(norm):
     assert not network(torch.randn(2, 1, 8, 8), torch.zeros(2), torch.ones(2, 3)).any()
 
 
-def test_a_network_without_norms_is_told_level_and_label():
+def awake(settings: NetworkSettings, image_shape: tuple[int, int, int], width: int) -> UNet:
+    """A network of which nothing is zero any more."""
     torch.manual_seed(0)
-    network = UNet(NetworkSettings(channels=8, multipliers=(1,), blocks=1, norm="none"), (1, 8, 8), 2)
+    network = UNet(settings, image_shape, width)
     for parameter in network.parameters():
-        if not parameter.any():  # what starts at zero
+        if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+WITHOUT_NORMS = NetworkSettings(channels=8, multipliers=(1, 2), blocks=1, norm="none")
+
+
+def test_a_network_without_norms_is_told_level_and_label_at_the_image_and_in_every_block():
+    network = awake(WITHOUT_NORMS, (1, 8, 8), 2)
     x = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1)
     out = network(x, torch.tensor([0.0, -1.0, 0.0]), conditions((1, 0), (1, 0), (0, 0)))
     assert not torch.allclose(out[0], out[1], atol=1e-4) and not torch.allclose(out[0], out[2], atol=1e-4)
+
+    for block in network.all_blocks():
+        embeddings = torch.randn(2, block.modulation.in_features)
+        features = torch.randn(1, block.conv1.in_channels, 4, 4).expand(2, -1, -1, -1)
+        first, second = block(features, embeddings)
+        assert not torch.allclose(first, second, atol=1e-4)
+
+
+def test_weights_of_a_network_without_norms_are_normalised_per_channel_whatever_their_size():
+    network, x = awake(WITHOUT_NORMS, (1, 8, 8), 2), torch.randn(1, 1, 8, 8)
+    before = network(x, torch.zeros(1), conditions((1, 0)))
+    layers = [layer for layer in network.modules() if isinstance(layer, plain.Convolution)]
+    assert len(layers) == 2 * 7 + 5  # two in a block, and where its width changes one beside them
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight *= torch.rand(layer.out_channels, 1, 1, 1) + 0.5
+    assert torch.allclose(network(x, torch.zeros(1), conditions((1, 0))), before, atol=1e-3)
+    assert torch.allclose(folded(network)(x, torch.zeros(1), conditions((1, 0))), before, atol=1e-3)
+    assert all(layer.gain is not None for layer in layers)  # of the network itself nothing was folded
 
 
 @pytest.mark.parametrize(("attention", "expected"), [((), 0), ((8,), 3), ((4,), 4), ((8, 4), 7)])
