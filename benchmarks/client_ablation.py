@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "levels-3": MIDDLE | {"multipliers": [1, 2, 2]},
     "attention": MIDDLE | {"attention": [8]},
     "no-norm": MIDDLE | {"norm": "none"},
-    "no-norm-40": MIDDLE | {"channels": 40, "norm": "none"},
+    "no-norm-blocks-2": MIDDLE | {"blocks": 2, "norm": "none"},
     "magnitude": MIDDLE | {"norm": "magnitude"},
 }
 """Around the middle one (width-32, with group norm), one thing changed at a time."""
