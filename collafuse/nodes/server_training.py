@@ -60,6 +60,11 @@ def train_server(
     untrained = Server(config, model, sites, device)
     for name in sites:
         untrained.levels(name)  # what could not be delivered is refused now, not after the training
+    if all(untrained.handover_sigma(name) >= SIGMA_MAX for name in sites):
+        observer.note(
+            f"warning: every client takes over at sigma {SIGMA_MAX:g}, where sampling begins: what this server learns "
+            "is delivered to nobody. Lower the cut or the handover of some."
+        )
 
     def shown(name: str) -> Planned | None:
         """As is dealt to a client; of one that shares text its first images, since text may never be left out."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from collafuse.config import Config, from_mapping
 from collafuse.core import release as releases
-from collafuse.core.noise import Cut
+from collafuse.core.noise import SIGMA_MAX, SIGMA_MIN, Cut
 from collafuse.core.release import Release
 from collafuse.data.dealing import SiteData
 from collafuse.data.imageset import ImageSet
+from collafuse.learning.weights import TrainedModel
 from collafuse.nodes.client import Client
-from tests.tiny import image_set
+from collafuse.nodes.server import Server
+from collafuse.nodes.sites import Site
+from tests.tiny import CPU, denoiser, image_set
 
 NETWORK = {"channels": 8, "multipliers": [1], "blocks": 1}
 TRAINING = {"steps": 3, "batch_size": 4, "warmup_steps": 1, "log_every": 1, "checkpoint_every": 2}
@@ -55,6 +59,12 @@ def release_of(
     return releases.make(
         [images.x0()], Cut(sigma), generator.standard_normal, labels=kept, label_names=labels or (), simulated=simulated
     )
+
+
+def server_of(settings: Config, sites: Mapping[str, Site]) -> Server:
+    """A server with arbitrary weights that knows x and y, the labels of ``release_of``."""
+    model = TrainedModel(denoiser(label_names=("x", "y")), "server", SIGMA_MIN, SIGMA_MAX, 0, "id")
+    return Server(settings, model, sites, CPU)
 
 
 def rows_of(made: Release, images: ImageSet) -> np.ndarray:
