@@ -116,13 +116,13 @@ class Ablation:
 
     def with_server(self, steps: int, rate: float) -> Ablation:
         """With what a server delivers after so many steps at this learning rate."""
-        name = f"server-{steps}-{rate:g}{self._suffix}"
+        name = f"server-{steps}-{_in_a_name(rate)}{self._suffix}"
         config = _config(self.data, self.side, "site", MIDDLE, steps * BATCH, rate, self.handover)
         return replace(self, served=delivered(config, self.site, RunFolder(self.out / name), steps, len(self.given)))
 
     def trained(self, variant: str, rate: float) -> tuple[TrainedModel, Client]:
         """A variant, trained; at once where that was done before."""
-        name = f"{variant}-{rate:g}-{self.images}{self._suffix}"
+        name = f"{variant}-{_in_a_name(rate)}-{self.images}{self._suffix}"
         config = _config(self.data, self.side, name, VARIANTS[variant], self.images, rate, self.handover)
         client = Client(config, name, self.site)
         with reporting() as reporter:
@@ -245,6 +245,11 @@ def _config(
             "clients": {name: {}},
         }
     )  # fmt: skip
+
+
+def _in_a_name(rate: float) -> str:
+    """A learning rate as a folder and a client may be named: 0.0025 as 0-0025."""
+    return f"{rate:g}".replace(".", "-").replace("+", "")
 
 
 def _on_arrays(finisher: Finisher) -> Denoise:
