@@ -8,6 +8,7 @@ and scikit-learn each time: most of what a tiny command costs.
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
@@ -49,6 +50,12 @@ class Nursery:
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
+
+    def at(self, folder: Path) -> Nursery:
+        """The same, with another folder to run commands in and to log to."""
+        there = copy.copy(self)
+        there.folder, there.log = folder, folder / "said.txt"
+        return there
 
     def start(self, *words: object, folder: Path | None = None, errors: Path | None = None) -> int:
         """The id of the process that runs these words; errors: where stderr goes, if not to the log too."""

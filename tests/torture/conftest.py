@@ -18,14 +18,13 @@ def figure(record_property: Callable[[str, object], None]) -> Callable[[str], No
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Path:
     """A folder with tiny.yaml, a run of it, and north's bundle and intermediates; made by the commands, to read."""
     folder = tmp_path_factory.mktemp("tiny-run")
     (folder / "tiny.yaml").write_text(CONFIG)
-    with Nursery(folder) as nursery:
-        nursery.run("train", "tiny.yaml", "-o", "run", "--device", "cpu")
-        nursery.run("export-client", "run", "--client", "north", "-o", "north.onnx")
-        nursery.run("deliver", "run", "--client", "north", "-n", 12, "--seed", 1, "-o", "north.safetensors")
-        ledger = ("--new-ledger", "-o", "north-release.safetensors")
-        nursery.run("release", "tiny.yaml", "--client", "north", *ledger)
+    run = nursery.at(folder).run
+    run("train", "tiny.yaml", "-o", "run", "--device", "cpu")
+    run("export-client", "run", "--client", "north", "-o", "north.onnx")
+    run("deliver", "run", "--client", "north", "-n", 12, "--seed", 1, "-o", "north.safetensors")
+    run("release", "tiny.yaml", "--client", "north", "--new-ledger", "-o", "north-release.safetensors")
     return folder

@@ -118,10 +118,9 @@ def half_an_upload(service: Service, name: str, body: bytes):
 
 
 @pytest.fixture
-def service(tmp_path):
+def service(tmp_path, nursery):
     train(tmp_path / "run")
-    with Nursery(tmp_path) as nursery:
-        yield Service(nursery, tmp_path / "run")
+    return Service(nursery.at(tmp_path), tmp_path / "run")
 
 
 @amount(2, 100)

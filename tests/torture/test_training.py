@@ -117,24 +117,24 @@ def assert_resumes(nursery: Nursery, run: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="watches processes as Linux shows them")
 @amount(1, 50)
-def test_a_training_that_is_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, amount, figure):
+def test_a_training_that_is_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, nursery, amount, figure):
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     inside = lost = 0
-    with Nursery(tmp_path) as nursery:
-        runs: dict[Path, Killer] = {}
-        for run, killer in lives(nursery, tmp_path, amount):
-            runs[run] = killer
-            for node in node_folders(run):
-                lost = max(lost, last_logged(node) - newest_whole(node))
-                assert lost <= INTERVAL, node
-        for run in runs:
-            same = tmp_path / f"{run.name}-unkilled"
-            arguments = ("--releases", run / "server/releases", "--accept-simulated", "-o", same, "--device", "cpu")
-            nursery.start("train-server", "tiny.yaml", *arguments)
-            assert nursery.wait() == 0, nursery.log.read_text()
-            assert (same / "server/weights.safetensors").read_bytes() == trained_weights(run)["server"]
-        nursery.start(*training(tmp_path / "unkilled"))
+    nursery = nursery.at(tmp_path)
+    runs: dict[Path, Killer] = {}
+    for run, killer in lives(nursery, tmp_path, amount):
+        runs[run] = killer
+        for node in node_folders(run):
+            lost = max(lost, last_logged(node) - newest_whole(node))
+            assert lost <= INTERVAL, node
+    for run in runs:
+        same = tmp_path / f"{run.name}-unkilled"
+        arguments = ("--releases", run / "server/releases", "--accept-simulated", "-o", same, "--device", "cpu")
+        nursery.start("train-server", "tiny.yaml", *arguments)
         assert nursery.wait() == 0, nursery.log.read_text()
+        assert (same / "server/weights.safetensors").read_bytes() == trained_weights(run)["server"]
+    nursery.start(*training(tmp_path / "unkilled"))
+    assert nursery.wait() == 0, nursery.log.read_text()
     unkilled = trained_weights(tmp_path / "unkilled")
     for run, killer in runs.items():
         inside += killer.inside_saves
