@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 
 from collafuse.config import Config, load
 from collafuse.core.conditioning import TextSpace
-from collafuse.core.errors import ConfigError, MismatchError, RefusedError, UsageError
+from collafuse.core.errors import ConfigError, FileFormatError, MismatchError, RefusedError, UsageError
 from collafuse.core.texts import EncodedText
 from collafuse.data.dealing import SiteData, load_sites
+from collafuse.evaluation.arms import arms_of
 from collafuse.evaluation.baselines import METHODS, generate, methods, train
 from collafuse.evaluation.baselines.part import clean_data
 from collafuse.learning import weights
@@ -86,6 +88,20 @@ def test_a_baselines_run_is_no_run_of_the_method(trained):
         run.refuse_baseline("deliver")
     with pytest.raises(ConfigError, match="'nobody' does not exist"):
         generate(run, "nobody", 1, 0, CPU)
+
+
+def test_a_baseline_that_was_stopped_while_it_trained_is_refused_at_once(trained, tmp_path):
+    """After a classifier and the other arms' images it ended in a KeyError."""
+    method, run = trained
+    for node in MODELS[method]:
+        stopped = RunFolder(tmp_path / node)
+        shutil.copytree(run.path, stopped.path)
+        (stopped.models / node / "weights.safetensors").unlink()
+        with pytest.raises(FileFormatError, match=rf"not trained to its end: .*{node}.weights.*train --resume"):
+            arms_of(stopped, dict.fromkeys(("north", "east", "south")), CPU)
+        if node not in ("north", "south"):
+            with pytest.raises(FileFormatError, match="not trained to its end"):
+                generate(stopped, "east", 1, 0, CPU)
 
 
 def test_a_run_of_the_method_is_no_baseline(tiny_config, tmp_path):
