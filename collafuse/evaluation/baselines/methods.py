@@ -39,12 +39,14 @@ Sample = Callable[[Asked], Generated]
 @dataclass(frozen=True)
 class Method:
     """parts: what is trained, given the sites' data and a folder for what must be kept; sample: how it is used; shared:
-    the model that all clients have, if any; own: whether each has one of its own."""
+    the model that all clients have, if any; own: whether each has one of its own; kept: the folder of what else is kept
+    beside the models, if anything is."""
 
     parts: Parts
     sample: Sample
     shared: str | None
     own: bool
+    kept: str | None = None
 
     def nodes(self, client: str) -> list[str]:
         """The models that make a client's images."""
@@ -57,7 +59,7 @@ METHODS = {
     "fedavg": Method(fedavg.parts, whole.sample, whole.WHOLE, own=False),
     "reference": Method(reference.parts, reference.sample, halves.SERVER, own=True),
     "reference-repaired": Method(reference.repaired_parts, reference.repaired_sample, halves.SERVER, own=True),
-    "pfdm": Method(pfdm.parts, halves.sample, halves.SERVER, own=True),
+    "pfdm": Method(pfdm.parts, halves.sample, halves.SERVER, own=True, kept=pfdm.RELEASES),
 }
 
 
@@ -79,6 +81,7 @@ def train(
             f"method={config.method} trains the server's network, and server.kind={config.server.kind} has none; "
             "leave server.kind out."
         )
+    _check_names(config, method)
     check_trackers(trackers)
     run.check(resume=resume, overwrite=overwrite)
     if resume:
@@ -94,6 +97,16 @@ def train(
         folder = NodeFolder(run.models / part.node)
         part.train(folder, device, observer_of(part.node), resume=resume, trackers=trackers)
     return [part.node for part in parts]
+
+
+def _check_names(config: Config, method: Method) -> None:
+    """Raise ConfigError for a client whose model would lie in the folder of something else."""
+    for name in config.clients:
+        if method.own and name in (method.shared, method.kept):
+            raise ConfigError(
+                f"clients.{name}: method={config.method} keeps its {name} in a folder of that name beside the clients' "
+                "models, and one would be written over the other; give the client another name."
+            )
 
 
 SITES = "sites.json"

@@ -119,6 +119,15 @@ def test_a_statistics_server_has_no_network_to_train_a_baseline_with(tmp_path):
         train(config, RunFolder(tmp_path / "run"), CPU, observer)
 
 
+@pytest.mark.parametrize(("method", "name"), [("reference", "server"), ("pfdm", "server"), ("pfdm", "releases")])
+def test_a_client_whose_folder_would_be_another_models_is_refused(tiny_config, tmp_path, method, name):
+    """A client called server trained over the server's model, and images were sampled from itself in its place."""
+    config = tiny_config.model_copy(update={"clients": {name: tiny_config.client("north")}, "method": method})
+    with pytest.raises(ConfigError, match=f"clients.{name}: method={method} keeps its {name}.*another name"):
+        train(config, RunFolder(tmp_path / "run"), CPU, observer)
+    assert not (tmp_path / "run").exists()
+
+
 def test_pfdm_states_its_guarantee_and_keeps_its_releases(tiny_config, tmp_path):
     run = RunFolder(tmp_path / "run")
     train(as_method(tiny_config, "pfdm"), run, CPU, observer)
