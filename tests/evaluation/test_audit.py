@@ -19,6 +19,7 @@ from collafuse.evaluation import audit as audits
 from collafuse.evaluation import features, models_attacked, whole_run
 from collafuse.evaluation.attacks import exposure as exposures
 from collafuse.evaluation.attacks.exposure import expose
+from collafuse.evaluation.attacks.finding import Share
 from collafuse.evaluation.audit_tables import verdict as verdict_of
 from collafuse.evaluation.whole_run import WholeRun, conditions_of
 from collafuse.nodes.runfolder import RunFolder
@@ -196,6 +197,25 @@ def test_what_the_server_learns_is_not_said_by_a_denoiser_that_it_does_not_have(
     assert "bundle too: 5.0 dB nearer" in said and "bundle too" not in protected
     behind = replace(client, gain_db=1.5)
     assert "bundle" not in verdict_of(replace(site, reconstructions=(wiener, server, behind)))
+
+
+def test_what_chance_seldom_does_is_not_called_no_better_than_guessing(honest):
+    """4 of 37 recognised of 170, and 2.4 dB beyond the 95 % interval, were said to be no better than guessing."""
+    site = honest.sites[0]
+    inference = replace(site.inferences[0], accuracy=0.62, chance_error=0.04)
+    wiener = replace(site.reconstructions[0], gain_db=2.4, gain_error=0.6)
+    shares = {k: Share(4, 37, 1 / 170) for k in site.reidentified}
+    seldom = replace(site, reidentified=shares, inferences=(inference,), reconstructions=(wiener,))
+    said = verdict_of(seldom)
+    perhaps = said.partition("Perhaps not protected, since chance alone seldom does as well: ")[2].split("Formal")[0]
+    assert "right one in 11% of cases" in perhaps and "2.4 dB nearer" in perhaps and "in 62% of cases" in perhaps
+    assert "No better than guessing" not in said and "no estimate of the server" not in said
+    kept = replace(seldom, exposure=replace(site.exposure, labels_shared=False))
+    assert "No attack here beats guessing" not in verdict_of(kept)
+    often = replace(inference, accuracy=0.55)
+    nothing = replace(kept, reidentified={k: Share(0, 37, 1 / 170) for k in shares}, inferences=(often,))
+    said = verdict_of(replace(nothing, reconstructions=(replace(wiener, gain_db=1.0),)))
+    assert "No attack here beats guessing." in said and "Perhaps" not in said
 
 
 def test_a_sites_own_order_of_labels_changes_no_reconstruction(digits_run):
