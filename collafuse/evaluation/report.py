@@ -185,7 +185,7 @@ def _results(folder: Path, method: str) -> list[str]:
         parts += [results_table(table) for table in tables]
         parts += [
             f"<figure>{png_image(one.read_bytes(), one.stem)}<figcaption>{escape(one.stem)}</figcaption></figure>"
-            for one in sorted((folder / name).glob("*.png"))
+            for one in sorted((folder / name).glob("[!.]*.png"))  # a hidden file is one that was never finished
         ]
     return parts
 

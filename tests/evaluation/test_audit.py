@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from collafuse.core import release as releases
-from collafuse.core.atomic import write_bytes
+from collafuse.core.atomic import PARTIAL_PREFIX, write_bytes
 from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.errors import DataError, RefusedError
 from collafuse.core.noise import system_noise
@@ -262,6 +263,13 @@ def test_where_no_site_holds_out_enough_it_is_said_why_nothing_was_asked_about_m
     shown = replace(honest, membership={}, notes=tuple(said)).tables
     assert not any("Membership" in table.title for table in shown)
     assert [note for table in shown for note in table.notes if note in said] == said
+
+
+def test_a_bundle_that_was_never_finished_is_not_asked(tmp_path):
+    said: list[str] = []
+    (tmp_path / f"{PARTIAL_PREFIX}x.onnx").write_bytes(b"")
+    run = SimpleNamespace(folder=RunFolder(tmp_path), sites={}, models={}, server_model=None)
+    assert models_attacked.memberships(run, 0, said.append) == {} and said == []
 
 
 def test_a_gallery_holds_the_attacked_first_and_each_image_once(digits_run):

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from collafuse.config import from_mapping
+from collafuse.core.atomic import PARTIAL_PREFIX
 from collafuse.core.errors import FileFormatError
 from collafuse.evaluation import baselines
 from collafuse.evaluation.page import paragraph, results_table
-from collafuse.evaluation.report import write_page
+from collafuse.evaluation.report import _results, write_page
 from collafuse.evaluation.tables import Table, write_results
 from collafuse.nodes.runfolder import RunFolder
 from tests.evaluation.conftest import SETTINGS, train
@@ -153,6 +154,17 @@ def test_a_damaged_file_of_results_is_named(run, tmp_path):
     (copy.path / "evaluation" / "audit.json").write_text("{")
     with pytest.raises(FileFormatError, match=r"audit\.json"):
         write_page(copy, device=CPU)
+
+
+def test_a_picture_that_was_never_finished_is_not_shown(run):
+    """What a killed audit was writing stood on the page as a broken picture, ".partial-x"."""
+    unfinished = run.path / "evaluation" / "audit" / f"{PARTIAL_PREFIX}x.png"
+    unfinished.write_bytes(b"\x89PNG")
+    try:
+        parts = _results(run.path / "evaluation", "collafuse")
+    finally:
+        unfinished.unlink()
+    assert sum(part.startswith("<figure>") for part in parts) == 1 and not any("partial" in part for part in parts)
 
 
 def test_code_in_a_note_is_code_and_nothing_else_is_markup():
