@@ -25,7 +25,6 @@ from ..core.errors import DataError, UsageError
 from ..core.mechanism import Budget
 from ..core.noise import SIGMA_MAX
 from ..data.listening import UNHEARD, Listener
-from ..learning.checkpoint import digest_of_tensors
 from ..learning.observer import Observer
 from ..nodes.runfolder import RunFolder
 from .budgets import EPSILONS, BudgetCut, BudgetFigures, Sent, simulated
@@ -143,15 +142,15 @@ def _check_enough(run: WholeRun) -> None:
 
 def key_of(run: WholeRun, name: str, sigma: float, settings: Settings, extractor: str) -> dict[str, object]:
     """What a kept row depends on, as it stands in its file."""
-    config = recut(run.config, name, sigma, settings.train_steps).client(name)
-    images = digest_of_tensors(*(torch.from_numpy(part.digests) for part in run.sites[name].parts))
+    config = recut(run.config, name, sigma, settings.train_steps)
     return {
         "server": run.server.model.id,
-        "client": json.loads(config.model_dump_json()),
+        "sampling": json.loads(config.server.model_dump_json(exclude={"network", "training"})),
+        "client": json.loads(config.client(name).model_dump_json()),
         "budgets": None if run.server_model is not None else list(settings.epsilons or EPSILONS),
         "seed": settings.seed,
         "features": extractor,
-        "images": images,
+        "images": run.images_digest,
         "machine": machine.identity(),  # whose milliseconds they are
     }
 
