@@ -208,18 +208,24 @@ def _check_enough(sites: Mapping[str, SiteData], path: Path) -> None:
             )
 
 
-def _check_same_images(folder: RunFolder, main: RunFolder, sites: Mapping[str, SiteData]) -> None:
-    """Raise MismatchError unless a run beside the main one stands over the same images of each client."""
+def _check_same_images(folder: RunFolder, main: RunFolder, sites: Mapping[str, SiteData]) -> dict[str, SiteData]:
+    """A run's images beside the main one's. Raises MismatchError unless they are the same of each client."""
     theirs = load_measured(folder.read_config())
     for name, site in sites.items():
-        same = name in theirs and all(
-            np.array_equal(a.digests, b.digests) for a, b in zip(site.parts, theirs[name].parts, strict=True)
-        )
-        if not same:
+        pairs = list(zip(site.parts, theirs[name].parts, strict=True)) if name in theirs else []
+        if not pairs or not all(np.array_equal(ours.digests, other.digests) for ours, other in pairs):
             raise MismatchError(
                 f"{folder.path} and {main.path} do not stand over the same images of client {name!r}; train both on "
                 "one data section and the same clients."
             )
+        if not all(np.array_equal(ours.pixels, other.pixels) for ours, other in pairs):
+            other, ours = (list(one.train.image_shape) for one in (theirs[name], site))
+            raise MismatchError(
+                f"{folder.path} makes of the same images of client {name!r} other pixels ({other}) than {main.path} "
+                f"({ours}), and distances between these say nothing; train both with one data.image_size, channels and "
+                "fit."
+            )
+    return theirs
 
 
 def _some(images: ImageSet, count: int, rng: np.random.Generator) -> ImageSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,21 @@ import pytest
 from collafuse.config import from_mapping
 from collafuse.core.errors import DataError, MismatchError, UsageError
 from collafuse.core.metadata import MAX_NAMES
+from collafuse.data.dealing import SiteData
 from collafuse.evaluation import arms, features
 from collafuse.evaluation.arms import Arm
 from collafuse.evaluation.classifier import train_classifier
-from collafuse.evaluation.evaluate import FLOOR, _Judge, _Measured, _names, _row, evaluate, groups_of, in_shares
+from collafuse.evaluation.evaluate import (
+    FLOOR,
+    _check_same_images,
+    _Judge,
+    _Measured,
+    _names,
+    _row,
+    evaluate,
+    groups_of,
+    in_shares,
+)
 from collafuse.evaluation.features import Extractor
 from collafuse.evaluation.generated import Generated
 from collafuse.evaluation.measured import halves
@@ -133,6 +145,22 @@ def test_a_run_over_other_images_cannot_stand_beside(digits_run, tmp_path):
     other = train(tmp_path / "other", data={"dataset": "digits", "held_out": 0.2, "seed": 1})
     with pytest.raises(MismatchError, match="same images of client 'north'"):
         evaluate(digits_run, [other], samples=40, device=CPU)
+
+
+def test_a_run_over_the_same_images_in_another_size_cannot_stand_beside(monkeypatch, tmp_path):
+    """Images are known by their pixels as they were decoded. By a standard network the sizes were compared in silence;
+    the classifier ended in torch's error about shapes."""
+    one, other = (RunFolder(tmp_path / name) for name in ("one", "other"))
+    other.write_config(train_config())
+
+    def site(double):
+        images = image_set(20)
+        return SiteData(*[replace(images, pixels=images.pixels.repeat(double, 2).repeat(double, 3))] * 2)
+
+    monkeypatch.setattr("collafuse.evaluation.evaluate.load_measured", lambda config: {"north": site(2)})
+    with pytest.raises(MismatchError, match=r"other pixels \(\[1, 8, 8\]\) than .* \(\[1, 4, 4\]\)"):
+        _check_same_images(other, one, {"north": site(1)})
+    assert set(_check_same_images(other, one, {"north": site(2)})) == {"north"}
 
 
 def test_the_table_says_where_each_client_of_each_runcuts_of(found):
