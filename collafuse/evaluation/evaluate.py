@@ -7,7 +7,7 @@ same way; the extractor did not see them, since its classifier learns from the o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +129,8 @@ def evaluate(
     held_out = {name: by_turns(_some(site.held_out, samples, order)) for name, site in sites.items()}
     arms = list(arms_of(run, held_out, device))
     for name, folder in beside.items():
-        _check_same_images(folder, run, sites)
-        found = arms_of(folder, held_out, device)
+        theirs = _check_same_images(folder, run, sites)
+        found = arms_of(folder, _with_text_of(theirs, held_out), device)
         arms += [Arm(f"{name}: {arm.name}", arm.generate, arm.meaning) for arm in found]
     parts = {name: halves(site.train) for name, site in sites.items()}
     known, floors = pooled({n: one for n, (one, _) in parts.items()}), {n: other for n, (_, other) in parts.items()}
@@ -226,6 +226,17 @@ def _check_same_images(folder: RunFolder, main: RunFolder, sites: Mapping[str, S
                 "fit."
             )
     return theirs
+
+
+def _with_text_of(theirs: Mapping[str, SiteData], held_out: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
+    """Held-out images with what another run says of them in words: each is asked for text as it was trained with."""
+    told = {}
+    for name, images in held_out.items():
+        own = theirs[name].held_out
+        rows = {digest.tobytes(): row for row, digest in enumerate(own.digests)}
+        of_image = np.array([rows[digest.tobytes()] for digest in images.digests])
+        told[name] = replace(images, text=None if own.text is None else own.text.take(of_image))
+    return told
 
 
 def _some(images: ImageSet, count: int, rng: np.random.Generator) -> ImageSet:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from collafuse.config import from_mapping
+from collafuse.core.conditioning import TextSpace
 from collafuse.core.errors import DataError, MismatchError, UsageError
 from collafuse.core.metadata import MAX_NAMES
+from collafuse.core.texts import EncodedText
 from collafuse.data.dealing import SiteData
 from collafuse.evaluation import arms, features
 from collafuse.evaluation.arms import Arm
@@ -28,7 +30,7 @@ from collafuse.evaluation.evaluate import (
 )
 from collafuse.evaluation.features import Extractor
 from collafuse.evaluation.generated import Generated
-from collafuse.evaluation.measured import halves
+from collafuse.evaluation.measured import halves, load_measured
 from collafuse.evaluation.table_notes import cuts_of, other_levels
 from collafuse.nodes.runfolder import RunFolder
 from tests.evaluation.conftest import SETTINGS, train
@@ -161,6 +163,34 @@ def test_a_run_over_the_same_images_in_another_size_cannot_stand_beside(monkeypa
     with pytest.raises(MismatchError, match=r"other pixels \(\[1, 8, 8\]\) than .* \(\[1, 4, 4\]\)"):
         _check_same_images(other, one, {"north": site(1)})
     assert set(_check_same_images(other, one, {"north": site(2)})) == {"north"}
+
+
+def test_a_run_beside_is_asked_for_text_as_it_was_trained_with(digits_run, monkeypatch):
+    """Beside a run without text, one with it was asked for none, and its figures were those of "no condition"."""
+    load, asked = load_measured, []
+
+    def told(config, listener=None):
+        def captioned(part):
+            values = np.where(part.digests[:, :4] > 127, 1, -1).astype(np.float16)
+            return replace(part, text=EncodedText(TextSpace("t5-4-00", 4), values))
+
+        sites = load(config)
+        return sites if listener else {n: SiteData(*map(captioned, site.parts)) for n, site in sites.items()}
+
+    def arms(folder, held_out, device):
+        asked.append(held_out)
+        if len(asked) == 2:
+            raise InterruptedError
+        return []
+
+    monkeypatch.setattr("collafuse.evaluation.evaluate.load_measured", told)
+    monkeypatch.setattr("collafuse.evaluation.evaluate.arms_of", arms)
+    with pytest.raises(InterruptedError):
+        evaluate(digits_run, [digits_run], samples=20, device=CPU)
+    main, beside = asked
+    for name, images in main.items():
+        assert images.text is None and np.array_equal(images.digests, beside[name].digests)
+        assert np.array_equal(beside[name].text.rows > 0, images.digests[:, :4] > 127)
 
 
 def test_the_table_says_where_each_client_of_each_runcuts_of(found):
