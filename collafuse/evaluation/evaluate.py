@@ -36,7 +36,7 @@ from .measured import halves, load_measured
 from .mixing import Mix, by_turns, mix_of, strata_of
 from .pooling import pooled
 from .quality import Features, Strata
-from .table_notes import cuts_of, other_levels
+from .table_notes import cuts_of, mix_of_labels, other_levels, reading_of
 from .tables import FOLDER, Table
 from .work import work_tables
 
@@ -160,8 +160,10 @@ def evaluate(
             rows.append(_row(of, arm_name, [by_client[n] for n in names], [references[n] for n in names], rng))
             bar.advance(1)
     every = pooled({name: site.held_out for name, site in sites.items()})
-    unmixed = [name for name, mix in mixes.items() if not mix.by_label and one_label_each(held_out[name].labels)]
-    tables = [_table(rows, arms, extractor, classifier, every, groups, configs, unmixed)]
+    of_one = [name for name in mixes if one_label_each(held_out[name].labels)]
+    unmixed = [name for name in of_one if not mixes[name].by_label]
+    keeping = [n for n in of_one if n not in unmixed and not all(c.client(n).share_labels for c in configs.values())]
+    tables = [_table(rows, arms, extractor, classifier, every, groups, configs, unmixed, keeping)]
     if method_of(run) == DEFAULT_METHOD:
         split = SplitRun(run, held_out, device)
         tables += [*work_tables(split, run), *([energy_table(split)] if energy else [])]
@@ -303,21 +305,12 @@ def _table(
     groups: Mapping[str, tuple[str, ...]],
     configs: Mapping[str, Config],
     unmixed: Sequence[str],
+    keeping: Sequence[str],
 ) -> Table:
-    reads = "" if classifier is None else f" It reads {classifier.accuracy(held_out):.1%} of the held-out images."
     pools = [of for of, names in groups.items() if len(names) > 1]
     notes = (
-        f"Features: {extractor.name}. Labels are read by a classifier trained on half of the sites' training images."
-        f"{reads}",
-        "Compared with the images that the sites held out. The floor is as many real training images, which the "
-        "classifier did not see: no arm can be expected to do better. Where each image has one label, all sides have "
-        "the held-out images' mix of labels."
-        + (
-            f" Not so of {', '.join(unmixed)}, whose floor has too few images of a label: there real images have the "
-            "labels that they have and a generator deals them out evenly, so that it may look worse than it is."
-            if unmixed
-            else ""
-        ),
+        f"Features: {extractor.name}. {reading_of(classifier, held_out)}",
+        f"Compared with the images that the sites held out. {mix_of_labels(unmixed, keeping, classifier is not None)}",
         f"± is one standard deviation over which images were drawn ({RESAMPLES} half-samples of both sides). Kernel "
         f"distance: cubic kernel, unbiased. Precision and recall reach to {PRECISION_NEIGHBOURS} neighbours, density "
         f"and coverage to {DENSITY_NEIGHBOURS}. Figures over pairs use at most {MOST_PAIRED} images of a side.",

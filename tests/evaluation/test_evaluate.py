@@ -31,7 +31,7 @@ from collafuse.evaluation.evaluate import (
 from collafuse.evaluation.features import Extractor
 from collafuse.evaluation.generated import Generated
 from collafuse.evaluation.measured import halves, load_measured
-from collafuse.evaluation.table_notes import cuts_of, other_levels
+from collafuse.evaluation.table_notes import cuts_of, mix_of_labels, other_levels, reading_of
 from collafuse.nodes.runfolder import RunFolder
 from tests.evaluation.conftest import SETTINGS, train
 from tests.tiny import CPU, image_set
@@ -212,6 +212,32 @@ def test_it_is_said_of_runs_that_are_sampled_along_other_levels(changes):
     assert other_levels({"": main, "same": same}) == []
     (said,) = other_levels({"": main, "same": same, "other": _with(changes)})
     assert said.startswith("other: sampled along other levels")
+
+
+def test_what_is_said_of_reading_is_so():
+    """Of unlabelled images labels were said to be read all the same, and where no held-out image had one, "nan%"."""
+    images = image_set(12)
+    classifier = train_classifier(image_set(20), steps=3)
+    assert reading_of(classifier, images).endswith("% of the held-out images.")
+    images.labels[:] = 0
+    assert "nan" not in reading_of(classifier, images) and "no held-out image has a label" in reading_of(
+        classifier, images
+    )
+    assert "are read by" not in reading_of(None, images) and "did not see" not in mix_of_labels(
+        (), (), classified=False
+    )
+
+
+def test_a_site_that_keeps_its_labels_is_not_said_to_have_one_mix_of_them(digits_run, monkeypatch, found):
+    stubs = {"arms_of": [], "compare": {}, "work_tables": (), "classifier_of": None}
+    stubs["choose"] = Extractor("zeros", lambda pixels: np.zeros((len(pixels), 1)))
+    for name, stub in stubs.items():
+        monkeypatch.setattr(f"collafuse.evaluation.evaluate.{name}", lambda *given, stub=stub: stub)
+    config = _with_clients({"north": {"share_labels": False}})
+    monkeypatch.setattr(RunFolder, "read_config", lambda folder: config)
+    keeping = "Not so of what is generated for north, which keeps its labels"
+    assert any(keeping in note for note in evaluate(digits_run, samples=20, device=CPU).tables[0].notes)
+    assert not any(keeping in note for note in found.tables[0].notes)
 
 
 def test_cuts_are_said_only_of_methods_that_have_them():
