@@ -23,12 +23,11 @@ from ..config import Config
 from ..core.atomic import write_bytes
 from ..core.errors import DataError, UsageError
 from ..core.mechanism import Budget
-from ..core.noise import SIGMA_MAX
 from ..data.listening import UNHEARD, Listener
 from ..learning.observer import Observer
 from ..nodes.runfolder import RunFolder
 from .budgets import EPSILONS, BudgetCut, BudgetFigures, Sent, simulated
-from .cuts import cuts_for, lowest_of, say_what_is_left_out
+from .cuts import cuts_for, none_can_be_tried, say_what_is_left_out
 from .features import Extractor, choose, classifier_of
 from .one_cut import CutFigures, OneCut
 from .tables import FOLDER
@@ -73,8 +72,8 @@ def plan(
 ) -> Plan:
     """The figures of every cut of every site, made where they are not kept from before.
 
-    Raises DataError for a site with too few images, UsageError for a cut below every site's own and for budgets where
-    no statistics are sent, ConfigError for an impossible budget, and what opening the run raises.
+    Raises DataError for a site with too few images, UsageError where none of the cuts can be tried and for budgets
+    where no statistics are sent, ConfigError for an impossible budget, and what opening the run raises.
     """
     run = WholeRun.open(folder, device, listener)
     _check_enough(run)
@@ -82,12 +81,7 @@ def plan(
     planned = [(name, cut) for name in run.sites for cut in cuts_for(run, name, settings.cuts)]
     say_what_is_left_out(run, planned, settings.cuts, listener)
     if not planned:
-        lowest = min(lowest_of(run, name) for name in run.sites)
-        lower = "the server has learned nothing below; train a run with lower cuts for that, or n"
-        raise UsageError(
-            f"no cut of {list(settings.cuts or ())} lies from {lowest:g} to {SIGMA_MAX:g}, of which this run can tell: "
-            f"{lower if run.server_model is not None else 'n'}ame others."
-        )
+        raise UsageError(none_can_be_tried(run, settings.cuts or ()))
     known = run.known()
     classifier = classifier_of(known, folder.path / FOLDER)
     extractor = choose(settings.features, settings.weights, known, classifier, device)
