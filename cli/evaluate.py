@@ -62,7 +62,7 @@ def evaluate(
     values = {"samples": samples, "seed": seed, "against": [str(one) for one in against or ()], **found.values()}
     write_results(path, found.tables, **values)
     if as_json:
-        emit({"file": str(path), **values})
+        emit({"file": str(path), "tables": [table.to_json() for table in found.tables], **values})
     else:
         print("\n\n".join(table.to_markdown() for table in found.tables))
     say(f"Written to {path}")

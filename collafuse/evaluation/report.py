@@ -25,7 +25,7 @@ from ..core.pictures import Pixels, side_by_side, to_uint8
 from ..data.dealing import SiteData, load_sites
 from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
-from ..nodes.runfolder import CONFIG, RunFolder
+from ..nodes.runfolder import CONFIG, NodeFolder, RunFolder
 from .arms import DEFAULT_METHOD, SplitRun, arms_of, levels_of, method_of, takes_over_above
 from .curves import line_chart, read_losses
 from .page import figure_table, page, paragraph, png_image, results_table, sheet
@@ -199,9 +199,14 @@ def _sentences(values: object, path: Path, entry: str) -> list[str]:
 def _curves(run: RunFolder) -> list[str]:
     """A chart for each node that left metrics, the server first."""
     paths = sorted(run.path.rglob("metrics.jsonl"), key=lambda path: (path.parent != run.server.path, path))
-    drawn = [line_chart(f"{path.parent.name}: loss by noise level", read_losses(path), "step") for path in paths]
+    drawn = [line_chart(f"{_node(path.parent)}: loss by noise level", read_losses(path), "step") for path in paths]
     charts = [f"<div>{chart}</div>" for chart in drawn if chart]
     return ["<h2>Training</h2>", f'<div class="row">{"".join(charts)}</div>'] if charts else []
+
+
+def _node(folder: Path) -> str:
+    """Whose a node's folder is; a client's distilled one lies inside its own."""
+    return f"{folder.parent.name}, {folder.name}" if folder == NodeFolder(folder.parent).distilled.path else folder.name
 
 
 def _channels_last(images: ImageSet, count: int) -> Pixels:

@@ -17,7 +17,7 @@ from collafuse.core.atomic import PARTIAL_PREFIX
 from collafuse.core.errors import FileFormatError
 from collafuse.evaluation import baselines
 from collafuse.evaluation.page import paragraph, results_table
-from collafuse.evaluation.report import _results, write_page
+from collafuse.evaluation.report import _curves, _results, write_page
 from collafuse.evaluation.tables import Table, write_results
 from collafuse.nodes.runfolder import RunFolder
 from tests.evaluation.conftest import SETTINGS, train
@@ -143,6 +143,20 @@ def test_curves_configuration_and_versions_are_there(html, run):
     assert html.count("<svg") == 4
     assert "dataset: digits" in html
     assert re.search(r"torch \d", html)
+
+
+def test_curves_of_distilled_clients_say_whose_they_are(run, tmp_path):
+    """Each was headed "distilled"."""
+    for name in ("north", "south"):
+        shutil.copytree(run.client(name).path, tmp_path / "clients" / name)
+        shutil.copytree(run.client(name).path, RunFolder(tmp_path).client(name).distilled.path)
+    charts = " ".join(_curves(RunFolder(tmp_path)))
+    assert re.findall(r">([^<>]+): loss by noise level<", charts) == [
+        "north, distilled",
+        "north",
+        "south, distilled",
+        "south",
+    ]
 
 
 def test_the_same_seed_gives_the_same_page(html, run):
