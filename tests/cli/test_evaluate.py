@@ -29,8 +29,9 @@ def test_as_json_work_bytes_and_energy_are_there_too(call_cli, monkeypatch):
     """As of audit and plan; only the figures of quality were, and --energy --json said nothing of energy."""
     found = Evaluation("features", (), (Table("Energy", ("client",), (("north",),)),))
     monkeypatch.setattr("collafuse.evaluation.evaluate.evaluate", lambda *given, **settings: found)
+    monkeypatch.setattr("collafuse.evaluation.standing.standing_of", lambda run: "as it is")
     shown = json.loads(call_cli("evaluate", "run", "--energy", "--json").stdout)
-    assert [table["title"] for table in shown["tables"]] == ["Energy"]
+    assert [table["title"] for table in shown["tables"]] == ["Energy"] and shown["standing"] == "as it is"
     assert shown["tables"] == json.loads((call_cli.folder / "run/evaluation/evaluation.json").read_text())["tables"]
 
 
