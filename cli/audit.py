@@ -22,6 +22,7 @@ def audit(
     reconstructions or of what statistics show; prints Markdown, the verdict first.
     """
     from collafuse.evaluation.audit import audit as attack
+    from collafuse.evaluation.standing import standing_of
     from collafuse.evaluation.tables import FOLDER, write_results
     from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
@@ -31,6 +32,7 @@ def audit(
         found = attack(RunFolder(run), choose_device(device), seed=seed, listener=reporter)
     path, picture = run / FOLDER / "audit.json", run / FOLDER / "audit" / found.picture_name
     values = {"seed": seed, "alarms": found.alarms, "verdict": found.verdict, "pictures": [f"audit/{picture.name}"]}
+    values["standing"] = standing_of(RunFolder(run))
     write_png(picture, found.picture, overwrite=True)
     write_results(path, found.tables, **values)
     if as_json:

@@ -40,6 +40,7 @@ def evaluate(
     """
     from collafuse.core.atomic import refuse_existing
     from collafuse.evaluation.evaluate import evaluate as measure
+    from collafuse.evaluation.standing import standing_of
     from collafuse.evaluation.tables import FOLDER, write_results
     from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
@@ -60,9 +61,10 @@ def evaluate(
         )
     path = out or run / FOLDER / "evaluation.json"
     values = {"samples": samples, "seed": seed, "against": [str(one) for one in against or ()], **found.values()}
+    values["standing"] = standing_of(RunFolder(run))
     write_results(path, found.tables, **values)
     if as_json:
-        emit({"file": str(path), **values})
+        emit({"file": str(path), "tables": [table.to_json() for table in found.tables], **values})
     else:
         print("\n\n".join(table.to_markdown() for table in found.tables))
     say(f"Written to {path}")

@@ -79,6 +79,7 @@ def plan(
     from collafuse.evaluation.demands import Demands
     from collafuse.evaluation.plan import Settings
     from collafuse.evaluation.plan import plan as measure
+    from collafuse.evaluation.standing import standing_of
     from collafuse.evaluation.tables import FOLDER, write_results
     from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
@@ -105,6 +106,7 @@ def plan(
         "conclusions": sentences,
         "cuts": [asdict(row) for row in found.cuts] + [asdict(row) for row in found.budgets],
         "pictures": [f"plan/{picture.name}"],
+        "standing": standing_of(RunFolder(run)),
     }
     write_results(path, tables, **values)
     if as_json:

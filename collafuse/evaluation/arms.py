@@ -218,6 +218,7 @@ def takes_over_above(config: Config, client: str) -> float | None:
 
 def _baseline_arms(folder: RunFolder, held_out: Mapping[str, ImageSet], device: torch.device) -> Sequence[Arm]:
     method = method_of(folder)
+    baselines.check_trained(folder, list(held_out))
 
     def generate(client: str, count: int, seed: int) -> Generated:
         return baselines.generate(folder, client, count, seed, device, held_out.get(client))

@@ -8,6 +8,8 @@ from ..core.noise import Cut
 from .accounting import DELTA, Guarantee, release_guarantee
 from .attacks.attributes import MOST_ATTRIBUTES
 from .attacks.exposure import MOST_ATTACKED, NOT_ASKED, Exposure, measured_sigma
+from .attacks.finding import SHOWN_Z
+from .attacks.reconstruction import Reconstruction
 from .attacks.reidentification import COPIES
 from .model_tables import INTERVALS, membership_table, memorisation_table, remembering
 from .tables import Cell, Table
@@ -46,21 +48,28 @@ def verdict(site: SiteAudit) -> str:
     """What the cut of one site does not protect, in plain language."""
     exposure = site.exposure
     share, many = site.reidentified[1], site.reidentified[COPIES[-1]]
-    does_not: list[str] = []
-    holds: list[str] = []
-    (does_not if share.alarm else holds).append(
+    does_not, perhaps, holds = list[str](), list[str](), list[str]()
+
+    def place(alarm: bool, beyond: bool) -> list[str]:
+        """Where a figure is said: what chance seldom does is neither protected nor not."""
+        return does_not if alarm else perhaps if beyond else holds
+
+    place(share.alarm, share.interval[0] > share.chance).append(
         f"which image it is: who holds a release and {site.gallery} candidates picks the right one in "
         f"{share.value:.0%} of cases (guessing: {share.chance:.1%})"
     )
     if site.reconstructions:
-        by_server, by_client = _looks(site)
-        (does_not if by_server is not None else holds).append(
-            by_server or "what an image looks like: no estimate of the server comes nearer than guessing"
+        best, by_server, by_client = _looks(site)
+        beyond = best.gain_db > SHOWN_Z * best.gain_error
+        place(best.alarm, beyond).append(
+            by_server
+            if best.alarm or beyond
+            else "what an image looks like: no estimate of the server comes nearer than guessing"
         )
         does_not += by_client
     does_not += _sent_beside(exposure)
     for one in sorted(site.inferences, key=lambda i: i.chance - i.accuracy)[:3]:
-        (does_not if one.alarm else holds).append(
+        place(one.alarm, one.accuracy > one.chance + SHOWN_Z * one.chance_error).append(
             f"what its pixels show ({one.what}): read in {one.accuracy:.0%} of cases (guessing: {one.chance:.0%}, from "
             f"clean images: {one.clean:.0%})"
         )
@@ -74,15 +83,19 @@ def verdict(site: SiteAudit) -> str:
     parts = [f"{exposure.name}, cut at {Cut(exposure.sigma).describe()}."]
     if exposure.whole is not None:
         parts.append(f"Of {exposure.different} images {len(exposure.images)} were attacked.")
-    parts.append(f"Not protected: {'; '.join(does_not)}." if does_not else "No attack here beats guessing.")
-    if holds and does_not:
+    if does_not:
+        parts.append(f"Not protected: {'; '.join(does_not)}.")
+    if perhaps:
+        parts.append(f"Perhaps not protected, since chance alone seldom does as well: {'; '.join(perhaps)}.")
+    if not does_not and not perhaps:
+        parts.append("No attack here beats guessing.")
+    elif holds:
         parts.append(f"No better than guessing: {'; '.join(holds)}.")
     return " ".join([*parts, formal])
 
 
-def _looks(site: SiteAudit) -> tuple[str | None, list[str]]:
-    """How near the server's best estimate comes, None if no nearer than guessing; and what the client's bundle in the
-    wrong hands adds to it."""
+def _looks(site: SiteAudit) -> tuple[Reconstruction, str, list[str]]:
+    """The server's best estimate, and how near it comes; and what the client's bundle in the wrong hands adds to it."""
     best = max((one for one in site.reconstructions if one.name != BY_CLIENT), key=lambda one: one.gain_db)
     nearer = [one for one in site.reconstructions if one.alarm and one.name == BY_CLIENT]
     if best.alarm:
@@ -95,7 +108,7 @@ def _looks(site: SiteAudit) -> tuple[str | None, list[str]]:
         f"what an image looks like: the best estimate ({best.name}) is {best.gain_db:.1f} dB nearer to it than "
         f"guessing (PSNR {best.psnr_db:.1f} dB, SSIM {best.ssim:.2f})"
     )
-    return by_server if best.alarm else None, by_client
+    return best, by_server, by_client
 
 
 def _sent_beside(exposure: Exposure) -> list[str]:

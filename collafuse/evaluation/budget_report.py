@@ -131,6 +131,8 @@ def _price(own: Sequence[BudgetFigures]) -> list[str]:
             parts.append(f"noise costs nothing down to epsilon {min(free):g}")
         if dear := [f"{row.epsilon:g}" for row in private if row.costs]:
             parts.append(f"pictures are surely worse at {', '.join(dear)}")
+        if any(row.times_low is None and not row.refused for row in private):
+            parts.append("no exact statistics would be sent, beside which it could be told what noise costs")
         what = " and ".join(parts) or "sets spread too far to tell what noise costs"
         said.setdefault(what, []).append(f"{sigma:.3g}")
     return [f"At sigma {', '.join(sigmas)} {what}." for what, sigmas in said.items()]

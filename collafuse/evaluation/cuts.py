@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..core.noise import SIGMA_MAX
+from ..core.errors import ConfigError
+from ..core.noise import SIGMA_MAX, Cut, server_sigmas
+from ..core.samplers import check_taught
 from ..data.listening import Listener
 from .whole_run import WholeRun
 
@@ -20,8 +22,10 @@ def cuts_for(run: WholeRun, name: str, cuts: Sequence[float] | None) -> list[flo
     learned nothing of it; of statistics, which stand at no cut, from the lowest of LADDER on."""
     own, lowest = run.server.site(name).sigma_cut, lowest_of(run, name)
     if cuts is not None:
-        return sorted({sigma for sigma in cuts if lowest * 0.999 <= sigma < SIGMA_MAX})
+        inside = {sigma for sigma in cuts if lowest * 0.999 <= sigma < SIGMA_MAX}
+        return sorted(sigma for sigma in inside if not untaught(run, name, sigma))
     others = [sigma for sigma in LADDER if sigma >= lowest and not own / 1.1 <= sigma <= own * 1.1]
+    others = [sigma for sigma in others if not untaught(run, name, sigma)]
     kept = np.unique(np.linspace(0, len(others) - 1, CUTS_PER_SITE - 1).round().astype(int)) if others else ()
     return sorted([own, *(others[i] for i in kept)])
 
@@ -32,13 +36,45 @@ def lowest_of(run: WholeRun, name: str) -> float:
     return own if run.server_model is not None else min(own, LADDER[0])
 
 
+def untaught(run: WholeRun, name: str, sigma: float) -> str:
+    """Why the server would be asked where releases at a cut teach nothing, empty where it would not, or can tell of no
+    such cut: with a handover near 1, the same steps are the denser the higher the cut."""
+    client, sampler = run.config.client(name), run.config.server.sampler
+    if run.server_model is None or not lowest_of(run, name) * 0.999 <= sigma < SIGMA_MAX:  # the first takes no steps
+        return ""
+    try:
+        levels = server_sigmas(min(sigma * client.handover, SIGMA_MAX), sampler.steps)
+        check_taught(sampler.name, levels, Cut(sigma), name)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def none_can_be_tried(run: WholeRun, cuts: Sequence[float]) -> str:
+    """Why none of these cuts is tried at any site."""
+    for sigma in cuts:
+        for name in run.sites:
+            if why := untaught(run, name, sigma):
+                return f"no cut of {list(cuts)} can be tried. At sigma {sigma:g}, {why}"
+    lowest = min(lowest_of(run, name) for name in run.sites)
+    lower = "the server has learned nothing below; train a run with lower cuts for that, or n"
+    return (
+        f"no cut of {list(cuts)} lies from {lowest:g} to {SIGMA_MAX:g}, of which this run can tell: "
+        f"{lower if run.server_model is not None else 'n'}ame others."
+    )
+
+
 def say_what_is_left_out(
     run: WholeRun, planned: Sequence[tuple[str, float]], cuts: Sequence[float] | None, listener: Listener
 ) -> None:
     """Name the cuts that were asked for and are not tried, client by client."""
     for name in run.sites:
         tried = [sigma for of, sigma in planned if of == name]
-        if out := [f"{sigma:g}" for sigma in sorted(set(cuts or ())) if sigma not in tried]:
+        left = [sigma for sigma in sorted(set(cuts or ())) if sigma not in tried]
+        dense = {sigma: why for sigma in left if (why := untaught(run, name, sigma))}
+        for sigma, why in dense.items():
+            listener.say(f"{name} is not tried at sigma {sigma:g}: {why}")
+        if out := [f"{sigma:g}" for sigma in left if sigma not in dense]:
             own = run.server.site(name).sigma_cut
             why = (
                 f"it released at {own:g}, and the server" if run.server_model is not None else "a server of statistics"

@@ -7,7 +7,7 @@ same way; the extractor did not see them, since its classifier learns from the o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from .measured import halves, load_measured
 from .mixing import Mix, by_turns, mix_of, strata_of
 from .pooling import pooled
 from .quality import Features, Strata
-from .table_notes import cuts_of, other_levels
+from .table_notes import cuts_of, mix_of_labels, other_levels, reading_of
 from .tables import FOLDER, Table
 from .work import work_tables
 
@@ -129,8 +129,8 @@ def evaluate(
     held_out = {name: by_turns(_some(site.held_out, samples, order)) for name, site in sites.items()}
     arms = list(arms_of(run, held_out, device))
     for name, folder in beside.items():
-        _check_same_images(folder, run, sites)
-        found = arms_of(folder, held_out, device)
+        theirs = _check_same_images(folder, run, sites)
+        found = arms_of(folder, _with_text_of(theirs, held_out), device)
         arms += [Arm(f"{name}: {arm.name}", arm.generate, arm.meaning) for arm in found]
     parts = {name: halves(site.train) for name, site in sites.items()}
     known, floors = pooled({n: one for n, (one, _) in parts.items()}), {n: other for n, (_, other) in parts.items()}
@@ -160,8 +160,10 @@ def evaluate(
             rows.append(_row(of, arm_name, [by_client[n] for n in names], [references[n] for n in names], rng))
             bar.advance(1)
     every = pooled({name: site.held_out for name, site in sites.items()})
-    unmixed = [name for name, mix in mixes.items() if not mix.by_label and one_label_each(held_out[name].labels)]
-    tables = [_table(rows, arms, extractor, classifier, every, groups, configs, unmixed)]
+    of_one = [name for name in mixes if one_label_each(held_out[name].labels)]
+    unmixed = [name for name in of_one if not mixes[name].by_label]
+    keeping = [n for n in of_one if n not in unmixed and not all(c.client(n).share_labels for c in configs.values())]
+    tables = [_table(rows, arms, extractor, classifier, every, groups, configs, unmixed, keeping)]
     if method_of(run) == DEFAULT_METHOD:
         split = SplitRun(run, held_out, device)
         tables += [*work_tables(split, run), *([energy_table(split)] if energy else [])]
@@ -208,18 +210,35 @@ def _check_enough(sites: Mapping[str, SiteData], path: Path) -> None:
             )
 
 
-def _check_same_images(folder: RunFolder, main: RunFolder, sites: Mapping[str, SiteData]) -> None:
-    """Raise MismatchError unless a run beside the main one stands over the same images of each client."""
+def _check_same_images(folder: RunFolder, main: RunFolder, sites: Mapping[str, SiteData]) -> dict[str, SiteData]:
+    """A run's images beside the main one's. Raises MismatchError unless they are the same of each client."""
     theirs = load_measured(folder.read_config())
     for name, site in sites.items():
-        same = name in theirs and all(
-            np.array_equal(a.digests, b.digests) for a, b in zip(site.parts, theirs[name].parts, strict=True)
-        )
-        if not same:
+        pairs = list(zip(site.parts, theirs[name].parts, strict=True)) if name in theirs else []
+        if not pairs or not all(np.array_equal(ours.digests, other.digests) for ours, other in pairs):
             raise MismatchError(
                 f"{folder.path} and {main.path} do not stand over the same images of client {name!r}; train both on "
                 "one data section and the same clients."
             )
+        if not all(np.array_equal(ours.pixels, other.pixels) for ours, other in pairs):
+            other, ours = (list(one.train.image_shape) for one in (theirs[name], site))
+            raise MismatchError(
+                f"{folder.path} makes of the same images of client {name!r} other pixels ({other}) than {main.path} "
+                f"({ours}), and distances between these say nothing; train both with one data.image_size, channels and "
+                "fit."
+            )
+    return theirs
+
+
+def _with_text_of(theirs: Mapping[str, SiteData], held_out: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
+    """Held-out images with what another run says of them in words: each is asked for text as it was trained with."""
+    told = {}
+    for name, images in held_out.items():
+        own = theirs[name].held_out
+        rows = {digest.tobytes(): row for row, digest in enumerate(own.digests)}
+        of_image = np.array([rows[digest.tobytes()] for digest in images.digests])
+        told[name] = replace(images, text=None if own.text is None else own.text.take(of_image))
+    return told
 
 
 def _some(images: ImageSet, count: int, rng: np.random.Generator) -> ImageSet:
@@ -286,21 +305,12 @@ def _table(
     groups: Mapping[str, tuple[str, ...]],
     configs: Mapping[str, Config],
     unmixed: Sequence[str],
+    keeping: Sequence[str],
 ) -> Table:
-    reads = "" if classifier is None else f" It reads {classifier.accuracy(held_out):.1%} of the held-out images."
     pools = [of for of, names in groups.items() if len(names) > 1]
     notes = (
-        f"Features: {extractor.name}. Labels are read by a classifier trained on half of the sites' training images."
-        f"{reads}",
-        "Compared with the images that the sites held out. The floor is as many real training images, which the "
-        "classifier did not see: no arm can be expected to do better. Where each image has one label, all sides have "
-        "the held-out images' mix of labels."
-        + (
-            f" Not so of {', '.join(unmixed)}, whose floor has too few images of a label: there real images have the "
-            "labels that they have and a generator deals them out evenly, so that it may look worse than it is."
-            if unmixed
-            else ""
-        ),
+        f"Features: {extractor.name}. {reading_of(classifier, held_out)}",
+        f"Compared with the images that the sites held out. {mix_of_labels(unmixed, keeping, classifier is not None)}",
         f"± is one standard deviation over which images were drawn ({RESAMPLES} half-samples of both sides). Kernel "
         f"distance: cubic kernel, unbiased. Precision and recall reach to {PRECISION_NEIGHBOURS} neighbours, density "
         f"and coverage to {DENSITY_NEIGHBOURS}. Figures over pairs use at most {MOST_PAIRED} images of a side.",

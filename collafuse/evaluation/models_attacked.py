@@ -66,7 +66,7 @@ def memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[s
         levels = levels_between(LOWEST_ASKED, model.sigma_high)
         knows = partial(conditions_of, space=model.space)
         found[f"client {name}"] = attacked(run, name, asked(model, run.device), knows, levels, seed)
-    for path in sorted(run.folder.path.glob("*.onnx")):
+    for path in sorted(run.folder.path.glob("[!.]*.onnx")):  # a hidden file is one that was never finished
         try:
             finisher = Finisher.load(path)
         except CollaFuseError as error:

@@ -23,13 +23,11 @@ from ..config import Config
 from ..core.atomic import write_bytes
 from ..core.errors import DataError, UsageError
 from ..core.mechanism import Budget
-from ..core.noise import SIGMA_MAX
 from ..data.listening import UNHEARD, Listener
-from ..learning.checkpoint import digest_of_tensors
 from ..learning.observer import Observer
 from ..nodes.runfolder import RunFolder
 from .budgets import EPSILONS, BudgetCut, BudgetFigures, Sent, simulated
-from .cuts import cuts_for, lowest_of, say_what_is_left_out
+from .cuts import cuts_for, none_can_be_tried, say_what_is_left_out
 from .features import Extractor, choose, classifier_of
 from .one_cut import CutFigures, OneCut
 from .tables import FOLDER
@@ -74,8 +72,8 @@ def plan(
 ) -> Plan:
     """The figures of every cut of every site, made where they are not kept from before.
 
-    Raises DataError for a site with too few images, UsageError for a cut below every site's own and for budgets where
-    no statistics are sent, ConfigError for an impossible budget, and what opening the run raises.
+    Raises DataError for a site with too few images, UsageError where none of the cuts can be tried and for budgets
+    where no statistics are sent, ConfigError for an impossible budget, and what opening the run raises.
     """
     run = WholeRun.open(folder, device, listener)
     _check_enough(run)
@@ -83,12 +81,7 @@ def plan(
     planned = [(name, cut) for name in run.sites for cut in cuts_for(run, name, settings.cuts)]
     say_what_is_left_out(run, planned, settings.cuts, listener)
     if not planned:
-        lowest = min(lowest_of(run, name) for name in run.sites)
-        lower = "the server has learned nothing below; train a run with lower cuts for that, or n"
-        raise UsageError(
-            f"no cut of {list(settings.cuts or ())} lies from {lowest:g} to {SIGMA_MAX:g}, of which this run can tell: "
-            f"{lower if run.server_model is not None else 'n'}ame others."
-        )
+        raise UsageError(none_can_be_tried(run, settings.cuts or ()))
     known = run.known()
     classifier = classifier_of(known, folder.path / FOLDER)
     extractor = choose(settings.features, settings.weights, known, classifier, device)
@@ -143,15 +136,15 @@ def _check_enough(run: WholeRun) -> None:
 
 def key_of(run: WholeRun, name: str, sigma: float, settings: Settings, extractor: str) -> dict[str, object]:
     """What a kept row depends on, as it stands in its file."""
-    config = recut(run.config, name, sigma, settings.train_steps).client(name)
-    images = digest_of_tensors(*(torch.from_numpy(part.digests) for part in run.sites[name].parts))
+    config = recut(run.config, name, sigma, settings.train_steps)
     return {
         "server": run.server.model.id,
-        "client": json.loads(config.model_dump_json()),
+        "sampling": json.loads(config.server.model_dump_json(exclude={"network", "training"})),
+        "client": json.loads(config.client(name).model_dump_json()),
         "budgets": None if run.server_model is not None else list(settings.epsilons or EPSILONS),
         "seed": settings.seed,
         "features": extractor,
-        "images": images,
+        "images": run.images_digest,
         "machine": machine.identity(),  # whose milliseconds they are
     }
 

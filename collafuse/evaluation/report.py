@@ -25,11 +25,12 @@ from ..core.pictures import Pixels, side_by_side, to_uint8
 from ..data.dealing import SiteData, load_sites
 from ..data.imageset import ImageSet
 from ..data.listening import UNHEARD, Listener
-from ..nodes.runfolder import CONFIG, RunFolder
+from ..nodes.runfolder import CONFIG, NodeFolder, RunFolder
 from .arms import DEFAULT_METHOD, SplitRun, arms_of, levels_of, method_of, takes_over_above
 from .curves import line_chart, read_losses
 from .page import figure_table, page, paragraph, png_image, results_table, sheet
 from .quality import nearest
+from .standing import standing_of
 from .tables import FOLDER, read_results
 
 RESULTS = {"evaluation": "Quality and work", "audit": "What the server can learn", "plan": "Which cut fits"}
@@ -39,6 +40,7 @@ OF_THE_METHOD = ("audit", "plan")
 """Commands that refuse a baseline."""
 SAID = {"alarms": "ALARM: ", "verdict": "", "conclusions": ""}
 """Entries of a file of results that are sentences, and how each begins."""
+WARN = "warning"
 SHOWN = 24
 """Images of a client in the figure."""
 NEIGHBOURS = 8
@@ -67,11 +69,11 @@ def write_page(run: RunFolder, *, seed: int = 0, device: torch.device, listener:
         paragraph(
             "This page holds images of the sites, under Nearest training images and among the held-out ones. It may go "
             "only where those images may go.",
-            "warning",
+            WARN,
         ),
         *_figure(config, names, made, sites),
         *_neighbours(names, made, sites),
-        *_results(run.path / FOLDER, config.method),
+        *_results(run, config.method),
         *_curves(run),
         "<h2>Configuration</h2>",
         f"<pre>{escape((run.path / CONFIG).read_text(encoding='utf-8'))}</pre>",
@@ -167,8 +169,8 @@ def _neighbours(
     ]
 
 
-def _results(folder: Path, method: str) -> list[str]:
-    parts = []
+def _results(run: RunFolder, method: str) -> list[str]:
+    parts, folder, now = [], run.path / FOLDER, standing_of(run)
     for name, title in RESULTS.items():
         parts.append(f"<h2>{escape(title)}</h2>")
         path = folder / f"{name}.json"
@@ -179,13 +181,18 @@ def _results(folder: Path, method: str) -> list[str]:
             parts.append(paragraph(missing, "note"))
             continue
         tables, values = read_results(path)
+        if values.get("standing", now) != now:  # a file of before this was recorded does not say
+            again = f"`collafuse {COMMANDS.get(name, name)} RUN` measures it anew."
+            parts.append(
+                paragraph(f"Of the run as it was: its models, or how they sample, are others now. {again}", WARN)
+            )
         for entry, opening in SAID.items():
             said = _sentences(values.get(entry, []), path, entry)
-            parts += [paragraph(f"{opening}{one}", "warning" if opening else "") for one in said]
+            parts += [paragraph(f"{opening}{one}", WARN if opening else "") for one in said]
         parts += [results_table(table) for table in tables]
         parts += [
             f"<figure>{png_image(one.read_bytes(), one.stem)}<figcaption>{escape(one.stem)}</figcaption></figure>"
-            for one in sorted((folder / name).glob("*.png"))
+            for one in sorted((folder / name).glob("[!.]*.png"))  # a hidden file is one that was never finished
         ]
     return parts
 
@@ -199,9 +206,14 @@ def _sentences(values: object, path: Path, entry: str) -> list[str]:
 def _curves(run: RunFolder) -> list[str]:
     """A chart for each node that left metrics, the server first."""
     paths = sorted(run.path.rglob("metrics.jsonl"), key=lambda path: (path.parent != run.server.path, path))
-    drawn = [line_chart(f"{path.parent.name}: loss by noise level", read_losses(path), "step") for path in paths]
+    drawn = [line_chart(f"{_node(path.parent)}: loss by noise level", read_losses(path), "step") for path in paths]
     charts = [f"<div>{chart}</div>" for chart in drawn if chart]
     return ["<h2>Training</h2>", f'<div class="row">{"".join(charts)}</div>'] if charts else []
+
+
+def _node(folder: Path) -> str:
+    """Whose a node's folder is; a client's distilled one lies inside its own."""
+    return f"{folder.parent.name}, {folder.name}" if folder == NodeFolder(folder.parent).distilled.path else folder.name
 
 
 def _channels_last(images: ImageSet, count: int) -> Pixels:

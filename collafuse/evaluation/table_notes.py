@@ -1,12 +1,48 @@
-"""What a table of several runs says of where each cuts, and of where each is evaluated while it samples."""
+"""What a table of several runs says of who read the images, of their labels, of where each run cuts, and of where each
+is evaluated while it samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..config import Config
 from ..config.settings import SPLIT
+from ..data.imageset import ImageSet
 from .arms import levels_of, sampling_schedule, takes_over_above
+from .classifier import Classifier
+
+
+def reading_of(classifier: Classifier | None, held_out: ImageSet) -> str:
+    """Who reads labels, and how well it reads these."""
+    if classifier is None:
+        return "No label tells the images apart, so that none is read."
+    how = (
+        f"It reads {classifier.accuracy(held_out):.1%} of the held-out images."
+        if held_out.labels.any()
+        else "How well it reads is not known, since no held-out image has a label."
+    )
+    return f"Labels are read by a classifier trained on half of the sites' training images. {how}"
+
+
+def mix_of_labels(unmixed: Sequence[str], keeping: Sequence[str], classified: bool) -> str:
+    """What the floor is, and whether all sides have one mix of labels. unmixed: sites whose floor lacks one; keeping:
+    sites that keep theirs; classified: whether a classifier learned from training images too."""
+    unseen = ", which the classifier did not see" if classified else ""
+    said = (
+        f"The floor is as many real training images{unseen}: no arm can be expected to do better. Where each image has "
+        "one label, all sides have the held-out images' mix of labels."
+    )
+    if unmixed:
+        said += (
+            f" Not so of {', '.join(unmixed)}, whose floor has too few images of a label: there real images have the "
+            "labels that they have and a generator deals them out evenly, so that it may look worse than it is."
+        )
+    if keeping:
+        said += (
+            f" Not so of what is generated for {', '.join(keeping)}, which keeps its labels: none is asked for, so "
+            "that images show what they happen to, and may look worse than they are."
+        )
+    return said
 
 
 def cuts_of(config: Config) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from ..core.statistics import Statistics
 from ..data.dealing import SiteData, load_sites
 from ..data.imageset import ImageSet, x0_of
 from ..data.listening import UNHEARD, Listener
+from ..learning.checkpoint import digest_of_tensors
 from ..learning.weights import TrainedModel, load
 from ..nodes.client import finish_all
 from ..nodes.runfolder import CONFIG, RunFolder
@@ -78,6 +81,15 @@ class WholeRun:
         looked_at = {n: measured(n, sites[n], listener) for n in names}
         own = {n: sites[n] for n in names}
         return cls(folder, config, own, looked_at, given, counted, server, network, models, device)
+
+    @cached_property
+    def images_digest(self) -> str:
+        """Identifies the images of all sites, with what is known of each: others' stand in a site's gallery, and the
+        measurements' classifier learns from everybody's."""
+        parts = [part for site in self.sites.values() for part in site.parts]
+        arrays: list[NDArray[Any]] = [array for part in parts for array in (part.digests, part.labels)]
+        arrays += [part.text.rows for part in parts if part.text is not None]
+        return digest_of_tensors(*(torch.from_numpy(array) for array in arrays))
 
     def known(self) -> ImageSet:
         """Half of the training images of each site, all together: what the measurements' classifier learns from."""

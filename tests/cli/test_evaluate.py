@@ -5,6 +5,9 @@ import shutil
 
 import pytest
 
+from collafuse.evaluation.evaluate import Evaluation
+from collafuse.evaluation.tables import Table
+
 
 @pytest.fixture
 def run(trained, tmp_path):
@@ -20,6 +23,16 @@ def test_a_run_is_evaluated_into_a_table_and_a_file(run, call_cli, monkeypatch):
     kept = json.loads((run / "evaluation" / "evaluation.json").read_text())
     assert kept["samples"] == 30
     assert {row["arm"] for row in kept["figures"]} >= {"real images (floor)", "server + client"}
+
+
+def test_as_json_work_bytes_and_energy_are_there_too(call_cli, monkeypatch):
+    """As of audit and plan; only the figures of quality were, and --energy --json said nothing of energy."""
+    found = Evaluation("features", (), (Table("Energy", ("client",), (("north",),)),))
+    monkeypatch.setattr("collafuse.evaluation.evaluate.evaluate", lambda *given, **settings: found)
+    monkeypatch.setattr("collafuse.evaluation.standing.standing_of", lambda run: "as it is")
+    shown = json.loads(call_cli("evaluate", "run", "--energy", "--json").stdout)
+    assert [table["title"] for table in shown["tables"]] == ["Energy"] and shown["standing"] == "as it is"
+    assert shown["tables"] == json.loads((call_cli.folder / "run/evaluation/evaluation.json").read_text())["tables"]
 
 
 def test_an_output_of_ones_own_is_not_overwritten(run, call_cli, tmp_path):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from collafuse.core import release as releases
-from collafuse.core.atomic import write_bytes
+from collafuse.core.atomic import PARTIAL_PREFIX, write_bytes
 from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.errors import DataError, RefusedError
 from collafuse.core.noise import system_noise
@@ -19,6 +20,7 @@ from collafuse.evaluation import audit as audits
 from collafuse.evaluation import features, models_attacked, whole_run
 from collafuse.evaluation.attacks import exposure as exposures
 from collafuse.evaluation.attacks.exposure import expose
+from collafuse.evaluation.attacks.finding import Share
 from collafuse.evaluation.audit_tables import verdict as verdict_of
 from collafuse.evaluation.whole_run import WholeRun, conditions_of
 from collafuse.nodes.runfolder import RunFolder
@@ -198,6 +200,25 @@ def test_what_the_server_learns_is_not_said_by_a_denoiser_that_it_does_not_have(
     assert "bundle" not in verdict_of(replace(site, reconstructions=(wiener, server, behind)))
 
 
+def test_what_chance_seldom_does_is_not_called_no_better_than_guessing(honest):
+    """4 of 37 recognised of 170, and 2.4 dB beyond the 95 % interval, were said to be no better than guessing."""
+    site = honest.sites[0]
+    inference = replace(site.inferences[0], accuracy=0.62, chance_error=0.04)
+    wiener = replace(site.reconstructions[0], gain_db=2.4, gain_error=0.6)
+    shares = {k: Share(4, 37, 1 / 170) for k in site.reidentified}
+    seldom = replace(site, reidentified=shares, inferences=(inference,), reconstructions=(wiener,))
+    said = verdict_of(seldom)
+    perhaps = said.partition("Perhaps not protected, since chance alone seldom does as well: ")[2].split("Formal")[0]
+    assert "right one in 11% of cases" in perhaps and "2.4 dB nearer" in perhaps and "in 62% of cases" in perhaps
+    assert "No better than guessing" not in said and "no estimate of the server" not in said
+    kept = replace(seldom, exposure=replace(site.exposure, labels_shared=False))
+    assert "No attack here beats guessing" not in verdict_of(kept)
+    often = replace(inference, accuracy=0.55)
+    nothing = replace(kept, reidentified={k: Share(0, 37, 1 / 170) for k in shares}, inferences=(often,))
+    said = verdict_of(replace(nothing, reconstructions=(replace(wiener, gain_db=1.0),)))
+    assert "No attack here beats guessing." in said and "Perhaps" not in said
+
+
 def test_a_sites_own_order_of_labels_changes_no_reconstruction(digits_run):
     run = WholeRun.open(digits_run, CPU)
     site = run.sites["north"]
@@ -242,6 +263,13 @@ def test_where_no_site_holds_out_enough_it_is_said_why_nothing_was_asked_about_m
     shown = replace(honest, membership={}, notes=tuple(said)).tables
     assert not any("Membership" in table.title for table in shown)
     assert [note for table in shown for note in table.notes if note in said] == said
+
+
+def test_a_bundle_that_was_never_finished_is_not_asked(tmp_path):
+    said: list[str] = []
+    (tmp_path / f"{PARTIAL_PREFIX}x.onnx").write_bytes(b"")
+    run = SimpleNamespace(folder=RunFolder(tmp_path), sites={}, models={}, server_model=None)
+    assert models_attacked.memberships(run, 0, said.append) == {} and said == []
 
 
 def test_a_gallery_holds_the_attacked_first_and_each_image_once(digits_run):

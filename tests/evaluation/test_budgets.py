@@ -69,6 +69,15 @@ def test_the_plan_says_which_budgets_cost_nothing_and_which_surely_do():
     assert "sets spread too far to tell" in said
 
 
+def test_where_no_exact_statistics_would_be_sent_sets_are_not_said_to_spread():
+    """As of a label with fewer than 50 images, which noise for a budget hides."""
+    refused = replace(NONE, epsilon=None, delta=None, refused="fewer than 50 images.")
+    untold = replace(FREE, times_low=None, times_high=None)
+    (said,) = conclusions([refused, untold], Demands())
+    assert "At sigma 1 no exact statistics would be sent, beside which it could be told what noise costs." in said
+    assert "spread" not in said and "no exact" not in conclusions(ROWS, Demands())[0]
+
+
 def test_a_limit_on_recognition_is_answered_where_no_image_is_sent():
     assert "none can be recognised (--max-reid)" in conclusions(ROWS, Demands(max_reid=0.05))[0]
     assert "--max-reid" not in conclusions(ROWS, Demands(max_epsilon=8))[0]

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from collafuse.config import from_mapping
+from collafuse.core.conditioning import TextSpace
 from collafuse.core.errors import DataError, MismatchError, UsageError
 from collafuse.core.metadata import MAX_NAMES
+from collafuse.core.texts import EncodedText
+from collafuse.data.dealing import SiteData
 from collafuse.evaluation import arms, features
 from collafuse.evaluation.arms import Arm
 from collafuse.evaluation.classifier import train_classifier
-from collafuse.evaluation.evaluate import FLOOR, _Judge, _Measured, _names, _row, evaluate, groups_of, in_shares
+from collafuse.evaluation.evaluate import (
+    FLOOR,
+    _check_same_images,
+    _Judge,
+    _Measured,
+    _names,
+    _row,
+    evaluate,
+    groups_of,
+    in_shares,
+)
 from collafuse.evaluation.features import Extractor
 from collafuse.evaluation.generated import Generated
-from collafuse.evaluation.measured import halves
-from collafuse.evaluation.table_notes import cuts_of, other_levels
+from collafuse.evaluation.measured import halves, load_measured
+from collafuse.evaluation.table_notes import cuts_of, mix_of_labels, other_levels, reading_of
 from collafuse.nodes.runfolder import RunFolder
 from tests.evaluation.conftest import SETTINGS, train
 from tests.tiny import CPU, image_set
@@ -135,6 +149,50 @@ def test_a_run_over_other_images_cannot_stand_beside(digits_run, tmp_path):
         evaluate(digits_run, [other], samples=40, device=CPU)
 
 
+def test_a_run_over_the_same_images_in_another_size_cannot_stand_beside(monkeypatch, tmp_path):
+    """Images are known by their pixels as they were decoded. By a standard network the sizes were compared in silence;
+    the classifier ended in torch's error about shapes."""
+    one, other = (RunFolder(tmp_path / name) for name in ("one", "other"))
+    other.write_config(train_config())
+
+    def site(double):
+        images = image_set(20)
+        return SiteData(*[replace(images, pixels=images.pixels.repeat(double, 2).repeat(double, 3))] * 2)
+
+    monkeypatch.setattr("collafuse.evaluation.evaluate.load_measured", lambda config: {"north": site(2)})
+    with pytest.raises(MismatchError, match=r"other pixels \(\[1, 8, 8\]\) than .* \(\[1, 4, 4\]\)"):
+        _check_same_images(other, one, {"north": site(1)})
+    assert set(_check_same_images(other, one, {"north": site(2)})) == {"north"}
+
+
+def test_a_run_beside_is_asked_for_text_as_it_was_trained_with(digits_run, monkeypatch):
+    """Beside a run without text, one with it was asked for none, and its figures were those of "no condition"."""
+    load, asked = load_measured, []
+
+    def told(config, listener=None):
+        def captioned(part):
+            values = np.where(part.digests[:, :4] > 127, 1, -1).astype(np.float16)
+            return replace(part, text=EncodedText(TextSpace("t5-4-00", 4), values))
+
+        sites = load(config)
+        return sites if listener else {n: SiteData(*map(captioned, site.parts)) for n, site in sites.items()}
+
+    def arms(folder, held_out, device):
+        asked.append(held_out)
+        if len(asked) == 2:
+            raise InterruptedError
+        return []
+
+    monkeypatch.setattr("collafuse.evaluation.evaluate.load_measured", told)
+    monkeypatch.setattr("collafuse.evaluation.evaluate.arms_of", arms)
+    with pytest.raises(InterruptedError):
+        evaluate(digits_run, [digits_run], samples=20, device=CPU)
+    main, beside = asked
+    for name, images in main.items():
+        assert images.text is None and np.array_equal(images.digests, beside[name].digests)
+        assert np.array_equal(beside[name].text.rows > 0, images.digests[:, :4] > 127)
+
+
 def test_the_table_says_where_each_client_of_each_runcuts_of(found):
     cuts = "north 0.5 (takes over at 1), east 0.5 (takes over at 1), south 1.5 (takes over at 3)"
     assert f"Cuts: sigma {cuts}." in found.tables[0].notes
@@ -154,6 +212,32 @@ def test_it_is_said_of_runs_that_are_sampled_along_other_levels(changes):
     assert other_levels({"": main, "same": same}) == []
     (said,) = other_levels({"": main, "same": same, "other": _with(changes)})
     assert said.startswith("other: sampled along other levels")
+
+
+def test_what_is_said_of_reading_is_so():
+    """Of unlabelled images labels were said to be read all the same, and where no held-out image had one, "nan%"."""
+    images = image_set(12)
+    classifier = train_classifier(image_set(20), steps=3)
+    assert reading_of(classifier, images).endswith("% of the held-out images.")
+    images.labels[:] = 0
+    assert "nan" not in reading_of(classifier, images) and "no held-out image has a label" in reading_of(
+        classifier, images
+    )
+    assert "are read by" not in reading_of(None, images) and "did not see" not in mix_of_labels(
+        (), (), classified=False
+    )
+
+
+def test_a_site_that_keeps_its_labels_is_not_said_to_have_one_mix_of_them(digits_run, monkeypatch, found):
+    stubs = {"arms_of": [], "compare": {}, "work_tables": (), "classifier_of": None}
+    stubs["choose"] = Extractor("zeros", lambda pixels: np.zeros((len(pixels), 1)))
+    for name, stub in stubs.items():
+        monkeypatch.setattr(f"collafuse.evaluation.evaluate.{name}", lambda *given, stub=stub: stub)
+    config = _with_clients({"north": {"share_labels": False}})
+    monkeypatch.setattr(RunFolder, "read_config", lambda folder: config)
+    keeping = "Not so of what is generated for north, which keeps its labels"
+    assert any(keeping in note for note in evaluate(digits_run, samples=20, device=CPU).tables[0].notes)
+    assert not any(keeping in note for note in found.tables[0].notes)
 
 
 def test_cuts_are_said_only_of_methods_that_have_them():

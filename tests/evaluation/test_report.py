@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 
 from collafuse.config import from_mapping
+from collafuse.core.atomic import PARTIAL_PREFIX
 from collafuse.core.errors import FileFormatError
 from collafuse.evaluation import baselines
 from collafuse.evaluation.page import paragraph, results_table
-from collafuse.evaluation.report import write_page
+from collafuse.evaluation.report import _curves, _results, write_page
+from collafuse.evaluation.standing import standing_of
 from collafuse.evaluation.tables import Table, write_results
 from collafuse.nodes.runfolder import RunFolder
 from tests.evaluation.conftest import SETTINGS, train
@@ -138,10 +140,41 @@ def test_what_audit_and_plan_say_in_words_stands_above_their_tables(run, tmp_pat
         write_page(copy, device=CPU)
 
 
+def test_figures_of_a_run_that_samples_otherwise_since_are_said_to_be_of_before(run, tmp_path):
+    """train --resume --set client.sampler.steps=24 changes what devices make, and the page showed the old figures."""
+    copy = RunFolder(Path(shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))))
+    before, config = standing_of(copy), copy.read_config()
+    write_results(copy.path / "evaluation" / "evaluation.json", [], standing=before)
+    said = "its models, or how they sample, are others now. <code>collafuse evaluate RUN</code> measures it anew"
+    html = "".join(_results(copy, "collafuse"))
+    north = config.client("north")
+    more = north.model_copy(update={"sampler": north.sampler.model_copy(update={"steps": 24})})
+    copy.write_config(config.model_copy(update={"clients": {**config.clients, "north": more}}))
+    # The audit's file does not say of what it is.
+    assert said not in html and "".join(_results(copy, "collafuse")).count("others now") == 1
+    copy.write_config(config)
+    shutil.copy(copy.client("south").weights, copy.client("north").weights)
+    assert standing_of(copy) != before
+
+
 def test_curves_configuration_and_versions_are_there(html, run):
     assert html.count("<svg") == 4
     assert "dataset: digits" in html
     assert re.search(r"torch \d", html)
+
+
+def test_curves_of_distilled_clients_say_whose_they_are(run, tmp_path):
+    """Each was headed "distilled"."""
+    for name in ("north", "south"):
+        shutil.copytree(run.client(name).path, tmp_path / "clients" / name)
+        shutil.copytree(run.client(name).path, RunFolder(tmp_path).client(name).distilled.path)
+    charts = " ".join(_curves(RunFolder(tmp_path)))
+    assert re.findall(r">([^<>]+): loss by noise level<", charts) == [
+        "north, distilled",
+        "north",
+        "south, distilled",
+        "south",
+    ]
 
 
 def test_the_same_seed_gives_the_same_page(html, run):
@@ -153,6 +186,17 @@ def test_a_damaged_file_of_results_is_named(run, tmp_path):
     (copy.path / "evaluation" / "audit.json").write_text("{")
     with pytest.raises(FileFormatError, match=r"audit\.json"):
         write_page(copy, device=CPU)
+
+
+def test_a_picture_that_was_never_finished_is_not_shown(run):
+    """What a killed audit was writing stood on the page as a broken picture, ".partial-x"."""
+    unfinished = run.path / "evaluation" / "audit" / f"{PARTIAL_PREFIX}x.png"
+    unfinished.write_bytes(b"\x89PNG")
+    try:
+        parts = _results(run, "collafuse")
+    finally:
+        unfinished.unlink()
+    assert sum(part.startswith("<figure>") for part in parts) == 1 and not any("partial" in part for part in parts)
 
 
 def test_code_in_a_note_is_code_and_nothing_else_is_markup():

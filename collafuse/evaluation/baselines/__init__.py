@@ -4,6 +4,6 @@ One file per method. They reuse the project's loop, loss and samplers and stand 
 imports them.
 """
 
-from .methods import METHODS, generate, train
+from .methods import METHODS, check_trained, generate, train
 
-__all__ = ["METHODS", "generate", "train"]
+__all__ = ["METHODS", "check_trained", "generate", "train"]

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ...config import Config
-from ...core.errors import ConfigError, UsageError
+from ...core.errors import ConfigError, FileFormatError, UsageError
 from ...data.dealing import SiteData, load_sites
 from ...data.imageset import ImageSet
 from ...data.listening import UNHEARD, Listener
@@ -38,19 +38,28 @@ Sample = Callable[[Asked], Generated]
 
 @dataclass(frozen=True)
 class Method:
-    """parts: what is trained, given the sites' data and a folder for what must be kept; sample: how it is used."""
+    """parts: what is trained, given the sites' data and a folder for what must be kept; sample: how it is used; shared:
+    the model that all clients have, if any; own: whether each has one of its own; kept: the folder of what else is kept
+    beside the models, if anything is."""
 
     parts: Parts
     sample: Sample
+    shared: str | None
+    own: bool
+    kept: str | None = None
+
+    def nodes(self, client: str) -> list[str]:
+        """The models that make a client's images."""
+        return [*([] if self.shared is None else [self.shared]), *([client] if self.own else [])]
 
 
 METHODS = {
-    "centralised": Method(centralised.parts, whole.sample),
-    "local": Method(local.parts, local.sample),
-    "fedavg": Method(fedavg.parts, whole.sample),
-    "reference": Method(reference.parts, reference.sample),
-    "reference-repaired": Method(reference.repaired_parts, reference.repaired_sample),
-    "pfdm": Method(pfdm.parts, halves.sample),
+    "centralised": Method(centralised.parts, whole.sample, whole.WHOLE, own=False),
+    "local": Method(local.parts, local.sample, None, own=True),
+    "fedavg": Method(fedavg.parts, whole.sample, whole.WHOLE, own=False),
+    "reference": Method(reference.parts, reference.sample, halves.SERVER, own=True),
+    "reference-repaired": Method(reference.repaired_parts, reference.repaired_sample, halves.SERVER, own=True),
+    "pfdm": Method(pfdm.parts, halves.sample, halves.SERVER, own=True, kept=pfdm.RELEASES),
 }
 
 
@@ -72,6 +81,7 @@ def train(
             f"method={config.method} trains the server's network, and server.kind={config.server.kind} has none; "
             "leave server.kind out."
         )
+    _check_names(config, method)
     check_trackers(trackers)
     run.check(resume=resume, overwrite=overwrite)
     if resume:
@@ -87,6 +97,16 @@ def train(
         folder = NodeFolder(run.models / part.node)
         part.train(folder, device, observer_of(part.node), resume=resume, trackers=trackers)
     return [part.node for part in parts]
+
+
+def _check_names(config: Config, method: Method) -> None:
+    """Raise ConfigError for a client whose model would lie in the folder of something else."""
+    for name in config.clients:
+        if method.own and name in (method.shared, method.kept):
+            raise ConfigError(
+                f"clients.{name}: method={config.method} keeps its {name} in a folder of that name beside the clients' "
+                "models, and one would be written over the other; give the client another name."
+            )
 
 
 SITES = "sites.json"
@@ -116,8 +136,20 @@ def generate(
     config = run.read_config()
     method = _method(config)
     config.client(client)
+    check_trained(run, [client])
     models = {path.parent.name: weights.load(path) for path in sorted(run.models.glob("*/weights.safetensors"))}
     return method.sample(Asked(config, models, read_sites(run.models / SITES), client, count, seed, device, like))
+
+
+def check_trained(run: RunFolder, clients: Sequence[str]) -> None:
+    """Raise FileFormatError unless every model that makes these clients' images was trained to its end."""
+    method = _method(run.read_config())
+    for node in dict.fromkeys(node for client in clients for node in method.nodes(client)):
+        if not (path := NodeFolder(run.models / node).weights).is_file():
+            raise FileFormatError(
+                f"{run.path} is not trained to its end: {path} is missing; go on with train --resume, or name another "
+                "run."
+            )
 
 
 def _method(config: Config) -> Method:

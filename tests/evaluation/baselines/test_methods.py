@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 
 from collafuse.config import Config, load
 from collafuse.core.conditioning import TextSpace
-from collafuse.core.errors import ConfigError, MismatchError, RefusedError, UsageError
+from collafuse.core.errors import ConfigError, FileFormatError, MismatchError, RefusedError, UsageError
 from collafuse.core.texts import EncodedText
 from collafuse.data.dealing import SiteData, load_sites
+from collafuse.evaluation.arms import arms_of
 from collafuse.evaluation.baselines import METHODS, generate, methods, train
 from collafuse.evaluation.baselines.part import clean_data
 from collafuse.learning import weights
@@ -88,6 +90,20 @@ def test_a_baselines_run_is_no_run_of_the_method(trained):
         generate(run, "nobody", 1, 0, CPU)
 
 
+def test_a_baseline_that_was_stopped_while_it_trained_is_refused_at_once(trained, tmp_path):
+    """After a classifier and the other arms' images it ended in a KeyError."""
+    method, run = trained
+    for node in MODELS[method]:
+        stopped = RunFolder(tmp_path / node)
+        shutil.copytree(run.path, stopped.path)
+        (stopped.models / node / "weights.safetensors").unlink()
+        with pytest.raises(FileFormatError, match=rf"not trained to its end: .*{node}.weights.*train --resume"):
+            arms_of(stopped, dict.fromkeys(("north", "east", "south")), CPU)
+        if node not in ("north", "south"):
+            with pytest.raises(FileFormatError, match="not trained to its end"):
+                generate(stopped, "east", 1, 0, CPU)
+
+
 def test_a_run_of_the_method_is_no_baseline(tiny_config, tmp_path):
     run_experiment(tiny_config, RunFolder(tmp_path / "run"), CPU, observer)
     RunFolder(tmp_path / "run").refuse_baseline("deliver")
@@ -101,6 +117,15 @@ def test_a_statistics_server_has_no_network_to_train_a_baseline_with(tmp_path):
     config = load("digits.yaml", ["server.kind=statistics", "method=centralised"])
     with pytest.raises(ConfigError, match="server.kind=statistics has none"):
         train(config, RunFolder(tmp_path / "run"), CPU, observer)
+
+
+@pytest.mark.parametrize(("method", "name"), [("reference", "server"), ("pfdm", "server"), ("pfdm", "releases")])
+def test_a_client_whose_folder_would_be_another_models_is_refused(tiny_config, tmp_path, method, name):
+    """A client called server trained over the server's model, and images were sampled from itself in its place."""
+    config = tiny_config.model_copy(update={"clients": {name: tiny_config.client("north")}, "method": method})
+    with pytest.raises(ConfigError, match=f"clients.{name}: method={method} keeps its {name}.*another name"):
+        train(config, RunFolder(tmp_path / "run"), CPU, observer)
+    assert not (tmp_path / "run").exists()
 
 
 def test_pfdm_states_its_guarantee_and_keeps_its_releases(tiny_config, tmp_path):

@@ -1,0 +1,25 @@
+"""What a run was when it was measured, so that nobody takes figures of before for those of now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from ..core.tensorfile import file_digest
+from ..nodes.runfolder import RunFolder
+
+WEIGHTS = ("server", "clients/*", "models/*")
+"""Folders of nodes, and of a baseline's models."""
+SAMPLING = {"sampler", "mixed_precision", "send_previous"}
+
+
+def standing_of(run: RunFolder) -> str:
+    """Identifies a run's models and how they sample: ``train --resume --set client.sampler.steps=24`` changes the
+    second alone."""
+    config = run.read_config()
+    nodes = {"server": config.server, **{f"clients/{name}": client for name, client in config.clients.items()}}
+    sampling = {name: node.model_dump(mode="json", include=SAMPLING) for name, node in nodes.items()}
+    digest = hashlib.sha256(json.dumps([config.method, sampling]).encode())
+    for path in sorted(path for folder in WEIGHTS for path in run.path.glob(f"{folder}/weights.safetensors")):
+        digest.update(f"{path.relative_to(run.path)} {file_digest(path)}".encode())
+    return digest.hexdigest()[:16]
