@@ -249,7 +249,7 @@ def _config(
 
 def _in_a_name(rate: float) -> str:
     """A learning rate as a folder and a client may be named: 0.0025 as 0-0025."""
-    return f"{rate:g}".replace(".", "-").replace("+", "")
+    return f"{rate:g}".replace(".", "-")
 
 
 def _on_arrays(finisher: Finisher) -> Denoise:

@@ -49,7 +49,7 @@ class Config(Section):
                 raise ConfigError(f"{where}.network: {error}") from error
         for name, client in self.clients.items():
             if not statistics and self.method in SPLIT:
-                self._check_levels(name, client)
+                self.check_levels(name, client)
             if client.sampler.steps > 1 and client.sampler.sigma_low > max(client.handover_sigma / 2, SIGMA_MIN):
                 raise ValueError(
                     f"clients.{name}.sampler.sigma_low={client.sampler.sigma_low} is above half the level "
@@ -75,7 +75,8 @@ class Config(Section):
             )
         return self
 
-    def _check_levels(self, name: str, client: ClientSettings) -> None:
+    def check_levels(self, name: str, client: ClientSettings) -> None:
+        """Raise ConfigError where the server would be asked about levels that a client's releases do not teach."""
         cut, handover = client.cut.resolve(), self.method not in WITHOUT_HANDOVER
         sampler = self.server.sampler
         sigmas = server_sigmas(client.handover_sigma if handover else cut.sigma, sampler.steps)

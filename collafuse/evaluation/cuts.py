@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..config.nodes import CutSettings
 from ..core.errors import ConfigError
-from ..core.noise import SIGMA_MAX, Cut, server_sigmas
-from ..core.samplers import check_taught
+from ..core.noise import SIGMA_MAX
 from ..data.listening import Listener
 from .whole_run import WholeRun
 
@@ -22,8 +22,7 @@ def cuts_for(run: WholeRun, name: str, cuts: Sequence[float] | None) -> list[flo
     learned nothing of it; of statistics, which stand at no cut, from the lowest of LADDER on."""
     own, lowest = run.server.site(name).sigma_cut, lowest_of(run, name)
     if cuts is not None:
-        inside = {sigma for sigma in cuts if lowest * 0.999 <= sigma < SIGMA_MAX}
-        return sorted(sigma for sigma in inside if not untaught(run, name, sigma))
+        return sorted(s for s in set(cuts) if _can_tell(run, name, s) and not untaught(run, name, s))
     others = [sigma for sigma in LADDER if sigma >= lowest and not own / 1.1 <= sigma <= own * 1.1]
     others = [sigma for sigma in others if not untaught(run, name, sigma)]
     kept = np.unique(np.linspace(0, len(others) - 1, CUTS_PER_SITE - 1).round().astype(int)) if others else ()
@@ -36,15 +35,18 @@ def lowest_of(run: WholeRun, name: str) -> float:
     return own if run.server_model is not None else min(own, LADDER[0])
 
 
+def _can_tell(run: WholeRun, name: str, sigma: float) -> bool:
+    """Whether a cut lies where a run can tell anything of it."""
+    return lowest_of(run, name) * 0.999 <= sigma < SIGMA_MAX
+
+
 def untaught(run: WholeRun, name: str, sigma: float) -> str:
     """Why the server would be asked where releases at a cut teach nothing, empty where it would not, or can tell of no
     such cut: with a handover near 1, the same steps are the denser the higher the cut."""
-    client, sampler = run.config.client(name), run.config.server.sampler
-    if run.server_model is None or not lowest_of(run, name) * 0.999 <= sigma < SIGMA_MAX:  # the first takes no steps
+    if run.server_model is None or not _can_tell(run, name, sigma):  # the first takes no steps
         return ""
     try:
-        levels = server_sigmas(min(sigma * client.handover, SIGMA_MAX), sampler.steps)
-        check_taught(sampler.name, levels, Cut(sigma), name)
+        run.config.check_levels(name, run.config.client(name).model_copy(update={"cut": CutSettings(sigma=sigma)}))
     except ConfigError as error:
         return str(error)
     return ""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import NetworkSettings
-from .parts import NOISE_FEATURES, NoiseFeatures, attend, heads_of
+from .parts import NOISE_FEATURES, TINY, NoiseFeatures, attend, heads_of, unit
 
 SILU = 1 / 0.596
 """Undoes what SiLU takes from the magnitude of standard normal features (eq. 81)."""
@@ -28,7 +28,6 @@ BALANCE = 0.3
 """Weight of a block's branch against its input in their sum (section 2.5)."""
 STREAM, BRANCH = ((1 - BALANCE) / math.hypot(1 - BALANCE, BALANCE), BALANCE / math.hypot(1 - BALANCE, BALANCE))
 """What each side of such a sum is multiplied by (eq. 88)."""
-TINY = 1e-4
 
 
 class MagnitudePreserving:
@@ -84,7 +83,7 @@ class UnitWeight(nn.Module):
         return weight if self.gain is None else self.gain * weight
 
     def _unit(self) -> Tensor:
-        return self.weight / (self.weight.square().sum(self._over, keepdim=True).sqrt() + TINY)
+        return unit(self.weight, self._over)
 
     @torch.no_grad()
     def force(self) -> None:

@@ -17,6 +17,8 @@ from torch.nn import functional
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 HEAD_CHANNELS = 64
 NOISE_FEATURES = 64
+TINY = 1e-4
+"""Keeps lengths that are divided by from zero."""
 FREQUENCIES = (0.25, 16.0)
 """Lowest and highest frequency at which c_noise is embedded; c_noise spans about -1.6 to 1.1."""
 
@@ -78,6 +80,11 @@ def attend(qkv: Tensor, heads: int, prepare: Callable[[Tensor], Tensor] = lambda
     q, k, v = prepare(split).unbind(1)
     mixed = functional.scaled_dot_product_attention(q, k, v)  # [B, heads, H W, C / heads]
     return mixed.transpose(-1, -2).flatten(1, 2).unflatten(2, (height, width))
+
+
+def unit(weight: Tensor, over: tuple[int, ...]) -> Tensor:
+    """Weights at length 1 over these dimensions."""
+    return weight / (weight.square().sum(over, keepdim=True).sqrt() + TINY)
 
 
 @runtime_checkable

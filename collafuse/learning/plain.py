@@ -18,13 +18,13 @@ from torch.nn import functional
 
 from ..config import NetworkSettings
 from .blocks import Conventional, SelfAttention, zeroed
+from .parts import unit
 
 CHANNELS_IN = 8
 """Image and planes together. onnxruntime's convolutions take channels by eights (sixteens with AVX-512) and leave
 their layout where a number is neither smaller nor a multiple."""
 RELU = math.sqrt(2)
 """Undoes what ReLU takes from the magnitude of standard normal features (He et al. 2015)."""
-TINY = 1e-4
 
 
 class Plain(Conventional):
@@ -66,7 +66,7 @@ class Convolution(nn.Conv2d):
         """The weights as they multiply."""
         if self.gain is None:
             return self.weight
-        return self.gain * self.weight / (self.weight.square().sum((1, 2, 3), keepdim=True).sqrt() + TINY)
+        return self.gain * unit(self.weight, (1, 2, 3))
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -16,7 +16,6 @@ import pytest
 from PIL import ExifTags, Image, PngImagePlugin
 
 from tests.cli.test_serve import serving
-from tests.nursery import Nursery
 
 pytestmark = pytest.mark.torture  # in short: tests of each format say that it holds the allowed fields and no others
 
@@ -104,7 +103,7 @@ def ended(process: subprocess.Popen[str]) -> str:
     return process.stderr.read()
 
 
-def test_nothing_that_leaves_its_place_holds_a_secret(tmp_path, figure):
+def test_nothing_that_leaves_its_place_holds_a_secret(tmp_path, nursery, figure):
     site, server, device = (tmp_path / name for name in ("CanaryFolder-site", "at-server", "device"))
     for folder in (site, server, device):
         folder.mkdir()
@@ -114,32 +113,32 @@ def test_nothing_that_leaves_its_place_holds_a_secret(tmp_path, figure):
     said: dict[str, str] = {}
 
     scopes = ("--scope", "sample", "--scope", "release", "--scope", "admin")
-    with Nursery(server) as at:
-        said["the server, adding a token"] = at.run("tokens", "add", "run", "--client", "north", *scopes, "-o", "token")
+    add = ("tokens", "add", "run", "--client", "north", *scopes, "-o", "token")
+    said["the server, adding a token"] = nursery.at(server).run(*add)
     token = (server / "token").read_text().strip()
     search = Search([*NAMES, str(SEED), token, token.removeprefix("collafuse_"), str(tmp_path), str(Path.home())])
 
     for folder in (site, device):
         (folder / "token").write_text(token)
-    with serving(server, "--receive-only") as (process, url), Nursery(site) as at:
+    at = nursery.at(site)
+    with serving(server, "--receive-only") as (process, url):
         send = ("--server", url, "--token-file", "token")
         at.run("release", "site.yaml", "--client", "north", "--new-ledger", "-o", "north.safetensors", *send)
         said["the server, receiving"] = ended(process)
     search.path(site / "north.safetensors")
 
-    with Nursery(site) as at:
-        said["the site, training"] = at.run("train-client", "site.yaml", "--client", "north", "-o", "run")
-        said["the site, exporting"] = at.run("export-client", "run", "--client", "north", "-o", "north.onnx")
+    said["the site, training"] = at.run("train-client", "site.yaml", "--client", "north", "-o", "run")
+    said["the site, exporting"] = at.run("export-client", "run", "--client", "north", "-o", "north.onnx")
     search.path(site / "run/clients/north/metrics.jsonl")
     # A bundle names its labels, for the site's own devices; the server of this site never hears of them.
     search.path(site / "north.onnx", allowed=LABEL)
     search.path(site / "run/clients/north/weights.safetensors", allowed=LABEL)
     (device / "north.onnx").write_bytes((site / "north.onnx").read_bytes())
 
-    with Nursery(server) as at:
-        learn = ("train-server", "server.yaml", "--releases", "run/server/releases", "-o", "run")
-        said["the server, training"] = at.run(*learn)
-    with serving(server) as (process, url), Nursery(device) as at:
+    learn = ("train-server", "server.yaml", "--releases", "run/server/releases", "-o", "run")
+    said["the server, training"] = nursery.at(server).run(*learn)
+    at = nursery.at(device)
+    with serving(server) as (process, url):
         said["the device, fetching"] = at.run(
             "finish", "north.onnx", "--server", url, "--token-file", "token", "-n", 4, "-o", "pictures"
         )
