@@ -54,8 +54,8 @@ def release(
     from collafuse.core.errors import ConfigError
     from collafuse.core.noise import Cut
     from collafuse.data.dealing import load_site
-    from collafuse.nodes.client import Client
     from collafuse.nodes.ledger import Ledger
+    from collafuse.nodes.releasing import Releaser
 
     # First, so that a token that is missing is noticed before anything is released.
     remote = None if server is None else open_remote(server, token_file, ca, cert, key, patience, say)
@@ -74,7 +74,7 @@ def release(
             "where released images are recorded."
         )
     with reporting() as reporter:
-        site = Client(settings, client, load_site(settings, client, reporter))
+        site = Releaser(settings, client, load_site(settings, client, reporter))
     record = Ledger(ledger)
     if not new_ledger:
         record.require()

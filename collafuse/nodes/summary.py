@@ -26,10 +26,12 @@ def summarise(
     noise: Noise = system_noise,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Statistics:
-    """The statistics of a site's images. For what is refused see
-    :meth:`collafuse.nodes.client.Client.release_statistics`. labels_listed: whether the configuration, not the images,
-    says which labels there are. ``noise``: that of a budget; another one than the system's hides nothing from whoever
-    can repeat it, so only a simulated release may have one. ``advance`` hears of each block of images."""
+    """The statistics of a site's images. For what is refused see :meth:`.releasing.Releaser.release_statistics`.
+
+    labels_listed: whether the configuration, not the images, says which labels there are. ``noise``: that of a budget;
+    another one than the system's hides nothing from whoever can repeat it, so only a simulated release may have one.
+    ``advance`` hears of each block of images.
+    """
     assert simulated or noise is system_noise
     names = images.label_names if share_labels and images.labels.any() else None
     if names is not None and about.budget is not None and not labels_listed:

@@ -136,7 +136,7 @@ def test_new_images_alone_can_be_released_later(tmp_path, ledger):
 
 
 def test_a_release_in_blocks_is_one_release_and_tells_how_far_it_is(tmp_path, ledger, monkeypatch):
-    monkeypatch.setattr("collafuse.nodes.client.BLOCK_VALUES", 40)  # two and a half images
+    monkeypatch.setattr("collafuse.nodes.releasing.BLOCK_VALUES", 40)  # two and a half images
     images, heard = image_set(9), []
     made = client(images).release(tmp_path / "r", ledger, simulated=True, advance=heard.append)
     assert sum(heard) == 9 and len(heard) > 3 and made.z.shape == images.pixels.shape
