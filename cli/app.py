@@ -86,6 +86,9 @@ def main() -> None:
         # Loading NumPy starts a thread a core for matrix products otherwise: a seventh of a first picture's processor
         # time, and of its time where other work needs the cores.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # torch's threads wait for each other awake, which beside another busy process holds up all of them: `evaluate` took
+    # 2.3 times as long. This is how long libgomp itself lets them where there are more of them than processors.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         build(named or COMMANDS)()
     except CollaFuseError as error:

@@ -1,4 +1,4 @@
-"""cli.app: what a command on a device starts with."""
+"""cli.app: what a command starts with."""
 
 import os
 import subprocess
@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from cli.app import main
 
 TASKS = Path("/proc/self/task")
 INSPECT = """
@@ -41,3 +43,14 @@ def test_a_command_of_a_device_starts_no_threads_for_matrix_products(tiny_bundle
         pytest.skip("this NumPy starts no threads of its own here")
     assert threads(INSPECT, tiny_bundle) == 1
     assert threads(INSPECT, tiny_bundle, OPENBLAS_NUM_THREADS="2") == 2, "what the user sets holds"
+
+
+@pytest.mark.parametrize(("given", "holds"), [(None, "1000"), ("7", "7")])
+def test_waiting_threads_do_not_keep_processors_from_other_work(given, holds, monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if given is not None:
+        monkeypatch.setenv("GOMP_SPINCOUNT", given)
+    monkeypatch.setattr(sys, "argv", ["collafuse", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ["GOMP_SPINCOUNT"] == holds
