@@ -86,7 +86,12 @@ def plan(
 
     demands = Demands(max_reid, max_leak, max_ms, max_frechet, max_epsilon)
     settings = Settings(
-        tuple(cut) if cut else None, tuple(epsilon) if epsilon else None, train_steps, seed, features, weights
+        tuple(cut) if cut else None,
+        tuple(dict.fromkeys(epsilon)) if epsilon else None,
+        train_steps,
+        seed,
+        features,
+        weights,
     )
     with reporting() as reporter:
         found = measure(RunFolder(run), settings, choose_device(device), reporter.observer, reporter)

@@ -131,9 +131,11 @@ def _price(own: Sequence[BudgetFigures]) -> list[str]:
             parts.append(f"noise costs nothing down to epsilon {min(free):g}")
         if dear := [f"{row.epsilon:g}" for row in private if row.costs]:
             parts.append(f"pictures are surely worse at {', '.join(dear)}")
+        if refused := [f"{row.epsilon:g}" for row in private if row.refused]:
+            parts.append(f"no statistics would be sent at {', '.join(refused)}")
         if any(row.times_low is None and not row.refused for row in private):
             parts.append("no exact statistics would be sent, beside which it could be told what noise costs")
-        what = " and ".join(parts) or "sets spread too far to tell what noise costs"
+        what = "; ".join(parts) or "sets spread too far to tell what noise costs"
         said.setdefault(what, []).append(f"{sigma:.3g}")
     return [f"At sigma {', '.join(sigmas)} {what}." for what, sigmas in said.items()]
 

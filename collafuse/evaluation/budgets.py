@@ -79,7 +79,7 @@ class BudgetFigures:
     @property
     def costs(self) -> bool:
         """Whether pictures are surely worse than of exact statistics."""
-        return self.refused != "" or (self.times_low is not None and self.times_low > 1 and not self.costs_nothing)
+        return self.times_low is not None and self.times_low > 1 and not self.costs_nothing
 
 
 @dataclass(frozen=True)
