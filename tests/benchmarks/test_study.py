@@ -29,7 +29,7 @@ def test_every_cell_is_a_configuration_with_the_networks_and_steps_of_all(cell):
     assert config.server.training.seed == cell.seed
     for client in config.clients.values():
         assert client.network == config.server.network and client.training.seed == cell.seed
-        times = len(config.clients) if cell.variant == "server-longer" else 1
+        times = {"server-longer": 1, "server-longest": 3}.get(cell.variant, 0) * len(config.clients) or 1
         assert config.server.training.steps == times * client.training.steps
 
 
