@@ -84,7 +84,7 @@ def attend(qkv: Tensor, heads: int, prepare: Callable[[Tensor], Tensor] = lambda
 
 def unit(weight: Tensor, over: tuple[int, ...]) -> Tensor:
     """Weights at length 1 over these dimensions."""
-    return weight / (weight.square().sum(over, keepdim=True).sqrt() + TINY)
+    return weight / weight.square().sum(over, keepdim=True).sqrt().clamp_min(TINY)
 
 
 @runtime_checkable

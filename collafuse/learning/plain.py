@@ -3,9 +3,9 @@
 Features are never measured: ReLU takes the place of norm and SiLU, and a runtime folds it, like the sum of a residual
 block, into the convolution in front. Noise level and labels enter as planes beside the image, and scale and shift the
 features between the two convolutions of a block, the one thing besides that a device does to every pixel. The weights
-of the inner convolutions are normalised instead (Salimans and Kingma 2016, "weight norm"), so that they bear the
-learning rate of a network with norms; a device gets them as they multiply. Shapes: B batch, C image channels, H x W
-pixels, E embedding, W numbers of a condition.
+of the inner convolutions are normalised instead (Salimans and Kingma 2016, "weight norm"), so that they learn as fast
+as those of a network with norms at the same rate; a device gets them as they multiply. Shapes: B batch, C image
+channels, H x W pixels, E embedding, W numbers of a condition.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ CHANNELS_IN = 8
 their layout where a number is neither smaller nor a multiple."""
 RELU = math.sqrt(2)
 """Undoes what ReLU takes from the magnitude of standard normal features (He et al. 2015)."""
+START = 0.1
+"""Length at which weights start, before they are normalised. The shorter, the further a step turns them, and then they
+grow; at 1, rates that suit the rest of a network turn them too slowly (decision 12)."""
 
 
 class Plain(Conventional):
@@ -54,24 +57,29 @@ class FirstConvolution(nn.Conv2d):
 
 
 class Convolution(nn.Conv2d):
-    """[B, C_in, H, W] -> [B, C_out, H, W], with weights of length 1 per output channel, times a learned gain each."""
+    """[B, C_in, H, W] -> [B, C_out, H, W], with weights of a learned size per output channel.
 
-    def __init__(self, channels_in: int, channels_out: int, size: int, gain: float) -> None:
-        super().__init__(channels_in, channels_out, size, padding=size // 2)
-        nn.init.normal_(self.weight, std=1 / math.sqrt(self.weight[0].numel()))
+    ``size`` is their root mean square and not their length: in steps of the learning rate a length would take
+    hundreds of steps to where a plain convolution's is at once.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, gain: float) -> None:
+        super().__init__(channels_in, channels_out, kernel, padding=kernel // 2)
+        self.root = math.sqrt(self.weight[0].numel())  # a channel's length over its root mean square
+        nn.init.normal_(self.weight, std=START / self.root)
         self.bias = nn.Parameter(torch.zeros(channels_out))
-        self.gain: nn.Parameter | None = nn.Parameter(torch.full((channels_out, 1, 1, 1), gain))
+        self.size: nn.Parameter | None = nn.Parameter(torch.full((channels_out, 1, 1, 1), gain / self.root))
 
     def used(self) -> Tensor:
         """The weights as they multiply."""
-        if self.gain is None:
+        if self.size is None:
             return self.weight
-        return self.gain * unit(self.weight, (1, 2, 3))
+        return self.size * self.root * unit(self.weight, (1, 2, 3))
 
     @torch.no_grad()
     def fold(self) -> None:
         """Keep the weights as they are used, for good."""
-        self.weight, self.gain = nn.Parameter(self.used(), requires_grad=False), None
+        self.weight, self.size = nn.Parameter(self.used(), requires_grad=False), None
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.conv2d(x, self.used(), self.bias, padding=self.padding)

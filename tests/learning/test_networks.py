@@ -116,7 +116,7 @@ def test_weights_of_a_network_without_norms_are_normalised_per_channel_whatever_
             layer.weight *= torch.rand(layer.out_channels, 1, 1, 1) + 0.5
     assert torch.allclose(network(x, torch.zeros(1), conditions((1, 0))), before, atol=1e-3)
     assert torch.allclose(folded(network)(x, torch.zeros(1), conditions((1, 0))), before, atol=1e-3)
-    assert all(layer.gain is not None for layer in layers)  # of the network itself nothing was folded
+    assert all(layer.size is not None for layer in layers)  # of the network itself nothing was folded
 
 
 @pytest.mark.parametrize(("attention", "expected"), [((), 0), ((8,), 3), ((4,), 4), ((8, 4), 7)])
