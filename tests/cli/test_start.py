@@ -1,12 +1,18 @@
 """cli.app: what a command on a device starts with."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cli.app import WANTED
+
+ROOT = Path(__file__).parents[2]
+MODULES = {"PyYAML": "yaml", "scikit-learn": "sklearn", "prometheus-client": "prometheus_client"}
+"""Of packages that are imported under another name."""
 TASKS = Path("/proc/self/task")
 INSPECT = """
 import os, sys
@@ -28,7 +34,7 @@ def threads(program, *words, **environment):
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         env=plain | environment,
     )
     return int(done.stdout.rpartition("threads ")[2])
@@ -41,3 +47,11 @@ def test_a_command_of_a_device_starts_no_threads_for_matrix_products(tiny_bundle
         pytest.skip("this NumPy starts no threads of its own here")
     assert threads(INSPECT, tiny_bundle) == 1
     assert threads(INSPECT, tiny_bundle, OPENBLAS_NUM_THREADS="2") == 2, "what the user sets holds"
+
+
+@pytest.mark.parametrize("extra", ["train", "serve", "sign"])
+def test_whatever_package_of_an_extra_is_missing_the_extra_is_named(extra):
+    listed = re.search(rf"^{extra} = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
+    packages = re.findall(r'"([\w-]+)', listed[1])
+    assert packages
+    assert {WANTED.get(MODULES.get(name, name)) for name in packages} == {f"collafuse[{extra}]"}
