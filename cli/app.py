@@ -29,7 +29,7 @@ ON_DEVICES = ("finish", "inspect", "keys", "bench", "doctor")
 
 WANTED = {
     **dict.fromkeys(
-        ("torch", "torchvision", "onnx", "onnxscript", "yaml", "sklearn", "matplotlib"), "collafuse[train]"
+        ("torch", "torchvision", "onnx", "onnxscript", "yaml", "sklearn", "joblib", "matplotlib"), "collafuse[train]"
     ),
     **dict.fromkeys(("fastapi", "uvicorn", "starlette", "prometheus_client"), "collafuse[serve]"),
     "cryptography": "collafuse[sign]",

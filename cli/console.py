@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from collafuse.core.metadata import escaped
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -54,10 +56,10 @@ def emit(values: Mapping[str, Any]) -> None:
 
 
 def show(values: Mapping[str, Any]) -> None:
-    """Data for people: names and values on stdout."""
+    """Data for people: names and values on stdout, which may be out of anybody's file."""
     width = max(map(len, values))
     for name, value in values.items():
-        print(f"{name:<{width}}  {_plain(value)}")
+        print(escaped(f"{name:<{width}}  {_plain(value)}"))
 
 
 def _plain(value: Any) -> str:

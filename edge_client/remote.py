@@ -147,6 +147,8 @@ class Remote:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.url = _checked_url(url)
+        if not patience >= 0:  # NaN would never end
+            raise UsageError(f"patience={patience:g}; expected a number of seconds, 0 to try once.")
         self._patience, self._say, self._pause, self._jitter = patience, say, pause, jitter
         self._authority = trust.authority
         self._http = httpx.Client(
@@ -197,11 +199,11 @@ class Remote:
                     return self._send(request, limit)
             except _Again as again:
                 # Full jitter above what the server asks for, so that clients that failed together come apart.
-                seconds = again.seconds + pause * self._jitter()
-                if time.monotonic() + seconds > give_up:
+                until_next = again.seconds + pause * self._jitter()
+                if time.monotonic() + until_next > give_up:
                     raise again.error from again
-                self._say(f"{str(again).rstrip('.')}; trying again in {seconds:.1f} s.")
-                self._pause(seconds)
+                self._say(f"{str(again).rstrip('.')}; trying again in {until_next:.1f} s.")
+                self._pause(until_next)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def _send(self, request: httpx.Request, limit: int) -> Reply:

@@ -16,7 +16,7 @@ from collafuse.core.errors import FileFormatError, TrustError, UsageError
 from collafuse.core.metadata import parse_json
 
 MAX_SEEN_BYTES = 1 << 20
-OTHERWISE = "Get one from the site that the key is of; --allow-untrusted loads it all the same."
+OTHERWISE = "Get one from the site that the key is of; finish --allow-untrusted loads it all the same."
 
 
 def pinned_file() -> Path:

@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from collafuse.core.bundle import INPUTS, OUTPUT, PIXELS, WHOLE_INPUTS, BundleInfo
 from collafuse.core.errors import UsageError
-from collafuse.core.samplers import Counted
+from collafuse.core.noise import client_sigmas
+from collafuse.core.samplers import evaluations
 
 from .runtime import finish
 
@@ -99,27 +100,32 @@ class _Symbol:
         return self._write("Div", self, other)
 
 
+def check_evaluations(info: BundleInfo) -> None:
+    """Raise UsageError where finishing takes more evaluations than one graph may hold."""
+    sigmas = client_sigmas(info.sigma_max, info.steps, info.sigma_low)
+    if evaluations(info.sampler, sigmas, guided=info.guidance != 1.0) > MAX_EVALUATIONS:
+        raise UsageError(
+            f"{info.steps} steps of {info.sampler} are more than {MAX_EVALUATIONS} evaluations, too many for one "
+            "graph; use fewer --steps, or --graph step."
+        )
+
+
 def whole_graph(step: onnx.ModelProto, info: BundleInfo) -> onnx.ModelProto:
     """A model ``x, labels -> pixels`` that finishes as the bundle's defaults say, from its sigma_max.
 
     x float32 [N, C, H, W] and labels float32 [N, W] as a step graph takes them; pixels uint8 [N, H, W, C],
     rounded as collafuse.core.pictures.to_uint8 does. Raises UsageError for more than MAX_EVALUATIONS.
     """
+    check_evaluations(info)
     writer = _Writer(step.graph)
     x, labels = (_Symbol(writer, name) for name in WHOLE_INPUTS)
     batch = writer.node("Shape", [x.name], end=1)
 
     def denoise(x: _Symbol, sigma: float, conditions: _Symbol) -> _Symbol:
-        if evaluations.nfe > MAX_EVALUATIONS:
-            raise UsageError(
-                f"{info.steps} steps of {info.sampler} are more than {MAX_EVALUATIONS} evaluations, too many for one "
-                "graph; use fewer --steps, or --graph step."
-            )
         levels = writer.node("Expand", [writer.constant(sigma), batch])
         return _Symbol(writer, writer.copy_of_step(dict(zip(INPUTS, (x.name, levels, conditions.name), strict=True))))
 
-    evaluations = Counted(denoise)
-    finished = finish(evaluations, x, labels, info, blank=_unconditional(labels, info.space.width))
+    finished = finish(denoise, x, labels, info, blank=_unconditional(labels, info.space.width))
     _write_pixels(finished)
     ends = {value.name: value for value in step.graph.input}
     channels, height, width = info.image_shape

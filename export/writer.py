@@ -32,7 +32,7 @@ from .half import halve_weights
 from .parity import HALF_TOLERANCE, Parity, check_parity
 from .quantise import quantise
 from .runtime import OnnxStep, OnnxWhole, finish
-from .whole import whole_graph
+from .whole import check_evaluations, whole_graph
 
 LEAST_PSNR_DB = 40.0
 """Below this, for the images of any one label, a precision is refused: 40 dB is a root mean square of 2.6 grey levels
@@ -86,7 +86,9 @@ def export_client(
     refuse_existing(path, overwrite)
     _check_arguments(client, steps, precision, graph, intermediates)
     info = _describe(model, settings, client, settings.sampler.steps if steps is None else steps, opset)
-    # Before what takes torch seconds: a file that does not fit is refused at once.
+    # Before what takes torch seconds: a graph with too many steps, or a file that does not fit, is refused at once.
+    if graph == "whole":
+        check_evaluations(info)
     given = None if intermediates is None or precision == "fp32" else calibration.read(intermediates, info)
     onnx_model = export_graph(model.denoiser, opset)
     parity = check_parity(model.denoiser, onnx_model.SerializeToString(), info)

@@ -36,6 +36,8 @@ def storage_error(path: Path, error: OSError) -> StorageError:
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.ENOENT: "the folder does not exist; create it first",
         errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder",
+        errno.EEXIST: "a part of the path is a file, not a folder; choose another folder",  # in the words of mkdir
+        errno.EISDIR: "a folder lies there; choose another name",
         errno.EFBIG: "the file is larger than the file system allows; write fewer images at once",
     }
     reason = reasons.get(error.errno or 0, f"{error.strerror or error}; choose another place or repair this one")

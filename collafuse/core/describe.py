@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import bundle, intermediate, release, signing, statistics, tensorfile, texts
 from .errors import FileFormatError, RuntimeMissingError
+from .metadata import shown
 from .noise import SCHEDULES, Cut, log_snr_from_sigma, t_from_sigma
 from .tensorstream import open_stream
 
@@ -38,15 +39,31 @@ def describe(path: Path) -> dict[str, Any]:
         values = _statistics(statistics.read(path))
     elif kind in OTHER_KINDS:
         values = _tensors(path, kind)
-    else:
+    elif kind is None and _begins_as_bundle(path):
         kind, values = bundle.KIND, _bundle(bundle.read(path), str(path))
-    return {
+    else:
+        what = "no file of ours, or damaged" if kind is None else f"of kind {shown(kind)}"
+        raise FileFormatError(
+            f"{path} is {what}; expected a release, intermediates, a bundle, weights or another file that a command of "
+            "this version of collafuse wrote."
+        )
+    seen = {
         "kind": kind,
         "bytes": path.stat().st_size,
         "file_sha256": tensorfile.file_digest(path),
         "digest": "matches the SHA-256 in the file",  # or the file would have been refused
-        **values,
     }
+    return {**seen, **values, **seen}  # what the file says of itself takes the place of none of these
+
+
+def _begins_as_bundle(path: Path) -> bool:
+    """Whether a file begins as ONNX files do, with the version of the format; so does one that cannot be read, of which
+    whoever reads it says why."""
+    try:
+        with path.open("rb") as file:
+            return file.read(1) == b"\x08"
+    except OSError:
+        return True
 
 
 def _images(shape: tuple[int, ...], dtype: str, sigma: float) -> dict[str, Any]:

@@ -46,6 +46,11 @@ def shown(value: object, longest: int = 80) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
+def escaped(text: str) -> str:
+    """The text for a terminal: as an escape what would steer it, as it is what can be seen, and joiners."""
+    return "".join(c if c.isprintable() or ord(c) in WITHOUT_JOINERS else repr(c)[1:-1] for c in text)
+
+
 def shown_names(names: Iterable[str]) -> str:
     """As :func:`shown`, for several names in alphabetical order."""
     return shown(sorted(names), longest=300)[1:-1]

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,13 +127,20 @@ class SigningKey:
         text = made._private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(text)
-        except OSError as error:
-            raise storage_error(path, error) from error
-        write_bytes(public_path, f"{PUBLIC} {made.public} {path.stem}\n".encode())
+        with ExitStack() as undo:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                # A part of a key is none, and would only keep the command from being given again.
+                undo.callback(path.unlink, missing_ok=True)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise storage_error(path, error) from error
+            write_bytes(public_path, f"{PUBLIC} {made.public} {path.stem}\n".encode())
+            undo.pop_all()
         return made
 
     @classmethod

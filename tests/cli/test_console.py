@@ -59,3 +59,11 @@ def test_numbers_are_shown_short(capsys):
         "-",
         "x, y",
     ]
+
+
+def test_what_a_file_says_steers_no_terminal(capsys):
+    persian = "\u0645\u06cc\u200c\u062e\u0648"
+    show({"role": "a\x1b[2Jb", "na\rme": ["\x07"], "prompts": [persian], "in": {"a": "\u202e"}})
+    shown = capsys.readouterr().out
+    assert "a\\x1b[2Jb" in shown and "na\\rme" in shown and persian in shown
+    assert all(c.isprintable() or c in "\n\u200c" for c in shown)

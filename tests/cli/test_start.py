@@ -1,14 +1,19 @@
 """cli.app: what a command starts with."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cli.app import main
 
+from cli.app import WANTED, main
+
+ROOT = Path(__file__).parents[2]
+MODULES = {"PyYAML": "yaml", "scikit-learn": "sklearn", "prometheus-client": "prometheus_client"}
+"""Of packages that are imported under another name."""
 TASKS = Path("/proc/self/task")
 INSPECT = """
 import os, sys
@@ -30,7 +35,7 @@ def threads(program, *words, **environment):
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         env=plain | environment,
     )
     return int(done.stdout.rpartition("threads ")[2])
@@ -54,3 +59,11 @@ def test_waiting_threads_do_not_keep_processors_from_other_work(given, holds, mo
     with pytest.raises(SystemExit):
         main()
     assert os.environ["GOMP_SPINCOUNT"] == holds
+
+
+@pytest.mark.parametrize("extra", ["train", "serve", "sign"])
+def test_whatever_package_of_an_extra_is_missing_the_extra_is_named(extra):
+    listed = re.search(rf"^{extra} = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
+    packages = re.findall(r'"([\w-]+)', listed[1])
+    assert packages
+    assert {WANTED.get(MODULES.get(name, name)) for name in packages} == {f"collafuse[{extra}]"}

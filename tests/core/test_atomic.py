@@ -137,15 +137,16 @@ def test_of_several_processes_without_hard_links_one_writes_the_file_and_the_oth
 
 def test_overwriting_a_folder_is_a_storage_error(tmp_path):
     (tmp_path / "a.bin").mkdir()
-    with pytest.raises(StorageError, match=r"cannot write .*a\.bin: .*Nothing was changed there"):
+    with pytest.raises(StorageError, match=r"a\.bin: a folder lies there; choose another name\. Nothing was"):
         write_bytes(tmp_path / "a.bin", b"new", overwrite=True)
     assert names(tmp_path) == ["a.bin"]
 
 
 def test_a_file_in_place_of_a_folder_is_a_storage_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="cannot write"):
-        write_bytes(tmp_path / "file" / "a.bin", b"new")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(StorageError, match="a part of the path is a file, not a folder; choose another folder"):
+            write_bytes(folder / "a.bin", b"new")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from collafuse.core import intermediate as intermediates
 from collafuse.core import release as releases
@@ -75,6 +77,47 @@ def test_a_foreign_file_is_refused(tmp_path):
     for path in (tmp_path / "a.png", tmp_path, tmp_path / "gone"):
         with pytest.raises(FileFormatError):
             describe(path)
+
+
+def test_what_a_file_says_of_itself_takes_the_place_of_nothing_that_was_looked_at(tmp_path):
+    said = {"role": "client", "bytes": 5, "file_sha256": "f" * 64, "digest": "mine", "tensors": 0}
+    data = tensorfile.to_bytes("weights", 1, said, {"w": np.zeros((2, 3), np.float32)})
+    (tmp_path / "weights").write_bytes(data)
+    values = describe(tmp_path / "weights")
+    assert (values["bytes"], values["file_sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (values["digest"], values["tensors"]) == ("matches the SHA-256 in the file", 1)
+
+
+FOREIGN = {
+    "a picture": b"\x89PNG\r\n\x1a\n",
+    "a text": b"name: digits\n",
+    "nothing": b"",
+    "another's tensors": safetensors.numpy.save({"a": np.zeros(3)}),
+    "the beginning of ours": tensorfile.to_bytes("weights", 1, {}, {"w": np.zeros(3)})[:100],
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_file_of_another_kind_is_not_said_to_be_a_damaged_bundle(tmp_path, what):
+    (tmp_path / "it").write_bytes(FOREIGN[what])
+    with pytest.raises(FileFormatError, match="it is no file of ours, or damaged; expected a release"):
+        describe(tmp_path / "it")
+
+
+def test_a_file_that_may_not_be_read_is_refused_with_the_reason(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "it").touch()
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(FileFormatError, match="Permission denied"):
+        describe(tmp_path / "it")
+
+
+def test_a_kind_of_a_newer_version_is_named(tmp_path):
+    (tmp_path / "it").write_bytes(tensorfile.to_bytes("sketch", 1, {}, {"w": np.zeros(3)}))
+    with pytest.raises(FileFormatError, match="it is of kind 'sketch'"):
+        describe(tmp_path / "it")
 
 
 def test_a_noise_level_is_shown_in_three_coordinates(files):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from onnx import helper
 from collafuse.core import bundle as bundles
 from collafuse.core import signing
 from collafuse.core.describe import describe
-from collafuse.core.errors import FileFormatError, OutputExistsError, RuntimeMissingError
+from collafuse.core.errors import FileFormatError, OutputExistsError, RuntimeMissingError, StorageError
 from collafuse.core.signing import SigningKey, read_public_keys
 from tests.bundles import halving_bundle, halving_info, halving_model
 from tests.damage import bit_flips, truncations
@@ -126,6 +127,20 @@ def test_a_key_is_never_overwritten(tmp_path):
     with pytest.raises(OutputExistsError, match=r"site\.key\.pub exists"):
         SigningKey.new(tmp_path / "site.key")
     assert not (tmp_path / "site.key").exists()
+
+
+@pytest.mark.parametrize("half", ["private", "public"])
+def test_a_disk_that_is_full_leaves_no_half_of_a_key(tmp_path, monkeypatch, half):
+    room = iter([half == "public", False])
+
+    def fsync(descriptor):
+        if not next(room):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(StorageError, match=r"site\.key.*the disk is full.*Nothing was changed there"):
+        SigningKey.new(tmp_path / "site.key")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_several_keys_with_names_and_comments_make_a_list(tmp_path):

@@ -74,6 +74,26 @@ def test_pauses_do_not_grow_for_ever(waits):
     assert max(waits.seconds) == 60.0
 
 
+def test_every_answer_is_waited_for_as_long_as_the_first(waits, monkeypatch):
+    busy, waited = says(503, "BusyError", "no room"), []
+    with scripted(busy, b"", answer(200)) as server, waits.remote(server.url) as remote:
+        build = remote._http.build_request
+
+        def built(*words, timeout, **more):
+            waited.append(timeout.read)
+            return build(*words, timeout=timeout, **more)
+
+        monkeypatch.setattr(remote._http, "build_request", built)
+        remote.ask("GET", "/v1/model", limit=100, seconds=42.0)
+    assert waited == [42.0] * 3
+
+
+@pytest.mark.parametrize("patience", [float("nan"), -1.0])
+def test_a_patience_that_is_no_time_is_refused(waits, patience):
+    with pytest.raises(UsageError, match=r"patience=(nan|-1); expected a number of seconds"):
+        waits.remote("http://127.0.0.1:1", patience=patience)
+
+
 def test_patience_ends_with_what_the_server_said_last(waits):
     with scripted(says(503, "BusyError", "no room.", "Retry-After: 7")) as server:
         with waits.remote(server.url, patience=5) as remote, pytest.raises(BusyError, match=r"^no room\.$") as refused:

@@ -25,6 +25,7 @@ from collafuse.core.noise import SIGMA_MIN
 from collafuse.learning.weights import TrainedModel
 from export.graph import OPSETS, export_graph
 from export.parity import HALF_TOLERANCE, TOLERANCE, torch_values
+from export.whole import MAX_EVALUATIONS
 from export.writer import LEAST_PSNR_DB, export_client
 from tests.export.conftest import THREE, graph_of
 from tests.tiny import denoiser
@@ -294,3 +295,9 @@ def test_a_network_that_torch_cannot_export_is_refused_in_one_sentence(tiny_mode
         export_client(model, north, "north", tmp_path / "a.onnx")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_too_many_evaluations_are_refused_before_torch_exports_anything(tiny_model, north, tmp_path, monkeypatch):
+    monkeypatch.setattr("export.writer.export_graph", lambda *_: pytest.fail("it was exported first"))
+    with pytest.raises(UsageError, match="65 steps of dpmpp_2m are more than 64 evaluations"):
+        export_client(tiny_model, north, "north", tmp_path / "a.onnx", steps=MAX_EVALUATIONS + 1, graph="whole")
