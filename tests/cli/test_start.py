@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-
 from cli.app import WANTED, main
 
 ROOT = Path(__file__).parents[2]
