@@ -44,7 +44,7 @@ from export.writer import export_client
 from .ablation_server import delivered
 from .judge import noised
 
-MIDDLE: dict[str, Any] = {"channels": 32, "multipliers": [1, 2], "blocks": 1}
+MIDDLE: dict[str, Any] = {"channels": 32, "multipliers": [1, 2], "blocks": 1, "norm": "group"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "width-16": MIDDLE | {"channels": 16},
     "width-32": MIDDLE,

@@ -67,7 +67,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory, own_folders: None) -> Iter
         yield found
 
 
-TINY_NETWORK = {"channels": 8, "multipliers": [1, 2], "blocks": 1}
+TINY_NETWORK = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "norm": "group"}
 TINY_TRAINING = {"steps": 6, "batch_size": 16, "warmup_steps": 2, "log_every": 2, "checkpoint_every": 3}
 
 

@@ -35,6 +35,15 @@ def test_everything_but_the_data_the_clients_and_their_cuts_has_a_default():
     assert config.server.sampler.steps == 18 and config.data.image_shape == (1, 8, 8)
 
 
+def test_a_clients_network_is_that_of_a_device_wherever_it_says_nothing_else():
+    assert from_mapping(values()).server.network.norm == "group"
+    for given in ({}, {"network": {"blocks": 1}}):
+        network = with_client(cut={"sigma": 1.0}, **given).client("a").network
+        assert (network.channels, network.norm) == (32, "none")
+    network = with_client(cut={"sigma": 1.0}, network={"channels": 8, "norm": "group"}).client("a").network
+    assert (network.channels, network.norm) == (8, "group")
+
+
 def test_a_client_takes_over_at_twice_its_cut_and_at_the_cut_where_nothing_is_noised():
     statistics = {"server": {"kind": "statistics"}}
     assert from_mapping(values()).client("a").handover_sigma == 2.0

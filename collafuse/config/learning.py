@@ -31,10 +31,11 @@ class NetworkSettings(Section):
     """Resolutions (in pixels) at which self-attention is used."""
     dropout: Share = 0.0
     norm: Literal["group", "magnitude", "none"] = "group"
-    """What keeps features at one size. group: group norm. magnitude: weights that are normalised themselves (Karras et
-    al. 2024), which costs a device nothing. none: features as they come, as in networks for image restoration (Zhang
-    et al. 2021): ReLU, and weights with a learned size per channel (Salimans and Kingma 2016), so that a device does
-    little else than convolutions. What each costs and gains: docs/results.md."""
+    """What keeps features at one size; by default group at a server and none at a client. group: group norm. magnitude:
+    weights that are normalised themselves (Karras et al. 2024), which costs a device nothing. none: features as they
+    come, as in networks for image restoration (Zhang et al. 2021): ReLU, and weights with a learned size per channel
+    (Salimans and Kingma 2016), so that a device does little else than convolutions. What each costs and gains:
+    docs/results.md."""
 
     def check_side(self, side: int) -> None:
         """Raise ConfigError, naming what works, unless a U-Net of this kind can halve an image's side cleanly and has

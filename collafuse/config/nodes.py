@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..core.mechanism import Budget
 from ..core.noise import SIGMA_MAX, SIGMA_MIN, Cut
@@ -97,6 +98,10 @@ class ServerSettings(Section):
     """Send the last x0_hat with an intermediate, so that a multistep sampler starts warm at the client."""
 
 
+FOR_DEVICES = NetworkSettings(channels=32, norm="none")
+"""A client's network where its configuration says nothing else."""
+
+
 class ClientSettings(Section):
     """One site: its cut, its data and its low-noise half."""
 
@@ -117,10 +122,16 @@ class ClientSettings(Section):
     """This site's own image folder, in place of ``data.path``."""
     ledger: Path | None = None
     """Where this site keeps its record of released images; needed by the ``release`` command."""
-    network: NetworkSettings = NetworkSettings(channels=32)
+    network: NetworkSettings = FOR_DEVICES
+    """Its defaults are other ones than a server's: 32 channels, and no norms, since a device is to run it."""
     training: TrainingSettings = TrainingSettings()
     sampler: ClientSamplerSettings = ClientSamplerSettings()
     distillation: DistillationSettings = DistillationSettings()
+
+    @field_validator("network", mode="before")
+    @classmethod
+    def _for_devices(cls, given: Any) -> Any:
+        return {**FOR_DEVICES.model_dump(), **given} if isinstance(given, Mapping) else given
 
     @property
     def handover_sigma(self) -> float:
