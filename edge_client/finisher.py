@@ -145,7 +145,9 @@ class Finisher:
 
         batch_size: images per evaluation at most, by default what suits provider and image size.
         """
-        return np.concatenate(list(self.batches(intermediate, batch_size)))
+        channels, height, width = self.bundle.info.image_shape
+        none = np.empty((0, height, width, channels), np.uint8)
+        return np.concatenate([none, *self.batches(intermediate, batch_size)])
 
     def batches(self, intermediate: Source, batch_size: int | None = None) -> Iterator[NDArray[np.uint8]]:
         """As :meth:`finish`, a batch at a time, so that a large job needs little memory."""

@@ -163,7 +163,7 @@ def named(name: str) -> Provider:
         if provider.runtime_name == name:
             return provider
     if name.endswith(RUNTIME_SUFFIX) and name.isidentifier():
-        return Provider(name, name, "install an onnxruntime that has it")
+        return Provider(name, name, "install an onnxruntime that has it, and what it needs itself")
     raise UsageError(
         f"provider {name!r} is not known; use {AUTO}, {', '.join(PROVIDERS)}, or onnxruntime's own name for another."
     )

@@ -34,12 +34,24 @@ def pinned_file() -> Path:
 
 
 def pin(path: Path) -> dict[str, str]:
-    """Add the public keys of a file to the pinned ones and return all of them with their names."""
+    """Add the public keys of a file to the pinned ones and return all of them with their names.
+
+    Lines and comments that stand there stay. Raises UsageError where the file would be larger than is ever read.
+    """
     pinned = pinned_file()
-    keys = (signing.read_public_keys(pinned) if pinned.exists() else {}) | signing.read_public_keys(path)
-    lines = [f"{signing.PUBLIC} {key} {name}".rstrip() for key, name in keys.items()]
-    write_bytes(pinned, "".join(f"{line}\n" for line in lines).encode(), overwrite=True)
-    return keys
+    known = signing.read_public_keys(pinned) if pinned.exists() else {}
+    added = {key: name for key, name in signing.read_public_keys(path).items() if known.get(key) != name}
+    data = pinned.read_bytes() if known else b""
+    if data and not data.endswith(b"\n"):
+        data += b"\n"
+    data += "".join(f"{signing.PUBLIC} {key} {name}".rstrip() + "\n" for key, name in added.items()).encode()
+    if len(data) > signing.MAX_KEY_FILE_BYTES:
+        raise UsageError(
+            f"{pinned} would have {len(data)} bytes with {path}, of which {signing.MAX_KEY_FILE_BYTES} are read; "
+            "remove the lines of keys that are no longer in use."
+        )
+    write_bytes(pinned, data, overwrite=True)
+    return known | added
 
 
 def keys_in_force(given: Path | None) -> Path | None:

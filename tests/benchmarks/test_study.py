@@ -109,10 +109,16 @@ def line(cell: Cell, frechet: float, sites: dict[str, float]) -> dict:
 def test_the_table_joins_seeds_and_compares_with_one_model_of_the_same_seed_and_levels():
     whole = Cell("one-site", "centralised", 1.0)
     elsewhere, early = replace(whole, variant="handover-1"), replace(MAIN, variant="handover-1")
-    cells = [whole, replace(whole, seed=1), MAIN, replace(MAIN, seed=1), elsewhere, early]
     sites = {"a": 2, "b": 1}
-    measured = [(10, sites), (20, sites), (11, sites | {"a": 3}), (26, sites | {"a": 5}), (30, sites), (15, sites)]
-    text = to_markdown({cell: line(cell, *figures) for cell, figures in zip(cells, measured, strict=True)}, STUDY)
+    measured = {
+        whole: (10, sites),
+        replace(whole, seed=1): (20, sites),
+        MAIN: (11, sites | {"a": 3}),
+        replace(MAIN, seed=1): (26, sites | {"a": 5}),
+        elsewhere: (30, sites),
+        early: (15, sites),
+    }
+    text = to_markdown({cell: line(cell, *figures) for cell, figures in measured.items()}, STUDY)
     assert "| collafuse | 1 | 2 | 18.5 ± 11 | 0.002 ± 0 | - | - | - | 1.200 ± 0.14 |" in text
     assert "| collafuse, handover-1 | 1 | 1 | 15 ± 0.1 | 0.002 ± 0.0005 | - | - | - | 0.500 |" in text
     assert "| collafuse | 1 | 2 | 4 ± 1.4 | 1 ± 0 |" in text  # at the sites

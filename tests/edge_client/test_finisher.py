@@ -100,6 +100,10 @@ def test_batches_come_in_order_and_one_at_a_time(finisher, tiny_intermediate):
     assert grey_levels_apart(np.concatenate(batches), finisher.finish(tiny_intermediate)) <= 1
 
 
+def test_no_images_are_finished_into_none(finisher, tiny_intermediate):
+    assert finisher.finish(tiny_intermediate.block(slice(0, 0))).shape == (0, 8, 8, 1)
+
+
 def test_the_number_of_threads_does_not_change_an_image(tiny_bundle, finisher, tiny_intermediate):
     alone = Finisher.load(tiny_bundle, threads=1).finish(tiny_intermediate)
     assert grey_levels_apart(alone, finisher.finish(tiny_intermediate)) <= 1

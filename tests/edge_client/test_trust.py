@@ -111,6 +111,33 @@ def test_pinned_keys_add_up_and_are_in_force(site, tmp_path, monkeypatch):
     assert trust.require(read(signed_bundle(other)), "a.onnx", pinned).startswith("signed by other on ")
 
 
+def test_what_stands_in_the_file_of_pinned_keys_stays_as_it_is(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    key, keys = site
+    pinned = tmp_path / "config/collafuse/trusted-keys"
+    pinned.parent.mkdir(parents=True)
+    mine = f"# the site's key, until spring\n\n{keys.read_text().strip()}"  # an editor left no newline at the end
+    pinned.write_text(mine)
+    other = SigningKey.new(tmp_path / "other.key")
+    trust.pin(keys)
+    trust.pin(public_of(tmp_path / "other.key"))
+    assert pinned.read_text() == f"{mine}\n{public_of(tmp_path / 'other.key').read_text()}"
+    assert list(trust.pin(keys)) == [key.public, other.public]
+
+
+def test_no_more_keys_are_pinned_than_would_be_read(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    _, keys = site
+    many = tmp_path / "many"
+    many.write_text("".join(f"collafuse-ed25519 {number:064x} site {number}\n" for number in range(680)))
+    trust.pin(many)
+    before = trust.pinned_file().read_bytes()
+    many.write_text("".join(f"collafuse-ed25519 {number:064x} site {number}\n" for number in range(680, 780)))
+    with pytest.raises(UsageError, match="remove the lines of keys that are no longer in use"):
+        trust.pin(many)
+    assert trust.pinned_file().read_bytes() == before and len(trust.pin(keys)) == 681
+
+
 def test_doctor_and_bench_refuse_what_finishing_would_refuse(site, tmp_path, monkeypatch):
     key, keys = site
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
