@@ -1,14 +1,15 @@
 """``python -m benchmarks.study.errors DATA --work DIR``: where a server that learned from releases falls behind.
 
 The mean squared error of each server that is trained in a work folder, on images that nobody trained on, level by
-level, as a multiple of that of the centralised model, which learned from the same images clean. What a Fréchet distance
-says of a cell in half an hour, this says of its server in a minute, and at which levels.
+level, as a multiple of that of the centralised model of its seed, which learned from the same images clean. What a
+Fréchet distance says of a cell in half an hour, this says of its server in a minute, and at which levels.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ import torch
 
 from collafuse.data.imageset import ImageSet
 from collafuse.evaluation.baselines.part import Part
-from collafuse.learning import weights
 from collafuse.learning.denoiser import Denoiser
 
 from . import methods
@@ -50,10 +50,10 @@ def servers(study: Study, images: Images, data: Path, work: Path) -> Iterator[tu
         if cell.data != DATA or cell.method != "collafuse" or cell.variant in methods.UNTRAINED:
             continue
         (server, *_) = _parts(cell, study, images, data, work)
-        path = methods.folder_of(server, work).weights
-        if server.digest not in seen and path.exists():
+        model = None if server.digest in seen else methods.trained(server, work)
+        if model is not None:
             seen.add(server.digest)
-            yield cell, weights.load(path, server.role).denoiser
+            yield cell, model.denoiser
 
 
 def _parts(cell: Cell, study: Study, images: Images, data: Path, work: Path) -> list[Part]:
@@ -67,20 +67,22 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="CIFAR-10 as a folder of images, one sub-folder per class")
     parser.add_argument("--work", type=Path, required=True, help="a work folder of the study")
     arguments = parser.parse_args()
-    study = Study.read()
-    whole = Cell(DATA, WHOLE, 1.0)
-    config = study.config_of(whole, arguments.images, arguments.work / "cache")
-    images, count = Images.of(config), study.images_per_site(whole)
+    study, work = Study.read(), arguments.work
+    first = Cell(DATA, WHOLE, 1.0)
+    config = study.config_of(first, arguments.images, work / "cache")
+    images, count = Images.of(config), study.images_per_site(first)
     (site,) = images.sites(config, count + UNSEEN).values()
     unseen = site.train.take(np.arange(count, count + UNSEEN))
-    (part,) = _parts(whole, study, images, arguments.images, arguments.work)
-    centralised = weights.load(methods.folder_of(part, arguments.work).weights, part.role).denoiser
     print(f"Held-out error over that of the centralised model, {UNSEEN:,} images, by level over the cut:\n")
     print(f"| cut | variant | seed | {' | '.join(f'{times:g}' for times in TIMES)} |\n|{'---|' * (3 + len(TIMES))}")
-    for cell, denoiser in servers(study, images, arguments.images, arguments.work):
+    for cell, denoiser in servers(study, images, arguments.images, work):
+        (part,) = _parts(replace(first, seed=cell.seed), study, images, arguments.images, work)
+        whole = methods.trained(part, work)
+        if whole is None:
+            continue
         assert cell.cut is not None
         levels = [times * cell.cut for times in TIMES]
-        ratios = [error(denoiser, unseen, sigma) / error(centralised, unseen, sigma) for sigma in levels]
+        ratios = [error(denoiser, unseen, sigma) / error(whole.denoiser, unseen, sigma) for sigma in levels]
         shown = " | ".join(f"{ratio:.3f}" for ratio in ratios)
         print(f"| {cell.cut:g} | {cell.variant or '-'} | {cell.seed} | {shown} |", flush=True)
 

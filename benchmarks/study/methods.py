@@ -112,14 +112,20 @@ def folder_of(part: Part, work: Path) -> NodeFolder:
     return NodeFolder(work / "parts" / f"{part.node}-{part.digest[:16]}")
 
 
+def trained(part: Part, work: Path) -> weights.TrainedModel | None:
+    """What a part has become; None where its training has not ended in this work folder."""
+    kept = folder_of(part, work).weights
+    return weights.load(kept, part.role) if kept.exists() else None
+
+
 def train(parts: list[Part], work: Path, reporter: Reporter) -> dict[str, weights.TrainedModel]:
     """Train what is not trained yet; an interrupted training goes on, one of another study is waited for."""
     models = {}
     for part in parts:
         folder = folder_of(part, work)
         with alone(folder.path.with_name(f"{folder.path.name}.lock")):
-            if folder.weights.exists():
-                models[part.node] = weights.load(folder.weights, part.role)
-            else:
-                models[part.node] = part.train(folder, torch.device("cpu"), reporter.observer(part.node), resume=True)
+            model = trained(part, work)
+            if model is None:
+                model = part.train(folder, torch.device("cpu"), reporter.observer(part.node), resume=True)
+            models[part.node] = model
     return models

@@ -11,7 +11,6 @@ import argparse
 from pathlib import Path
 
 from collafuse.config import Config
-from collafuse.learning import weights
 
 from . import methods
 from .__main__ import generate, reference_of
@@ -43,9 +42,9 @@ def frechet(cell: Cell, study: Study, images: Images, judge: Judge, folders: tup
     config = study.config_of(cell, data, work / "cache")
     sites = images.sites(config, study.images_per_site(cell))
     parts = methods.parts_of(cell, config, sites, work)
-    if not all(methods.folder_of(part, work).weights.exists() for part in parts):
+    models = {part.node: methods.trained(part, work) for part in parts}
+    if None in models.values():
         return None
-    models = {part.node: weights.load(methods.folder_of(part, work).weights, part.role) for part in parts}
     made = (generate(cell, finishing_in(config, steps), sites, models, SAMPLES) for steps in STEPS)
     return [judge.figures(pooled(one), reference_of(sites))["frechet"][0] for one in made]
 
@@ -56,12 +55,13 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="CIFAR-10 as a folder of images, one sub-folder per class")
     parser.add_argument("--work", type=Path, required=True, help="a work folder of the study")
     parser.add_argument("--cuts", type=float, nargs="+", help="those of these cuts alone")
+    parser.add_argument("--seed", type=int, default=0, help="the cells of this seed")
     arguments = parser.parse_args()
     study, work = Study.read(), arguments.work
     cells = [
         cell
         for cell in study.cells
-        if cell.data == DATA and cell.method in METHODS and cell.variant in VARIANTS and not cell.seed
+        if cell.data == DATA and cell.method in METHODS and cell.variant in VARIANTS and cell.seed == arguments.seed
     ]
     images = Images.of(study.config_of(cells[0], arguments.images, work / "cache"))
     judge = Judge(images.judge, images.reference, work)
