@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.__main__ import main as start
 from cli.app import WANTED, main
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,21 @@ def test_a_command_of_a_device_starts_no_threads_for_matrix_products(tiny_bundle
         pytest.skip("this NumPy starts no threads of its own here")
     assert threads(INSPECT, tiny_bundle) == 1
     assert threads(INSPECT, tiny_bundle, OPENBLAS_NUM_THREADS="2") == 2, "what the user sets holds"
+
+
+class Interrupted:
+    """A finder of modules at whose work somebody presses Ctrl-C."""
+
+    def find_spec(self, name, path=None, target=None):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_the_command_line_loads_leaves_no_traceback(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted()])
+    with pytest.raises(SystemExit) as stop:
+        start()
+    assert stop.value.code == 130 and capsys.readouterr().err == "interrupted.\n"
 
 
 @pytest.mark.parametrize(("given", "holds"), [(None, "1000"), ("7", "7")])
