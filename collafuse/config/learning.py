@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ..core.conditioning import MAX_GUIDANCE
 from ..core.errors import ConfigError
-from ..core.samplers import STEPS
+from ..core.samplers import SERVER_SAMPLERS, STEPS
 from .section import Count, Positive, Section, Seed, Share
 
 MixedPrecision = bool | Literal["cpu"]
@@ -16,6 +16,7 @@ MixedPrecision = bool | Literal["cpu"]
 MAX_SIGMA_DATA = 1e3
 """The largest standard deviation of clean data that weights may name; images in [-1, 1] have at most 1."""
 SamplerName = Literal["euler", "heun", "dpmpp_2m"]
+ServerSamplerName = Literal["euler", "heun", "dpmpp_2m", "euler_ancestral"]
 
 
 class NetworkSettings(Section):
@@ -113,10 +114,13 @@ class TrainingSettings(Section):
 class SamplerSettings(Section):
     """How a node denoises."""
 
-    name: SamplerName = "dpmpp_2m"
+    name: ServerSamplerName = "dpmpp_2m"
+    """euler (DDIM), heun, dpmpp_2m (DPM-Solver++ 2M); at a server also euler_ancestral (DDPM), which adds fresh noise
+    at every step and wants more of them."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 18
     guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 1.0
     """Weight of classifier-free guidance; 1 is plain conditioning at half the cost."""
 
 
 assert set(STEPS) == set(SamplerName.__args__)  # type: ignore[attr-defined]
+assert set(SERVER_SAMPLERS) == set(ServerSamplerName.__args__)  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from ..core.mechanism import Budget
 from ..core.noise import SIGMA_MAX, SIGMA_MIN, Cut
 from .data import Selection
-from .learning import MixedPrecision, NetworkSettings, SamplerSettings, TrainingSettings
+from .learning import MixedPrecision, NetworkSettings, SamplerName, SamplerSettings, TrainingSettings
 from .section import Count, Positive, Section
 
 
@@ -44,6 +44,7 @@ class DistillationSettings(Section):
 class ClientSamplerSettings(SamplerSettings):
     """A device's half."""
 
+    name: SamplerName = "dpmpp_2m"
     steps: Annotated[int, Field(ge=1, le=1000)] = 6
     sigma_low: Annotated[float, Field(ge=SIGMA_MIN)] = 0.02
     """Lowest level evaluated before the last step to 0; 0.02 is 2.5 of 255 grey levels. At most half the cut."""

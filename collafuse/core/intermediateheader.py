@@ -15,7 +15,7 @@ from .errors import FileFormatError
 from .metadata import Fields
 from .noise import SIGMA_MAX, SIGMA_MIN
 from .release import check_image_shape, read_label_names
-from .samplers import STEPS
+from .samplers import SERVER_SAMPLERS
 
 MAX_NFE = 100_000
 LEAST_STEP = 1e-6
@@ -72,7 +72,7 @@ def read_header(fields: Fields, tensors: Mapping[str, tensorfile.HasLayout], sou
         sigma=sigma,
         label_names=names,
         server_model=fields.text("server_model"),
-        sampler=fields.text("sampler", one_of=STEPS),
+        sampler=fields.text("sampler", one_of=SERVER_SAMPLERS),
         nfe=fields.integer("nfe", at_least=0, at_most=MAX_NFE),
         guidance=fields.number("guidance", at_least=0.0, at_most=MAX_GUIDANCE),
         previous_sigma=previous_sigma,

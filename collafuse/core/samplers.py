@@ -177,6 +177,10 @@ def euler_ancestral(
 STEPS: dict[str, Step] = {"euler": euler_step, "heun": heun_step, "dpmpp_2m": dpmpp_2m_step}
 """The deterministic steps by the names that configurations, bundles and commands use."""
 
+STOCHASTIC: dict[str, Step] = {"euler_ancestral": euler_ancestral_step}
+"""Steps that add fresh noise, for servers: what a device makes of an intermediate is decided by the intermediate."""
+SERVER_SAMPLERS = (*STEPS, *STOCHASTIC)
+
 EVALUATES_AT_END = frozenset({"heun"})
 """Samplers whose step evaluates the denoiser at sigma_next; a server cannot end them at its release level."""
 

@@ -21,7 +21,7 @@ from ..core.intermediate import Intermediate
 from ..core.noise import SIGMA_MAX, Cut, server_sigmas, whole_sigmas
 from ..core.pairing import conditions_for
 from ..core.pictures import Pixels, to_uint8
-from ..core.samplers import STEPS, History, run
+from ..core.samplers import History, run
 from ..data.imageset import ImageSet
 from ..learning import weights
 from ..learning.denoiser import Denoiser
@@ -30,7 +30,8 @@ from ..learning.seeds import keyed_seed
 from ..nodes.client import finish_all
 from ..nodes.planned import Planned
 from ..nodes.runfolder import RunFolder
-from ..nodes.server import Server, start_noise
+from ..nodes.server import Server
+from ..nodes.streams import draw, server_step, start_noise, streams
 from . import baselines
 from .generated import Generated
 
@@ -167,10 +168,10 @@ class SplitRun:
         """One denoiser from pure noise along the levels; ``x0_hat_at_end``: what it takes for the image there."""
         parts = []
         for rows in _batches(len(conditions)):
-            start = start_noise(range(rows.start, rows.stop), denoiser.image_shape, seed)
-            x = torch.from_numpy(start).to(self.device) * SIGMA_MAX
+            own = streams(range(rows.start, rows.stop), seed)
+            x = torch.from_numpy(draw(own, denoiser.image_shape)).to(self.device) * SIGMA_MAX
             denoise = guided(denoiser, torch.from_numpy(conditions[rows]).to(self.device), guidance)
-            x, _ = run(STEPS[sampler], denoise, x, levels)
+            x, _ = run(server_step(sampler, own), denoise, x, levels)
             parts.append((denoise(x, levels[-1]) if x0_hat_at_end else x).float().cpu())
         return torch.cat(parts).numpy()
 

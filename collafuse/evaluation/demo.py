@@ -28,7 +28,7 @@ from collafuse.data.listening import UNHEARD, Listener
 from collafuse.nodes.client import finish
 from collafuse.nodes.experiment import Experiment, ObserverOf, run_experiment
 from collafuse.nodes.runfolder import RunFolder
-from collafuse.nodes.server import start_noise
+from collafuse.nodes.streams import start_noise
 from edge_client.child import HOME, environment
 from edge_client.pictures import labelled_table, to_image, write_png
 from export.writer import Exported, export_client

@@ -16,8 +16,9 @@ from ..core.pairing import conditions_for
 from ..data.imageset import ImageSet
 from ..learning.seeds import keyed_seed
 from ..nodes.runfolder import NodeFolder
-from ..nodes.server import Server, start_noise
+from ..nodes.server import Server
 from ..nodes.sites import Site
+from ..nodes.streams import start_noise
 from .accounting import release_guarantee
 from .attacks.attributes import infer, questions
 from .attacks.exposure import Exposure, expose

@@ -26,7 +26,7 @@ from ..core.conditioning import (
 from ..core.errors import CollaFuseError, MismatchError, RefusedError, UsageError, first_line
 from ..core.intermediate import Intermediate
 from ..core.noise import SIGMA_SLACK, Cut
-from ..core.samplers import STEPS, History, check_taught, evaluations, run
+from ..core.samplers import History, check_taught, evaluations, run
 from ..core.texts import EncodedText
 from ..data.imageset import ImageSet
 from ..learning import gaussian, weights
@@ -36,6 +36,7 @@ from ..learning.denoiser import Denoiser, guided_together
 from .planned import Planned, check_asked, planned_like
 from .runfolder import NodeFolder
 from .sites import Site, read_sites
+from .streams import draw, server_step, start_noise, streams
 from .taught import refuse_untaught
 
 SHEET_IMAGES = 8
@@ -329,16 +330,11 @@ class Server:
     ) -> tuple[NDArray[np.float32], History | None, int]:
         """One batch: x at the last level, the sampler's memory, and the network evaluations per image."""
         conditions = planned.conditions(rows.stop - rows.start, self.model.space)
-        start = self.begin(range(rows.start, rows.stop), planned, sigmas[0], seed)
+        own = streams(range(rows.start, rows.stop), seed)
+        start = self.model.begin(draw(own, self.model.denoiser.image_shape), sigmas[0], conditions)
         x = torch.from_numpy(start).to(self.device)
         name = self.config.server.sampler.name
         guidance = self.config.server.sampler.guidance if planned.conditioned else 1.0
         denoise = guided_together(self.denoiser, torch.from_numpy(conditions).to(self.device), guidance)
-        x, state = run(STEPS[name], denoise, x, sigmas)
+        x, state = run(server_step(name, own), denoise, x, sigmas)
         return x.float().cpu().numpy(), state, evaluations(name, sigmas, guided=guidance != 1.0)
-
-
-def start_noise(indices: range, image_shape: tuple[int, int, int], seed: int) -> NDArray[np.float32]:
-    """Standard normal noise [N, C, H, W], each image's own stream keyed by (seed, index)."""
-    rows = [np.random.Generator(np.random.Philox([seed, i])).standard_normal(image_shape) for i in indices]
-    return np.stack(rows).astype(np.float32)

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from ..core.conditioning import guided
 from ..core.noise import SIGMA_MAX
-from ..core.samplers import EVALUATES_AT_END, STEPS, History
+from ..core.samplers import EVALUATES_AT_END, STEPS, STOCHASTIC, History
 from ..learning.compiled import SamplingDenoiser
+from ..nodes.streams import Stream, draw
 
 IDLE_SIGMA = 1.0
 """The level of a row that nobody uses; it stays there."""
@@ -37,6 +38,7 @@ class Row:
     sigmas: Sequence[float]
     sampler: str
     conditioned: bool
+    stream: Stream
     position: int = 0
 
     @property
@@ -119,6 +121,9 @@ class Batch:
             moved, history = STEPS[MULTISTEP](denoise, x, sigma, sigma_next, history)
             self._x0_hat[:width] = history.x0_hat
             self._last_sigma[:width] = torch.where(self._rows_with({MULTISTEP}, width), sigma, math.inf)
+            for name in used & set(STOCHASTIC):
+                noisy, _ = STOCHASTIC[name](lambda *_: history.x0_hat, x, sigma, sigma_next, noise=self._fresh_noise)
+                moved = torch.where(self._rows_with({name}, width)[:, None, None, None], noisy, moved)
         for name in used & EVALUATES_AT_END:
             two_evaluations, _ = STEPS[name](denoise, x, sigma, sigma_next)
             moved = torch.where(self._rows_with({name}, width)[:, None, None, None], two_evaluations, moved)
@@ -126,6 +131,13 @@ class Batch:
         for row in self.rows.values():
             row.position += 1
         return [slot for slot, row in self.rows.items() if row.finished]
+
+    def _fresh_noise(self, x: torch.Tensor) -> torch.Tensor:
+        """Standard normal noise like x for the rows that take some at this step, from their own streams."""
+        noise = torch.zeros_like(x)
+        slots = [slot for slot, row in self.rows.items() if row.sampler in STOCHASTIC]
+        noise[slots] = torch.from_numpy(draw([self.rows[slot].stream for slot in slots], x.shape[1:])).to(x)
+        return noise
 
     def _levels(self, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Each row's level and its next one [width], in float64 where the device has it."""

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from ..core.errors import BusyError
 from ..core.intermediate import Intermediate
 from ..core.samplers import evaluations
-from ..nodes.server import Server, start_noise
+from ..nodes.server import Server
+from ..nodes.streams import draw, streams
 from .batch import MULTISTEP, Batch, Row
 from .line import FIRST_RETRY_SECONDS, Line, Pending
 from .orders import Job, Order
@@ -286,8 +287,9 @@ class Engine:
         rows, noise, conditions = [], [], []
         for job, index in new:
             order = job.order
-            rows.append(Row(job, index, order.sigmas, order.sampler, order.planned.conditioned))
-            noise.append(start_noise(order.indices[index : index + 1], denoiser.image_shape, order.seed))
+            own = streams(order.indices[index : index + 1], order.seed)
+            rows.append(Row(job, index, order.sigmas, order.sampler, order.planned.conditioned, own[0]))
+            noise.append(draw(own, denoiser.image_shape))
             one = order.planned.take(slice(index, index + 1))
             conditions.append(one.conditions(1, self.server.model.space))
         self._batch.join(rows, np.concatenate(noise), np.concatenate(conditions))

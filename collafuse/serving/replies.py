@@ -12,7 +12,7 @@ import numpy as np
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..config import ClientName, SamplerName
+from ..config import ClientName, ServerSamplerName
 from ..core import errors, texts
 from ..core.conditioning import ENCODER_NAME, MAX_TEXT_WIDTH, TextSpace
 from ..core.texts import EncodedText
@@ -97,7 +97,7 @@ class IntermediatesRequest(_Body):
     ] = None
     start: Annotated[int, Field(ge=0, strict=True, description="First row of the delivery that is wanted.")] = 0
     stop: Annotated[int | None, Field(ge=1, strict=True, description="Row before which to stop; the end.")] = None
-    sampler: Annotated[SamplerName | None, Field(description="In place of the one that the run configures.")] = None
+    sampler: Annotated[ServerSamplerName | None, Field(description="In place of the one that is configured.")] = None
     half: Annotated[bool, Field(strict=True, description="float16, half the bytes.")] = False
     deadline_seconds: Annotated[float | None, Field(ge=0.1, description="Shorter than the server's own.")] = None
 

@@ -128,7 +128,7 @@ CHANGES = [
     ({"fields": {"sigma": math.nan}}, "sigma=nan"),
     ({"fields": {"sigma": True}}, "sigma=True"),
     ({"without": ("sigma",)}, "lacks 'sigma'"),
-    ({"fields": {"sampler": "rk45"}}, "sampler='rk45', expected one of dpmpp_2m, euler, heun"),
+    ({"fields": {"sampler": "rk45"}}, "sampler='rk45', expected one of dpmpp_2m, euler, euler_ancestral, heun"),
     ({"fields": {"sampler": ["euler"]}}, "a short printable text"),
     ({"fields": {"nfe": -1}}, "nfe=-1"),
     ({"fields": {"nfe": 1.0}}, "nfe=1.0"),

@@ -177,7 +177,7 @@ def test_the_lowest_level_evaluated_is_one_that_was_trained(steps):
     assert delivered.nfe == len(asked)
 
 
-@pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "euler_ancestral"])
 def test_batch_size_changes_no_number_that_matters(name):
     remembers = name == "dpmpp_2m"
     settings = config(server={"sampler": {"steps": 4, "name": name, "guidance": 1.5}, "send_previous": remembers})

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from collafuse.core.conditioning import ConditionSpace
-from collafuse.core.samplers import Counted, evaluations
-from collafuse.nodes.server import start_noise
+from collafuse.core.samplers import SERVER_SAMPLERS, Counted, evaluations
+from collafuse.nodes.streams import draw, streams
 from collafuse.serving.batch import Batch, Row
 from tests.tiny import CPU, denoiser
 
@@ -17,14 +17,15 @@ SPACE = ConditionSpace(("a", "b"))
 
 
 def row(index=0, sigmas=LEVELS, sampler="dpmpp_2m", conditioned=True):
-    return Row("owner", index, sigmas, sampler, conditioned)
+    return Row("owner", index, sigmas, sampler, conditioned, stream=None)
 
 
 def join(batch, rows, seed=0, label=0):
     labels = np.eye(2, dtype=np.uint8)[[label] * len(rows)]
     conditions = [SPACE.conditions(1, labels[i : i + 1] if r.conditioned else None) for i, r in enumerate(rows)]
-    noise = [start_noise(range(r.index, r.index + 1), (1, 4, 4), seed) for r in rows]
-    batch.join(rows, np.concatenate(noise), np.concatenate(conditions))
+    for one in rows:
+        (one.stream,) = streams(range(one.index, one.index + 1), seed)
+    batch.join(rows, draw([one.stream for one in rows], (1, 4, 4)), np.concatenate(conditions))
 
 
 def run(batch, wanted):
@@ -36,7 +37,7 @@ def run(batch, wanted):
     return batch.take([slot for slot, one in batch.rows.items() if one is wanted])[0][0]
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", SERVER_SAMPLERS)
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_a_row_is_the_same_bytes_whatever_shares_its_batch(sampler, guidance):
     alone, crowded = (Batch(denoiser(), 6, guidance, CPU) for _ in range(2))

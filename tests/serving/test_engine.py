@@ -45,6 +45,7 @@ SETTINGS = [
     {"sampler": {"steps": 4}, "send_previous": True},
     {"sampler": {"steps": 5, "name": "euler", "guidance": 2.0}},
     {"sampler": {"steps": 3, "guidance": 0.5}, "send_previous": True},
+    {"sampler": {"steps": 4, "name": "euler_ancestral"}},
 ]
 
 

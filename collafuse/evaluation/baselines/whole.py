@@ -9,7 +9,7 @@ from ...core.conditioning import guided
 from ...core.noise import SIGMA_MAX, whole_sigmas
 from ...core.pictures import to_uint8
 from ...core.samplers import STEPS, run
-from ...nodes.server import start_noise
+from ...nodes.streams import draw, server_step, streams
 from ..generated import Generated
 from .asked import Asked
 
@@ -22,11 +22,12 @@ WHOLE = "whole"
 def sample(asked: Asked, node: str = WHOLE) -> Generated:
     """What is asked for, from the noise that a server with this seed starts from, by the model of a node.
 
-    As many evaluations as server and client take together, by the server's sampler.
+    As many evaluations as server and client take together, by the server's sampler down to where the client takes over
+    and by the client's from there; one that both have goes on with what it remembers.
     """
     sampler, mine = asked.config.server.sampler, asked.config.client(asked.client)
     model, count, device = asked.models[node], asked.count, asked.device
-    sigmas, _ = whole_sigmas(mine.handover_sigma, sampler.steps, mine.sampler.steps, mine.sampler.sigma_low)
+    sigmas, k = whole_sigmas(mine.handover_sigma, sampler.steps, mine.sampler.steps, mine.sampler.sigma_low)
     planned = asked.planned(model.space)
     conditions = planned.conditions(count, model.space)
     guidance = sampler.guidance if planned.conditioned else 1.0
@@ -34,9 +35,12 @@ def sample(asked: Asked, node: str = WHOLE) -> Generated:
     parts = []
     for start in range(0, count, BATCH):
         rows = range(start, min(start + BATCH, count))
-        x = torch.from_numpy(start_noise(rows, denoiser.image_shape, asked.seed)).to(device) * SIGMA_MAX
+        own = streams(rows, asked.seed)
+        x = torch.from_numpy(draw(own, denoiser.image_shape)).to(device) * SIGMA_MAX
         given = torch.from_numpy(conditions[rows.start : rows.stop]).to(device)
         denoise = guided(denoiser, given, guidance)
-        parts.append(run(STEPS[sampler.name], denoise, x, sigmas)[0].cpu().numpy())
+        x, state = run(server_step(sampler.name, own), denoise, x, sigmas[: k + 1])
+        state = state if mine.sampler.name == sampler.name else None
+        parts.append(run(STEPS[mine.sampler.name], denoise, x, sigmas[k:], state)[0].cpu().numpy())
     names = model.label_names if planned.labels is not None else ()
     return Generated(to_uint8(np.concatenate(parts)), planned.labels, names)

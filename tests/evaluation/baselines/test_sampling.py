@@ -14,11 +14,13 @@ from tests.nodes.sites import config
 from tests.tiny import CPU, denoiser
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_one_model_as_both_halves_makes_what_it_makes_as_a_whole(sampler):
-    """The same starting noise, labels and levels: what differs between methods is the models alone."""
+@pytest.mark.parametrize(
+    ("theirs", "mine"), [("euler", "euler"), ("heun", "heun"), ("euler", "dpmpp_2m"), ("euler_ancestral", "heun")]
+)
+def test_one_model_as_both_halves_makes_what_it_makes_as_a_whole(theirs, mine):
+    """The same noise, labels, levels and steps: what differs between methods is the models alone."""
     model = TrainedModel(denoiser(), "whole", SIGMA_MIN, SIGMA_MAX, 0)
-    settings = config(server={"sampler": {"name": sampler}}, handover=1.2, sampler={"name": sampler, "steps": 3})
+    settings = config(server={"sampler": {"name": theirs}}, handover=1.2, sampler={"name": mine, "steps": 3})
     site = Site(0.5, ("a", "b"), simulated=True)
     asked = Asked(settings, {"whole": model, "server": model, "a": model}, {"a": site}, "a", 6, 3, CPU)
     one, two = whole.sample(asked), halves.sample(asked)
