@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from collafuse.config import Config, from_mapping
+from collafuse.config.learning import SamplerSettings
 
 REAL = "real"
 """In place of a method: as many real images as a method generates, which nobody trained on. No figure can be better."""
@@ -73,19 +74,24 @@ class Study:
         return from_mapping(_onto(values, self.variants[cell.variant] if cell.variant else {}))
 
     def beside(self, cell: Cell) -> Cell | None:
-        """The whole model that walks the levels of a cell; None for real images.
+        """The whole model that walks the levels of a cell, by its samplers; None for real images.
 
         Where evaluations lie changes a figure as much as methods do (``steps.py``), so that each is compared with one
-        model along its own. A server and a client that meet elsewhere than at the default have a variant of that name.
+        model along its own. A server and a client that meet elsewhere than at the default have a variant of that name,
+        and those that sample otherwise their own.
         """
         if cell.cut is None:
             return None
-        own, usual = (self._handover(one) for one in (cell, replace(cell, method="collafuse", variant=None)))
-        return Cell(cell.data, WHOLE, cell.cut, None if own == usual else f"handover-{own:g}", cell.seed)
+        own, usual = (self._walk(one) for one in (cell, replace(cell, method="collafuse", variant=None)))
+        if own[1:] != usual[1:]:
+            return replace(cell, method=WHOLE)
+        return Cell(cell.data, WHOLE, cell.cut, None if own == usual else f"handover-{own[0]:g}", cell.seed)
 
-    def _handover(self, cell: Cell) -> float:
-        (handover,) = {one.handover for one in self.config_of(cell, Path(), Path()).clients.values()}
-        return handover
+    def _walk(self, cell: Cell) -> tuple[float, SamplerSettings, SamplerSettings]:
+        """Where the client takes over, over the cut, and how server and client sample."""
+        config = self.config_of(cell, Path(), Path())
+        client = next(iter(config.clients.values()))
+        return client.handover, config.server.sampler, client.sampler
 
 
 def _onto(base: Any, over: Any) -> Any:

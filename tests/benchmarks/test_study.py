@@ -142,6 +142,8 @@ def test_figures_of_two_judges_have_no_ratio_and_the_table_names_both():
         (replace(MAIN, variant="clean-weight"), "handover-1"),
         (replace(MAIN, variant="statistics", cut=4.0, seed=2), "handover-1"),
         (Cell("skewed-250", "local", 1.0, "handover-1"), "handover-1"),
+        (replace(MAIN, variant="ancestral", seed=1), "ancestral"),
+        (replace(MAIN, variant="ancestral", method="reference"), "ancestral"),
     ],
 )
 def test_a_cell_stands_beside_the_whole_model_that_walks_its_levels(cell, variant):
@@ -149,6 +151,7 @@ def test_a_cell_stands_beside_the_whole_model_that_walks_its_levels(cell, varian
     assert beside == Cell(cell.data, "centralised", cell.cut, variant, cell.seed)
     one, other = (STUDY.config_of(of, Path("images"), Path("cache")) for of in (cell, beside))
     assert {c.handover_sigma for c in one.clients.values()} == {c.handover_sigma for c in other.clients.values()}
+    assert one.server.sampler == other.server.sampler
 
 
 def test_real_images_stand_beside_no_model():
