@@ -52,8 +52,14 @@ class CleanWeight(Trainer):
     def losses(
         self, denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, floor: Tensor, sigma: Tensor, noise: Tensor
     ) -> Tensor:
-        share = 1 - (floor / sigma).square()
-        return share * super().losses(denoise, z, floor, sigma, noise)
+        return self._share_of(floor, sigma) * super().losses(denoise, z, floor, sigma, noise)
+
+    def least_losses(self, floor: Tensor, sigma: Tensor) -> Tensor:
+        return self._share_of(floor, sigma) * super().least_losses(floor, sigma)
+
+    @staticmethod
+    def _share_of(floor: Tensor, sigma: Tensor) -> Tensor:
+        return 1 - (floor / sigma).square()
 
 
 def parts_of(cell: Cell, config: Config, sites: Mapping[str, SiteData], work: Path) -> list[Part]:

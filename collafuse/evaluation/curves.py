@@ -18,13 +18,15 @@ Curve = Sequence[tuple[float, float]]
 
 
 def read_losses(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """(step, loss) by noise level, as ``metrics.jsonl`` holds them; "all" is the loss itself. A line that was cut short
-    when a machine stopped is left out."""
+    """(step, loss) by noise level, as ``metrics.jsonl`` holds them; "all" is the loss itself, "noise alone" the least
+    that releases allow. A line that was cut short when a machine stopped is left out."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
             values = {"all": record["loss"], **record.get("loss_per_sigma", {})}
+            if "least_loss" in record:
+                values["noise alone"] = record["least_loss"]
             step = float(record["step"])
         except (ValueError, KeyError, TypeError):
             continue

@@ -17,26 +17,53 @@ BUCKET_EDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 BUCKET_NAMES = tuple(f"{low:g}-{high:g}" for low, high in zip((0, *BUCKET_EDGES), (*BUCKET_EDGES, 80), strict=True))
 
 
+BY_HEART = 0.99
+"""Of the least loss: what chance does not reach in a log's worth of pixels."""
+
+
 @dataclass(frozen=True)
 class Losses:
-    """Losses of some steps by noise bucket: their sums and counts, and the time they took."""
+    """Losses of some steps by noise bucket: their sums and counts, the sums of the least that data that are noisy
+    already allow, and the time they took."""
 
     sums: Sequence[float]
     counts: Sequence[float]
+    least_sums: Sequence[float]
     seconds: float
 
     @property
     def mean(self) -> float:
         return sum(self.sums) / max(1.0, sum(self.counts))
 
+    @property
+    def least(self) -> float:
+        """The mean of :func:`.objective.least_loss` over the same images and levels."""
+        return sum(self.least_sums) / max(1.0, sum(self.counts))
+
+    @property
+    def by_heart(self) -> bool:
+        """Whether they lie below what anybody reaches who has not learned the very noise of the data."""
+        return self.mean < BY_HEART * self.least
+
     def record(self) -> dict[str, Any]:
         """As it is logged."""
         buckets = zip(BUCKET_NAMES, self.sums, self.counts, strict=True)
         return {
             "loss": self.mean,
+            **({"least_loss": self.least} if self.least else {}),
             "loss_per_sigma": {name: total / count for name, total, count in buckets if count},
             "images_per_second": sum(self.counts) / max(self.seconds, 1e-9),
         }
+
+
+def by_heart(step: int, losses: Losses) -> str:
+    """What to say of such losses."""
+    return (
+        f"at step {step} the loss, {losses.mean:.4g}, is below {losses.least:.4g}, which the noise of the releases "
+        "leaves to whoever does not know it by heart. This server learns the releases rather than what such images "
+        "look like, and will deliver some that come near them (collafuse audit). Train it fewer steps, on more images, "
+        "or with network.dropout."
+    )
 
 
 class LossWindow:
@@ -45,18 +72,18 @@ class LossWindow:
     def __init__(self, device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None:
         self._ranks = ranks
         self._edges = torch.tensor(BUCKET_EDGES, device=device)
-        self._sums = torch.zeros(2, len(BUCKET_NAMES), device=device, dtype=dtype)
+        self._sums = torch.zeros(3, len(BUCKET_NAMES), device=device, dtype=dtype)
         self._since = time.monotonic()
 
-    def add(self, sigma: Tensor, losses: Tensor) -> None:
+    def add(self, sigma: Tensor, losses: Tensor, least: Tensor) -> None:
         bucket = torch.bucketize(sigma, self._edges)
-        self._sums[0].index_add_(0, bucket, losses.to(self._sums.dtype))
-        self._sums[1].index_add_(0, bucket, torch.ones_like(losses, dtype=self._sums.dtype))
+        for row, values in zip(self._sums, (losses, torch.ones_like(losses), least), strict=True):
+            row.index_add_(0, bucket, values.to(row.dtype))
 
     def all(self) -> Losses:
         """Those of all ranks since the last log; here the host waits for the device, and the ranks for each other."""
-        sums, counts = self._ranks.total(self._sums).tolist()
-        return Losses(sums, counts, time.monotonic() - self._since)
+        sums, counts, least = self._ranks.total(self._sums).tolist()
+        return Losses(sums, counts, least, time.monotonic() - self._since)
 
     def restart(self) -> None:
         """The next log starts here."""

@@ -79,3 +79,9 @@ def denoising_loss(
     share = (1 - k).reshape(axes)
     residual = share * denoise(x, sigma) + k.reshape(axes) * x - z
     return loss_weight(sigma, sigma_data) / (1 - k) * residual.square().flatten(1).mean(dim=1)
+
+
+def least_loss(sigma_floor: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """What the noise in z leaves of the objective per image [B], in the mean over that noise, to any D that has not
+    learned the noise itself: all but Var[x0 | x] of the residual above. 0 for clean images."""
+    return sigma_floor.square() * loss_weight(sigma, sigma_data)

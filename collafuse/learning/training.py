@@ -26,9 +26,9 @@ from .distributed import ALONE, Ranks
 from .examples import TrainingData, batch_rows, estimate_sigma_data, to_float
 from .feeding import feed
 from .holding import Holding, Replicated, Sharded
-from .losses import LossWindow
+from .losses import LossWindow, by_heart
 from .magnitude import force_magnitudes
-from .objective import OBJECTIVE, denoising_loss, draw_levels, lowest_level
+from .objective import OBJECTIVE, denoising_loss, draw_levels, least_loss, lowest_level
 from .observer import Observer
 from .seeds import keyed_seed
 
@@ -115,6 +115,7 @@ class Trainer:
                 f"training.compile=graphs is for one process, here are {ranks.size}; use compile=true with several."
             )
         self._share = ranks.share(settings.batch_size)
+        self._warned = False
         self._parts = _parts(self._share.stop - self._share.start, settings.accumulate)
         denoiser.mixed_precision = settings.mixed_precision
         denoiser.network.recompute = settings.recompute
@@ -209,8 +210,8 @@ class Trainer:
             self.observer.note(f"training.compile={asked} does not work here and is left out: {where}")
         return self.model
 
-    def take_step(self, step: int) -> tuple[Tensor, Tensor]:
-        """One optimiser step; returns levels [B] and losses [B] of this rank's images."""
+    def take_step(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One optimiser step; returns levels, losses and the least losses [B] of this rank's images."""
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings)
@@ -221,7 +222,7 @@ class Trainer:
         self.optimizer.step()
         force_magnitudes(self.model)
         self._update_ema(step)
-        return batch.sigma, torch.cat(losses)
+        return batch.sigma, torch.cat(losses), self.least_losses(batch.sigma_floor, batch.sigma)
 
     def _learn(self, part: Batch, last: bool) -> Tensor:
         """Add a part's gradient to the step's; the ranks exchange them once, with the last part."""
@@ -240,6 +241,10 @@ class Trainer:
     ) -> Tensor:
         """The objective per image [B]; a study of weights overrides it."""
         return denoising_loss(denoise, z, floor, sigma, noise, self.model.sigma_data)
+
+    def least_losses(self, floor: Tensor, sigma: Tensor) -> Tensor:
+        """The least of it per image [B]; overridden with it."""
+        return least_loss(floor, sigma, self.model.sigma_data)
 
     def examples(self, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """What a step learns from: images [B, C, H, W] of its rows, the level each has already [B], and the lowest
@@ -290,6 +295,9 @@ class Trainer:
         if not self.ranks.leads:
             return averaged if last else None
         if log_now:
+            if losses.by_heart and not self._warned:
+                self._warned = True
+                self.observer.note(f"warning: {by_heart(step, losses)}")
             self.observer.logged(
                 losses.record() | {"step": step, "learning_rate": learning_rate_at(step - 1, settings)}
             )

@@ -78,14 +78,15 @@ class FederatedTrainer(Trainer):
         settings = self.settings.model_copy(update={"seed": keyed_seed(self.settings.seed, "site", name)})
         return Trainer(copy.deepcopy(self.model), own, settings, self.folder, self.device, self.observer)
 
-    def take_step(self, step: int) -> tuple[Tensor, Tensor]:
+    def take_step(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """One step at every site; a round ends with the average."""
         if step % LOCAL_STEPS == 0:
             self._hand_out()
         done = [site.take_step(step) for site in self.sites]
         if (step + 1) % LOCAL_STEPS == 0 or step + 1 == self.settings.steps:
             self._average()
-        return torch.cat([sigma for sigma, _ in done]), torch.cat([losses for _, losses in done])
+        sigma, losses, least = (torch.cat(parts) for parts in zip(*done, strict=True))
+        return sigma, losses, least
 
     def _hand_out(self) -> None:
         for site in self.sites:

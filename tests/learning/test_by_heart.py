@@ -1,0 +1,62 @@
+"""A server that learns the noise of its releases is told so: its loss falls below what anybody else reaches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from collafuse.evaluation.baselines.noising import FreshReleases
+from collafuse.learning.examples import TrainingData
+from collafuse.learning.objective import denoising_loss, least_loss
+from collafuse.learning.training import Trainer
+from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
+
+CUT = 0.5
+
+
+def flat_images(count: int, z: torch.Tensor | None = None) -> TrainingData:
+    """Images of one grey each, as they are or as released."""
+    images = torch.full((count, 1, 4, 4), 128, dtype=torch.uint8) if z is None else z.half()
+    return TrainingData(images, torch.eye(3)[torch.arange(count) % 2], torch.full((count,), CUT), 80.0)
+
+
+def trained(tmp_path, data: TrainingData, kind: type[Trainer] = Trainer, **settings) -> Recorder:
+    observer = Recorder()
+    settings = {"learning_rate": 1e-2, "batch_size": 32, "steps": 40, "warmup_steps": 5, "log_every": 10, **settings}
+    kind(denoiser(NETWORK), data, training_settings(**settings), tmp_path, CPU, observer).run()
+    return observer
+
+
+@pytest.mark.parametrize("sigma", [0.53, 1.0, 40.0])
+def test_whoever_knows_the_images_and_not_the_noise_has_the_least_loss(sigma):
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.full((200_000, 1, 1, 1), 0.3, dtype=torch.float64)
+    n, more = (torch.randn(x0.shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    floor, level = (torch.full((len(x0),), value, dtype=torch.float64) for value in (CUT, sigma))
+    losses = denoising_loss(lambda x, s: x0, x0 + CUT * n, floor, level, more, 0.4)
+    assert losses.mean() == pytest.approx(least_loss(floor, level, 0.4)[0].item(), rel=0.02)
+
+
+def test_it_is_nothing_for_clean_images():
+    assert (least_loss(torch.zeros(3), torch.tensor([0.1, 1.0, 9.0]), 0.5) == 0).all()
+
+
+def test_a_server_that_learns_few_releases_by_heart_says_so_once(tmp_path):
+    z = CUT * torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    observer = trained(tmp_path, flat_images(2, z))
+    last = observer.records[-1]
+    assert last["loss"] < 0.9 * last["least_loss"]
+    (note,) = observer.notes
+    assert note.startswith("warning: at step ") and "fewer steps, on more images, or with network.dropout" in note
+
+
+def test_one_to_whom_the_noise_is_always_new_has_nothing_to_learn_by_heart(tmp_path):
+    observer = trained(tmp_path, flat_images(2), FreshReleases)
+    assert not observer.notes
+    assert observer.records[-1]["loss"] > 0.97 * observer.records[-1]["least_loss"]
+
+
+def test_a_training_on_clean_images_has_no_least_loss(tmp_path):
+    data = flat_images(2)
+    observer = trained(tmp_path, TrainingData(data.images, data.conditions, torch.zeros(2), 0.5), steps=20)
+    assert not observer.notes and all("least_loss" not in record for record in observer.records)
