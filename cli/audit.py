@@ -28,11 +28,12 @@ def audit(
     from collafuse.nodes.runfolder import RunFolder
     from edge_client.pictures import write_png
 
+    standing = standing_of(RunFolder(run))  # before: a training may go on meanwhile
     with reporting() as reporter:
         found = attack(RunFolder(run), choose_device(device), seed=seed, listener=reporter)
     path, picture = run / FOLDER / "audit.json", run / FOLDER / "audit" / found.picture_name
     values = {"seed": seed, "alarms": found.alarms, "verdict": found.verdict, "pictures": [f"audit/{picture.name}"]}
-    values["standing"] = standing_of(RunFolder(run))
+    values["standing"] = standing
     write_png(picture, found.picture, overwrite=True)
     write_results(path, found.tables, **values)
     if as_json:

@@ -93,6 +93,7 @@ def plan(
         features,
         weights,
     )
+    standing = standing_of(RunFolder(run))  # before: a training may go on meanwhile
     with reporting() as reporter:
         found = measure(RunFolder(run), settings, choose_device(device), reporter.observer, reporter)
     if found.budgets:
@@ -111,7 +112,7 @@ def plan(
         "conclusions": sentences,
         "cuts": [asdict(row) for row in found.cuts] + [asdict(row) for row in found.budgets],
         "pictures": [f"plan/{picture.name}"],
-        "standing": standing_of(RunFolder(run)),
+        "standing": standing,
     }
     write_results(path, tables, **values)
     if as_json:

@@ -4,8 +4,11 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
+from collafuse.evaluation.audit import Audit
 from collafuse.evaluation.evaluate import Evaluation
+from collafuse.evaluation.plan import Plan
 from collafuse.evaluation.tables import Table
 
 
@@ -33,6 +36,29 @@ def test_as_json_work_bytes_and_energy_are_there_too(call_cli, monkeypatch):
     shown = json.loads(call_cli("evaluate", "run", "--energy", "--json").stdout)
     assert [table["title"] for table in shown["tables"]] == ["Energy"] and shown["standing"] == "as it is"
     assert shown["tables"] == json.loads((call_cli.folder / "run/evaluation/evaluation.json").read_text())["tables"]
+
+
+MEASURED = {
+    "evaluate": ("evaluate", Evaluation("features", (), ())),
+    "audit": ("audit", Audit((), {}, Image.new("RGB", (1, 1)), ())),
+    "plan": ("plan", Plan((), (), "")),
+}
+
+
+@pytest.mark.parametrize("command", MEASURED)
+def test_figures_are_of_the_run_as_it_was_when_they_were_begun(call_cli, monkeypatch, command):
+    """A training that goes on meanwhile leaves other models, and a report is to say so."""
+    standing = ["before"]
+    module, found = MEASURED[command]
+
+    def measure(*given, **settings):
+        standing.append("trained on")
+        return found
+
+    monkeypatch.setattr(f"collafuse.evaluation.{module}.{command}", measure)
+    monkeypatch.setattr("collafuse.evaluation.standing.standing_of", lambda run: standing[-1])
+    monkeypatch.setattr("collafuse.evaluation.plan_report.picture", lambda *given: b"")
+    assert json.loads(call_cli(command, "run", "--json").stdout)["standing"] == "before"
 
 
 def test_an_output_of_ones_own_is_not_overwritten(run, call_cli, tmp_path):
