@@ -26,7 +26,7 @@ from collafuse.evaluation.one_cut import CutFigures, OneCut
 from collafuse.evaluation.plan import Settings, key_of, plan
 from collafuse.evaluation.plan_report import conclusions, drawn, picture, tables
 from collafuse.evaluation.trial import recut, steps_for
-from collafuse.evaluation.whole_run import WholeRun
+from collafuse.evaluation.whole_run import WholeRun, added_up
 from collafuse.nodes.runfolder import RunFolder
 from collafuse.nodes.server import Server
 from tests.tiny import CPU, Recorder
@@ -289,6 +289,20 @@ def test_statistics_of_a_site_that_keeps_its_labels_are_of_all_its_images(digits
     every, zeros = images.x0().mean(axis=0), images.take(images.rows_with("0")).x0().mean(axis=0)
     assert np.abs(kept - every).max() < 0.25 < np.abs(first - every).max()
     assert np.abs(first - zeros).max() < 0.25
+
+
+def test_statistics_are_those_of_all_sites_as_a_server_adds_them_up(digits_run):
+    """Not of the site's own images alone: where labels are kept, nothing tells one site's from another's."""
+    run, rng = WholeRun.open(digits_run, CPU), np.random.default_rng(0)
+    assert set(added_up(run, "north", 5_000, rng).label_names) == {"0", "1", "2", "3", "4", "5"}
+    own = added_up(run, "north", 5_000, rng)
+    assert {one.tobytes() for one in own.digests} == {one.tobytes() for one in run.sites["north"].train.digests}
+    for name in ("north", "east"):
+        run.server.sites[name] = replace(run.server.sites[name], label_names=None)
+    counts = {name: len(site.train) for name, site in run.sites.items()}
+    assert len(added_up(run, "north", 5_000, rng)) == sum(counts.values())
+    assert len(added_up(run, "south", 5_000, rng)) == counts["south"]
+    assert len(added_up(run, "north", 50, rng)) == 50
 
 
 def test_statistics_are_of_as_many_coefficients_as_a_release_of_them_holds(digits_run):
