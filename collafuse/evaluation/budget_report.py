@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from ..core.noise import Cut
 from .budgets import BudgetFigures
 from .demands import Demands, best_cut, by_client, judged
-from .drawing import GREEN, GREY, PLAIN, draw_cost, level_axis, limit, png
+from .drawing import GREEN, GREY, PLAIN, draw_cost, headline, level_axis, limit, png
 from .tables import Table
 from .trial import AS_WELL, SETS
 
@@ -157,7 +157,7 @@ def drawn(rows: Sequence[BudgetFigures], demands: Demands) -> Figure:
         _draw_quality(quality, own, demands, chosen)
         one_each = list({row.sigma: row for row in own}.values())
         draw_cost(cost, one_each, demands)
-        quality.set_title(_headline(client, chosen, demands), fontsize=11, loc="left")
+        headline(quality, _headline(client, chosen, demands))
         level_axis((quality, cost), every, "cut (sigma): more is left to the device →")
     axes[0, 0].set_ylabel("distance from real images")
     axes[1, 0].set_ylabel("device, ms per image\n(at a point: evaluations)")

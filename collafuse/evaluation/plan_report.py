@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 from ..core.noise import Cut
 from .accounting import DELTA
 from .demands import Demands, best_cut, by_client, judged
-from .drawing import BLUE, GREEN, GREY, ORANGE, draw_cost, level_axis, limit, png
+from .drawing import BLUE, GREEN, GREY, ORANGE, draw_cost, headline, level_axis, limit, png
 from .one_cut import CutFigures
 from .tables import Table
 from .trial import AS_WELL, SETS
@@ -197,7 +197,7 @@ def drawn(rows: Sequence[CutFigures], demands: Demands) -> Figure:
         _draw_privacy(privacy, sigmas, own, demands)
         _draw_quality(quality, sigmas, own, demands)
         draw_cost(cost, own, demands)
-        privacy.set_title(_headline(client, chosen, demands), fontsize=11, loc="left")
+        headline(privacy, _headline(client, chosen, demands))
         level_axis((privacy, quality, cost), every, "cut (sigma): more noise before anything is sent →")
         for axis in (privacy, quality, cost):
             _shade(axis, own, demands)

@@ -96,6 +96,15 @@ def test_the_picture_and_the_table_show_every_budget_and_why_there_is_no_release
     assert names == ["real images", "exact statistics", "epsilon 8", "epsilon 1", "epsilon 0.1: no release"]
 
 
+def test_the_chosen_budget_stands_on_the_picture_however_long_a_clients_name_is():
+    long = "hospital-of-saint-bartholomew-and-the-seven-sleepers-of-ephesus"
+    figure = drawn([replace(FREE, client=name) for name in (long, "north")], Demands(max_epsilon=8.0))
+    figure.draw_without_rendering()
+    for axis in figure.axes[:2]:
+        assert axis.get_title(loc="left").endswith("epsilon 8")
+        assert axis.get_tightbbox().x1 < axis.get_window_extent().x1 + 40
+
+
 def test_of_statistics_any_cut_can_be_tried(statistics_run):
     run = WholeRun.open(statistics_run, CPU)
     assert cuts_for(run, "south", (0.5, 3.0, 80.0)) == [0.5, 3.0]

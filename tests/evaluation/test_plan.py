@@ -176,6 +176,15 @@ def test_the_title_fits_above_a_single_client():
     assert extent.x0 <= found.x0 and found.x1 <= extent.x1
 
 
+def test_what_is_chosen_stands_on_the_picture_however_long_a_clients_name_is():
+    long = "hospital-of-saint-bartholomew-and-the-seven-sleepers-of-ephesus"
+    figure = drawn([replace(row, client=name) for name in (long, "north") for row in ROWS], Demands(max_reid=0.5))
+    figure.draw_without_rendering()
+    for axis in figure.axes[:2]:
+        assert " ".join(axis.get_title(loc="left").split()).endswith("★ cut at sigma 2")
+        assert axis.get_tightbbox().x1 < axis.get_window_extent().x1 + 40
+
+
 def test_figures_at_the_axis_leave_room_between_each_other():
     """Clients of other cuts bring levels of their own, 0.738 beside 0.75."""
     sigmas = (0.5, 0.738, 0.75, 1.0, 20.0)
