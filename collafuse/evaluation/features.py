@@ -169,7 +169,11 @@ def _clip(path: Path | None, device: torch.device) -> Extractor:
         resized = torch.nn.functional.interpolate(x.float() / 255, (side, side), mode="bicubic", antialias=True)
         return network(pixel_values=(resized.clamp(0, 1) - mean) / std).image_embeds
 
-    return Extractor(f"CLIP image features ({CLIP_MODEL if path is None else path.name})", _batched(embed, device))
+    named = CLIP_MODEL
+    if path is not None:  # of one name there may be several
+        digest = digest_of_tensors(*(tensor.float() for tensor in network.state_dict().values()))
+        named = f"{path.name} {digest[:8]}"
+    return Extractor(f"CLIP image features ({named})", _batched(embed, device))
 
 
 def _no_clip(source: str, why: str) -> FileFormatError:

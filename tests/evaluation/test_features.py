@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from safetensors import numpy
@@ -152,6 +154,15 @@ def test_clip_comes_from_a_folder(tmp_path):
     extractor = choose("clip", tmp_path / "clip", IMAGES, None, CPU)
     assert extractor.features(IMAGES.pixels).shape == (24, config.projection_dim)
     assert "clip" in extractor.name
+
+
+def test_two_clips_in_folders_of_one_name_have_two_names(tmp_path):
+    """Figures by one would be taken for the other's, and plan would keep its cuts."""
+    for place in ("a", "b"):
+        clip_folder(tmp_path / place / "clip")
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    names = [choose("clip", tmp_path / place / "clip", IMAGES, None, CPU).name for place in ("a", "b", "c")]
+    assert names[0] == names[2] != names[1]
 
 
 def test_clip_weights_that_are_damaged_are_refused(tmp_path):
