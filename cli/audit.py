@@ -34,11 +34,13 @@ def audit(
     path, picture = run / FOLDER / "audit.json", run / FOLDER / "audit" / found.picture_name
     values = {"seed": seed, "alarms": found.alarms, "verdict": found.verdict, "pictures": [f"audit/{picture.name}"]}
     values["standing"] = standing
-    write_png(picture, found.picture, overwrite=True)
-    write_results(path, found.tables, **values)
-    if as_json:
-        emit({"file": str(path), "tables": [table.to_json() for table in found.tables], **values})
-    else:
-        print("\n\n".join(["# Audit", *found.verdict, *(f"ALARM: {alarm}" for alarm in found.alarms)]))
-        print("\n" + "\n\n".join(table.to_markdown() for table in found.tables))
+    try:
+        write_png(picture, found.picture, overwrite=True)
+        write_results(path, found.tables, **values)
+    finally:  # it took minutes: a full disk does not take it away
+        if as_json:
+            emit({"file": str(path), "tables": [table.to_json() for table in found.tables], **values})
+        else:
+            print("\n\n".join(["# Audit", *found.verdict, *(f"ALARM: {alarm}" for alarm in found.alarms)]))
+            print("\n" + "\n\n".join(table.to_markdown() for table in found.tables))
     say(f"Written to {path}; look at {picture}")

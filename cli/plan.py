@@ -105,7 +105,6 @@ def plan(
         sentences = plan_report.conclusions(found.cuts, demands)
         drawn = plan_report.picture(found.cuts, demands)
     path, picture = run / FOLDER / "plan.json", run / FOLDER / "plan" / "plan.png"
-    write_bytes(picture, drawn, overwrite=True)
     values = {
         "demands": asdict(demands),
         "seed": seed,
@@ -114,9 +113,12 @@ def plan(
         "pictures": [f"plan/{picture.name}"],
         "standing": standing,
     }
-    write_results(path, tables, **values)
-    if as_json:
-        emit({"file": str(path), "tables": [table.to_json() for table in tables], **values})
-    else:
-        print("\n\n".join(["# Plan", *sentences, *(table.to_markdown() for table in tables)]))
+    try:
+        write_bytes(picture, drawn, overwrite=True)
+        write_results(path, tables, **values)
+    finally:  # it took minutes: a full disk does not take it away
+        if as_json:
+            emit({"file": str(path), "tables": [table.to_json() for table in tables], **values})
+        else:
+            print("\n\n".join(["# Plan", *sentences, *(table.to_markdown() for table in tables)]))
     say(f"Written to {path}; look at {picture}")

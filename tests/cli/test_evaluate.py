@@ -1,11 +1,14 @@
 """collafuse evaluate as a user runs it."""
 
+import errno
 import json
 import shutil
 
 import pytest
 from PIL import Image
 
+from collafuse.core.atomic import storage_error
+from collafuse.core.errors import StorageError
 from collafuse.evaluation.audit import Audit
 from collafuse.evaluation.evaluate import Evaluation
 from collafuse.evaluation.plan import Plan
@@ -59,6 +62,20 @@ def test_figures_are_of_the_run_as_it_was_when_they_were_begun(call_cli, monkeyp
     monkeypatch.setattr("collafuse.evaluation.standing.standing_of", lambda run: standing[-1])
     monkeypatch.setattr("collafuse.evaluation.plan_report.picture", lambda *given: b"")
     assert json.loads(call_cli(command, "run", "--json").stdout)["standing"] == "before"
+
+
+@pytest.mark.parametrize("command", MEASURED)
+def test_what_took_minutes_is_shown_though_the_disk_is_full(call_cli, monkeypatch, command):
+    module, found = MEASURED[command]
+
+    def full(path, *given, **settings):
+        raise storage_error(path, OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(f"collafuse.evaluation.{module}.{command}", lambda *given, **settings: found)
+    monkeypatch.setattr("collafuse.evaluation.plan_report.picture", lambda *given: b"")
+    monkeypatch.setattr("collafuse.evaluation.tables.write_results", full)
+    done = call_cli(command, "run", "--json", code=StorageError.exit_code)
+    assert "tables" in json.loads(done.stdout) and "the disk is full" in done.stderr
 
 
 def test_an_output_of_ones_own_is_not_overwritten(run, call_cli, tmp_path):
