@@ -115,9 +115,12 @@ def _choice(client: str, own: Sequence[BudgetFigures], demands: Demands) -> str:
             f"{client}: cut at {Cut(chosen.sigma).describe()}, with {budget}. A picture takes {chosen.ms:.2f} ms on "
             f"this machine, and its Fréchet distance is {chosen.frechet:.3g} (real images: {chosen.floor:.3g})."
         )
-    missing = [said for name, said in ASKED.items() if all(name in demands.unmet(row) for row in own)]
+    # What would not be released fails for that alone, and says nothing of what was asked.
+    sent = [row for row in own if not row.refused]
+    missing = [said for name, said in ASKED.items() if all(name in demands.unmet(row) for row in sent or own)]
     if missing:
-        return f"{client}: no cut and budget meet what is asked. At none of these {', or '.join(missing)}."
+        where = "these" if len(sent) in (0, len(own)) else "those that would be sent"
+        return f"{client}: no cut and budget meet what is asked. At none of {where} {', or '.join(missing)}."
     return f"{client}: no cut and budget meet what is asked at once; each demand alone is met somewhere."
 
 

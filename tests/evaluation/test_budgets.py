@@ -62,6 +62,17 @@ def test_exact_statistics_and_a_release_that_would_not_be_made_meet_no_limit_of_
     assert "At none of these would statistics be sent." in conclusions([NONE], Demands(max_epsilon=8))[0]
 
 
+def test_a_demand_that_no_release_meets_is_named_though_one_would_not_be_made():
+    """It was said to be met somewhere, since a release that would not be made fails for that alone."""
+    (said,) = conclusions(ROWS, Demands(max_epsilon=0, max_frechet=1))
+    assert "At none of those that would be sent is the budget small enough, or are images good enough." in said
+    (said,) = conclusions(ROWS, Demands(max_epsilon=0.5))  # of the budget that is small enough none would be sent
+    assert "At none of those that would be sent is the budget small enough." in said
+    (said,) = conclusions(ROWS, Demands(max_epsilon=1, max_frechet=3))
+    assert "each demand alone is met somewhere" in said
+    assert "At none of these is the budget small enough." in conclusions([EXACT, FREE], Demands(max_epsilon=0))[0]
+
+
 def test_the_plan_says_which_budgets_cost_nothing_and_which_surely_do():
     (said,) = conclusions(ROWS, Demands())
     assert "At sigma 1 noise costs nothing down to epsilon 8; pictures are surely worse at 1; no statistics" in said
