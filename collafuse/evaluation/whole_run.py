@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import Config
-from ..core.conditioning import Conditions, ConditionSpace, check_same_text, indices_of, one_label_each
+from ..core.conditioning import Conditions, ConditionSpace, check_same_text, one_label_each
 from ..core.errors import DataError
 from ..core.pairing import conditions_for
 from ..core.pictures import Pixels
@@ -162,14 +162,19 @@ def added_up(run: WholeRun, name: str, most: int, rng: np.random.Generator) -> I
         shared = run.server.site(client).label_names is not None
         return shared and one_label_each(run.measured[client].train.labels)
 
-    alike = [one for one in run.measured if not by_label(name) or by_label(one)]
-    images = pooled({one: run.measured[one].train for one in alike})
-    _, first = np.unique(images.digests, axis=0, return_index=True)
-    rows = np.sort(first)
-    if by_label(name):
-        columns = indices_of(run.measured[name].train.label_names, images.label_names)
-        rows = rows[images.labels[rows][:, columns].any(axis=1)]
-    return images.take(rows[some(len(rows), most, rng)])
+    labelled, own = by_label(name), run.measured[name].train.label_names
+    counted: dict[str, NDArray[np.int64]] = {}
+    for one, site in run.measured.items():
+        if by_label(one) or not labelled:
+            _, first = np.unique(site.train.digests, axis=0, return_index=True)
+            columns = [column for column, label in enumerate(site.train.label_names) if label in own]
+            shown = site.train.labels[first][:, columns].any(axis=1)
+            counted[one] = np.sort(first[shown] if labelled else first)
+    # Drawn before they are put together: of large sites all would fill the memory.
+    of, rows = np.repeat(np.arange(len(counted)), list(map(len, counted.values()))), [*counted.values()]
+    chosen = some(len(of), most, rng)
+    of, drawn = of[chosen], np.concatenate(rows)[chosen]
+    return pooled({one: run.measured[one].train.take(drawn[of == i]) for i, one in enumerate(counted)})
 
 
 def gallery_of(run: WholeRun, exposure: Exposure, attacked: NDArray[np.int64]) -> NDArray[np.float32]:
