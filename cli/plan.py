@@ -104,6 +104,7 @@ def plan(
         tables = plan_report.tables(found.cuts, demands, found.note)
         sentences = plan_report.conclusions(found.cuts, demands)
         drawn = plan_report.picture(found.cuts, demands)
+    sentences += [f"{name}: none of the cuts that were named (--cut) can be tried." for name in found.untried]
     path, picture = run / FOLDER / "plan.json", run / FOLDER / "plan" / "plan.png"
     values = {
         "demands": asdict(demands),

@@ -78,6 +78,14 @@ def test_what_took_minutes_is_shown_though_the_disk_is_full(call_cli, monkeypatc
     assert "tables" in json.loads(done.stdout) and "the disk is full" in done.stderr
 
 
+def test_a_client_of_which_no_cut_could_be_tried_is_not_left_out_of_a_plan(call_cli, monkeypatch):
+    """It was said on stderr alone, and the page showed a plan of the others."""
+    monkeypatch.setattr("collafuse.evaluation.plan.plan", lambda *given, **settings: Plan((), (), "", ("south",)))
+    monkeypatch.setattr("collafuse.evaluation.plan_report.picture", lambda *given: b"")
+    said = "south: none of the cuts that were named (--cut) can be tried."
+    assert json.loads(call_cli("plan", "run", "--json").stdout)["conclusions"] == [said]
+
+
 def test_an_output_of_ones_own_is_not_overwritten(run, call_cli, tmp_path):
     (tmp_path / "mine.json").write_text("mine")
     assert "exists already" in call_cli("evaluate", "run", "-o", "mine.json", code=8).stderr

@@ -358,6 +358,7 @@ def test_a_cut_of_a_run_is_measured_once_and_kept(digits_run, tmp_path, monkeypa
     settings = Settings(cuts=(0.6,), train_steps=2)
     found = plan(RunFolder(path), settings, CPU, observer)
     row, _ = found.cuts  # 0.6 lies below south's own cut
+    assert found.untried == ("south",)
     assert (row.client, row.sigma, row.gallery) == ("north", 0.6, 1000) and watched == ["north 0.6", "east 0.6"]
     assert 0.3 < row.reid < 0.99 and row.nfe == 3 and row.ms > 0 and math.isfinite(row.frechet + row.frechet_statistics)
     assert plan(RunFolder(path), settings, CPU, observer) == found and len(watched) == 2
