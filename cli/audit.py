@@ -28,16 +28,19 @@ def audit(
     from collafuse.nodes.runfolder import RunFolder
     from edge_client.pictures import write_png
 
+    standing = standing_of(RunFolder(run))  # before: a training may go on meanwhile
     with reporting() as reporter:
         found = attack(RunFolder(run), choose_device(device), seed=seed, listener=reporter)
     path, picture = run / FOLDER / "audit.json", run / FOLDER / "audit" / found.picture_name
     values = {"seed": seed, "alarms": found.alarms, "verdict": found.verdict, "pictures": [f"audit/{picture.name}"]}
-    values["standing"] = standing_of(RunFolder(run))
-    write_png(picture, found.picture, overwrite=True)
-    write_results(path, found.tables, **values)
-    if as_json:
-        emit({"file": str(path), "tables": [table.to_json() for table in found.tables], **values})
-    else:
-        print("\n\n".join(["# Audit", *found.verdict, *(f"ALARM: {alarm}" for alarm in found.alarms)]))
-        print("\n" + "\n\n".join(table.to_markdown() for table in found.tables))
+    values["standing"] = standing
+    try:
+        write_png(picture, found.picture, overwrite=True)
+        write_results(path, found.tables, **values)
+    finally:  # it took minutes: a full disk does not take it away
+        if as_json:
+            emit({"file": str(path), "tables": [table.to_json() for table in found.tables], **values})
+        else:
+            print("\n\n".join(["# Audit", *found.verdict, *(f"ALARM: {alarm}" for alarm in found.alarms)]))
+            print("\n" + "\n\n".join(table.to_markdown() for table in found.tables))
     say(f"Written to {path}; look at {picture}")

@@ -47,6 +47,7 @@ def evaluate(
 
     if out is not None:
         refuse_existing(out, overwrite)
+    standing = standing_of(RunFolder(run))  # before: a training may go on meanwhile
     with reporting() as reporter:
         found = measure(
             RunFolder(run),
@@ -61,10 +62,12 @@ def evaluate(
         )
     path = out or run / FOLDER / "evaluation.json"
     values = {"samples": samples, "seed": seed, "against": [str(one) for one in against or ()], **found.values()}
-    values["standing"] = standing_of(RunFolder(run))
-    write_results(path, found.tables, **values)
-    if as_json:
-        emit({"file": str(path), "tables": [table.to_json() for table in found.tables], **values})
-    else:
-        print("\n\n".join(table.to_markdown() for table in found.tables))
+    values["standing"] = standing
+    try:
+        write_results(path, found.tables, **values)
+    finally:  # it took minutes: a full disk does not take it away
+        if as_json:
+            emit({"file": str(path), "tables": [table.to_json() for table in found.tables], **values})
+        else:
+            print("\n\n".join(table.to_markdown() for table in found.tables))
     say(f"Written to {path}")

@@ -93,6 +93,7 @@ def plan(
         features,
         weights,
     )
+    standing = standing_of(RunFolder(run))  # before: a training may go on meanwhile
     with reporting() as reporter:
         found = measure(RunFolder(run), settings, choose_device(device), reporter.observer, reporter)
     if found.budgets:
@@ -103,19 +104,22 @@ def plan(
         tables = plan_report.tables(found.cuts, demands, found.note)
         sentences = plan_report.conclusions(found.cuts, demands)
         drawn = plan_report.picture(found.cuts, demands)
+    sentences += [f"{name}: none of the cuts that were named (--cut) can be tried." for name in found.untried]
     path, picture = run / FOLDER / "plan.json", run / FOLDER / "plan" / "plan.png"
-    write_bytes(picture, drawn, overwrite=True)
     values = {
         "demands": asdict(demands),
         "seed": seed,
         "conclusions": sentences,
         "cuts": [asdict(row) for row in found.cuts] + [asdict(row) for row in found.budgets],
         "pictures": [f"plan/{picture.name}"],
-        "standing": standing_of(RunFolder(run)),
+        "standing": standing,
     }
-    write_results(path, tables, **values)
-    if as_json:
-        emit({"file": str(path), "tables": [table.to_json() for table in tables], **values})
-    else:
-        print("\n\n".join(["# Plan", *sentences, *(table.to_markdown() for table in tables)]))
+    try:
+        write_bytes(picture, drawn, overwrite=True)
+        write_results(path, tables, **values)
+    finally:  # it took minutes: a full disk does not take it away
+        if as_json:
+            emit({"file": str(path), "tables": [table.to_json() for table in tables], **values})
+        else:
+            print("\n\n".join(["# Plan", *sentences, *(table.to_markdown() for table in tables)]))
     say(f"Written to {path}; look at {picture}")

@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from ..core.noise import Cut
 from .budgets import BudgetFigures
 from .demands import Demands, best_cut, by_client, judged
-from .drawing import GREEN, GREY, PLAIN, draw_cost, level_axis, limit, png
+from .drawing import GREEN, GREY, PLAIN, draw_cost, headline, level_axis, limit, png
 from .tables import Table
 from .trial import AS_WELL, SETS
 
@@ -115,9 +115,12 @@ def _choice(client: str, own: Sequence[BudgetFigures], demands: Demands) -> str:
             f"{client}: cut at {Cut(chosen.sigma).describe()}, with {budget}. A picture takes {chosen.ms:.2f} ms on "
             f"this machine, and its Fréchet distance is {chosen.frechet:.3g} (real images: {chosen.floor:.3g})."
         )
-    missing = [said for name, said in ASKED.items() if all(name in demands.unmet(row) for row in own)]
+    # What would not be released fails for that alone, and says nothing of what was asked.
+    sent = [row for row in own if not row.refused]
+    missing = [said for name, said in ASKED.items() if all(name in demands.unmet(row) for row in sent or own)]
     if missing:
-        return f"{client}: no cut and budget meet what is asked. At none of these {', or '.join(missing)}."
+        where = "these" if len(sent) in (0, len(own)) else "those that would be sent"
+        return f"{client}: no cut and budget meet what is asked. At none of {where} {', or '.join(missing)}."
     return f"{client}: no cut and budget meet what is asked at once; each demand alone is met somewhere."
 
 
@@ -157,7 +160,7 @@ def drawn(rows: Sequence[BudgetFigures], demands: Demands) -> Figure:
         _draw_quality(quality, own, demands, chosen)
         one_each = list({row.sigma: row for row in own}.values())
         draw_cost(cost, one_each, demands)
-        quality.set_title(_headline(client, chosen, demands), fontsize=11, loc="left")
+        headline(quality, _headline(client, chosen, demands))
         level_axis((quality, cost), every, "cut (sigma): more is left to the device →")
     axes[0, 0].set_ylabel("distance from real images")
     axes[1, 0].set_ylabel("device, ms per image\n(at a point: evaluations)")

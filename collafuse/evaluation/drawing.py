@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,6 +17,8 @@ from .demands import Demands
 ROOM = 0.07
 """How far from the level before it one must be for its figure to be written at the axis, as a share of the axis."""
 MARGIN = 1.3
+HEADLINE = 40
+"""Letters of a headline in a line: so many are as wide as a column."""
 PLAIN = FuncFormatter(lambda value, _: f"{value:.3g}")
 BLUE, ORANGE, GREEN, GREY = "#2b6cb0", "#c05621", "#2f855a", "#718096"
 
@@ -41,6 +44,11 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def headline(axis: Axes, text: str) -> None:
+    """What stands above a column of axes, in as many lines as it takes to stay clear of the next column's."""
+    axis.set_title(textwrap.fill(text, HEADLINE), fontsize=11, loc="left")
 
 
 def level_axis(axes: Sequence[Axes], every: Sequence[float], name: str) -> None:

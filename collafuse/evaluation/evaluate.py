@@ -144,12 +144,15 @@ def evaluate(
     references = {name: judge.measure_real(_some(images, len(images), rng)) for name, images in held_out.items()}
     shuffled = {name: _some(images, len(images), rng) for name, images in floors.items()}
     measured = {FLOOR: {name: judge.measure_real(images, mixes[name]) for name, images in shuffled.items()}}
+    untold: dict[str, None] = {}
     bar = listener.bar("images", sum(mix.to_generate for mix in mixes.values()) * len(arms))
     for arm in arms:
         measured[arm.name] = {}
         for number, (name, mix) in enumerate(mixes.items()):
             made = arm.generate(name, mix.to_generate, keyed_seed(seed, "arm", str(number)))
-            measured[arm.name][name] = judge.measure(mix.take(made))
+            measured[arm.name][name] = judge.measure(taken := mix.take(made))
+            if not mix.is_in(taken):
+                untold[name] = None
             bar.advance(mix.to_generate)
     configs = {"": config, **{name: folder.read_config() for name, folder in beside.items()}}
     groups = groups_of(*configs.values())
@@ -163,7 +166,7 @@ def evaluate(
     of_one = [name for name in mixes if one_label_each(held_out[name].labels)]
     unmixed = [name for name in of_one if not mixes[name].by_label]
     keeping = [n for n in of_one if n not in unmixed and not all(c.client(n).share_labels for c in configs.values())]
-    tables = [_table(rows, arms, extractor, classifier, every, groups, configs, unmixed, keeping)]
+    tables = [_table(rows, arms, extractor, classifier, every, groups, configs, unmixed, keeping, list(untold))]
     if method_of(run) == DEFAULT_METHOD:
         split = SplitRun(run, held_out, device)
         tables += [*work_tables(split, run), *([energy_table(split)] if energy else [])]
@@ -306,11 +309,13 @@ def _table(
     configs: Mapping[str, Config],
     unmixed: Sequence[str],
     keeping: Sequence[str],
+    untold: Sequence[str],
 ) -> Table:
     pools = [of for of, names in groups.items() if len(names) > 1]
     notes = (
         f"Features: {extractor.name}. {reading_of(classifier, held_out)}",
-        f"Compared with the images that the sites held out. {mix_of_labels(unmixed, keeping, classifier is not None)}",
+        "Compared with the images that the sites held out. "
+        f"{mix_of_labels(unmixed, keeping, classifier is not None, untold)}",
         f"± is one standard deviation over which images were drawn ({RESAMPLES} half-samples of both sides). Kernel "
         f"distance: cubic kernel, unbiased. Precision and recall reach to {PRECISION_NEIGHBOURS} neighbours, density "
         f"and coverage to {DENSITY_NEIGHBOURS}. Figures over pairs use at most {MOST_PAIRED} images of a side.",

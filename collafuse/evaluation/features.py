@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..core import tensorfile
-from ..core.errors import DataError, FileFormatError, RuntimeMissingError, UsageError
+from ..core.errors import DataError, FileFormatError, RuntimeMissingError, UsageError, first_line
 from ..data.imageset import ImageSet
 from ..learning.checkpoint import digest_of_tensors
 from .classifier import Classifier, Network, train_classifier
@@ -51,8 +51,8 @@ def choose(
 
     ``auto`` takes Inception where its weights are found and the images are not tiny, otherwise the classifier, whose
     features are scaled to a mean square of 1 over the known images. Raises UsageError for another name,
-    RuntimeMissingError where a package or weights are not on this machine, DataError where there is no classifier,
-    since no label tells the images apart.
+    RuntimeMissingError where a package or weights are not on this machine, FileFormatError for weights that are damaged
+    or of another network, DataError where there is no classifier, since no label tells the images apart.
     """
     if wanted not in CHOICES:
         raise UsageError(f"features {wanted!r} are not known; use one of {', '.join(CHOICES)}.")
@@ -137,17 +137,25 @@ def _inception(path: Path | None, device: torch.device) -> Extractor:
 def _clip(path: Path | None, device: torch.device) -> Extractor:
     if not _has("transformers"):
         raise RuntimeMissingError("CLIP features need transformers; pip install 'collafuse[text]'.")
+    from safetensors import SafetensorError
     from transformers import CLIPVisionModelWithProjection
 
     source = str(path or CLIP_MODEL)
+    load: Any = CLIPVisionModelWithProjection.from_pretrained  # of which types say that it returns no report
     try:
-        found = CLIPVisionModelWithProjection.from_pretrained(source, local_files_only=True, use_safetensors=True)
+        found, report = load(source, local_files_only=True, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise RuntimeMissingError(
             f"the CLIP weights {source} are not on this machine as safetensors; nothing is downloaded. Fetch them with "
             "`huggingface-cli download`, or pass their folder with --weights."
         ) from error
+    except (SafetensorError, RuntimeError) as error:  # a file that is cut short, tensors of another size
+        raise _no_clip(source, first_line(error)) from error
     network: torch.nn.Module = found
+    if absent := sorted(report["missing_keys"]):  # drawn at random, so that figures would say nothing
+        raise _no_clip(source, f"it lacks {absent[0]}")
+    if broken := [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
+        raise _no_clip(source, f"{broken[0]} is not finite")
     settings: Any = found.config
     side: int = settings.image_size
     network.to(device).eval()
@@ -161,7 +169,18 @@ def _clip(path: Path | None, device: torch.device) -> Extractor:
         resized = torch.nn.functional.interpolate(x.float() / 255, (side, side), mode="bicubic", antialias=True)
         return network(pixel_values=(resized.clamp(0, 1) - mean) / std).image_embeds
 
-    return Extractor(f"CLIP image features ({CLIP_MODEL if path is None else path.name})", _batched(embed, device))
+    named = CLIP_MODEL
+    if path is not None:  # of one name there may be several
+        digest = digest_of_tensors(*(tensor.float() for tensor in network.state_dict().values()))
+        named = f"{path.name} {digest[:8]}"
+    return Extractor(f"CLIP image features ({named})", _batched(embed, device))
+
+
+def _no_clip(source: str, why: str) -> FileFormatError:
+    return FileFormatError(
+        f"the weights {source} are damaged or no CLIP's ({why}); fetch them again, or pass another folder with "
+        "--weights."
+    )
 
 
 def _batched(network: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> Callable[[Any], Features]:

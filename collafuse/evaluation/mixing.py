@@ -40,6 +40,13 @@ class Mix:
         labels = None if made.labels is None else made.labels[rows]
         return Generated(made.pixels[rows], labels, made.label_names)
 
+    def is_in(self, made: Generated) -> bool:
+        """Whether images show each label as often as the mix has it; so of those that say nothing of labels."""
+        if made.labels is None:
+            return True
+        shown = dict(zip(made.label_names, made.labels.sum(axis=0, dtype=np.int64).tolist(), strict=True))
+        return all(shown.get(name, 0) == count for name, count in self.by_label.items())
+
     def _rows(self, labels: Labels | None, label_names: tuple[str, ...]) -> NDArray[np.int64]:
         every = np.arange(self.count)
         if labels is None or not self.by_label or not set(self.by_label) <= set(label_names):

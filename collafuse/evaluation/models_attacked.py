@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edge_client.finisher import Finisher
 
 from ..core.conditioning import Conditions
-from ..core.errors import CollaFuseError
+from ..core.errors import CollaFuseError, MismatchError
 from ..core.noise import Cut
 from ..data.imageset import ImageSet, x0_of
 from ..learning.seeds import keyed_seed
@@ -69,15 +69,21 @@ def memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[s
     for path in sorted(run.folder.path.glob("[!.]*.onnx")):  # a hidden file is one that was never finished
         try:
             finisher = Finisher.load(path)
+            info = finisher.bundle.info
+            if info.client in asked_about:
+                _check_same_shape(info.image_shape, info.client, run.sites[info.client].train.image_shape)
+                levels = levels_between(max(LOWEST_ASKED, info.sigma_min), info.sigma_max)
+                knows = partial(conditions_of, space=info.space)
+                found[f"bundle {path.name}"] = attacked(run, info.client, finisher.model, knows, levels, seed)
         except CollaFuseError as error:
             note(f"{path.name} was not asked: {error}")
-            continue
-        info = finisher.bundle.info
-        if info.client in asked_about:
-            levels = levels_between(max(LOWEST_ASKED, info.sigma_min), info.sigma_max)
-            knows = partial(conditions_of, space=info.space)
-            found[f"bundle {path.name}"] = attacked(run, info.client, finisher.model, knows, levels, seed)
     return found
+
+
+def _check_same_shape(found: tuple[int, int, int], client: str, expected: tuple[int, int, int]) -> None:
+    """Raise MismatchError for a bundle of another run, which makes other images."""
+    if found != expected:
+        raise MismatchError(f"it makes images of {list(found)}, and those of {client} are {list(expected)}.")
 
 
 def attacked(

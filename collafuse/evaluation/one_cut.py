@@ -21,13 +21,13 @@ from ..nodes.sites import Site
 from ..nodes.streams import start_noise
 from .accounting import release_guarantee
 from .attacks.attributes import infer, questions
-from .attacks.exposure import Exposure, expose
+from .attacks.exposure import Exposure, expose, most_attacked
 from .attacks.reconstruction import GaussianPrior
 from .attacks.reidentification import GALLERY, reidentified_at
 from .budgets import site_statistics
 from .measured import some
 from .trial import AS_WELL, Trial, ratio_bounds
-from .whole_run import gallery_of
+from .whole_run import added_up, gallery_of
 
 FEWEST_OF_A_LABEL = 20
 """A label with fewer images shares the Gaussian of all."""
@@ -117,7 +117,8 @@ class OneCut(Trial):
         by_server = self.distances(model, delivered.x, delivered)
         # From the noise that the server started from: then what is left of their difference is theirs.
         noise = start_noise(range(self.count), exposure.images.image_shape, self.seed)
-        drawn = self._drawn(exposure.images, noise, conditions_for(delivered, model.space), model.space)
+        counted = added_up(self.run, self.name, most_attacked(exposure.images.image_shape), rng)
+        drawn = self._drawn(counted, noise, conditions_for(delivered, model.space), model.space)
         by_statistics = self.distances(model, drawn, delivered)
         low, high = ratio_bounds(by_statistics, by_server)
         return CutFigures(
@@ -166,8 +167,8 @@ class OneCut(Trial):
     def _drawn(
         self, images: ImageSet, noise: NDArray[np.float32], conditions: NDArray[np.float32], space: ConditionSpace
     ) -> NDArray[np.float32]:
-        """Intermediates without a server: draws from N(mu_y, C_y + sigma^2 I), one Gaussian per label of the site, of
-        the frequencies that a release of statistics would hold."""
+        """Intermediates without a server: draws from N(mu_y, C_y + sigma^2 I), one Gaussian per label of these images,
+        of the frequencies that a release of statistics would hold."""
         shape, sigma = images.image_shape, self.settings.handover_sigma
         basis = Basis(shape, self.settings.statistics.coefficients or default_coefficients(shape))
         x0 = basis.images(basis.coefficients(images.x0()))

@@ -42,11 +42,12 @@ Row = TypeVar("Row", CutFigures, BudgetFigures)
 @dataclass(frozen=True)
 class Plan:
     """cuts: of every client, where images are sent; budgets: of every cut and client, where statistics are sent; note:
-    what the distances are measured in."""
+    what the distances are measured in; untried: clients for which none of the cuts can be tried."""
 
     cuts: tuple[CutFigures, ...]
     budgets: tuple[BudgetFigures, ...]
     note: str
+    untried: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def plan(
     classifier = classifier_of(known, folder.path / FOLDER)
     extractor = choose(settings.features, settings.weights, known, classifier, device)
     note = f"Fréchet distances are in features of {extractor.name}."
+    untried = tuple(name for name in run.sites if name not in dict(planned))
 
     def given(name: str, sigma: float) -> tuple[WholeRun, str, Config, Extractor, int, Observer]:
         changed = recut(run.config, name, sigma, settings.train_steps)
@@ -107,8 +109,8 @@ def plan(
         return [simulated(run, epsilon, settings.seed) for epsilon in (None, *(settings.epsilons or EPSILONS))]
 
     if run.server_model is not None:
-        return Plan(rows(CutFigures, lambda *cut: [OneCut(*given(*cut)).figures()]), (), note)
-    return Plan((), rows(BudgetFigures, lambda *cut: BudgetCut(*given(*cut)).figures(budgets())), note)
+        return Plan(rows(CutFigures, lambda *cut: [OneCut(*given(*cut)).figures()]), (), note, untried)
+    return Plan((), rows(BudgetFigures, lambda *cut: BudgetCut(*given(*cut)).figures(budgets())), note, untried)
 
 
 def _check_budgets(run: WholeRun, epsilons: tuple[float, ...] | None) -> None:

@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 from ..core.noise import Cut
 from .accounting import DELTA
 from .demands import Demands, best_cut, by_client, judged
-from .drawing import BLUE, GREEN, GREY, ORANGE, draw_cost, level_axis, limit, png
+from .drawing import BLUE, GREEN, GREY, ORANGE, draw_cost, headline, level_axis, limit, png
 from .one_cut import CutFigures
 from .tables import Table
 from .trial import AS_WELL, SETS
@@ -63,11 +63,12 @@ def tables(rows: Sequence[CutFigures], demands: Demands, extractor_note: str) ->
         "Recognised: in brackets a 95 % interval, whose upper end is what a limit (--max-reid) is held against.",
         "Clients were trained briefly, the same number of steps at each cut: compare cuts with each other, not with "
         "the figures of evaluate.",
-        "From statistics alone: the intermediate drawn from a Gaussian per label, exact counts, means and covariances "
-        f"without noise for a budget. In brackets how many times the server's distance that is, by {SETS} sets from "
-        "the same noise: either bound is wrong once in 20 cuts. As good means surely no more than "
-        f"{AS_WELL - 1:.0%} worse: then sending images buys nothing; before relying on it, train clients longer "
-        "(--train-steps), since a poor client hides the difference.",
+        "From statistics alone: the intermediate drawn from a Gaussian per label, or one of everybody's images where a "
+        "site keeps its labels, by exact counts, means and covariances of all sites, without noise for a budget. In "
+        f"brackets how many times the server's distance that is, by {SETS} sets from the same noise: either bound is "
+        f"wrong once in 20 cuts. As good means surely no more than {AS_WELL - 1:.0%} worse: then sending images buys "
+        "nothing; before relying on it, train clients longer (--train-steps), since a poor client hides the "
+        "difference.",
         "The server learned from releases at the sites' own cuts. One that had learned from noisier releases would do "
         "somewhat worse just above them, so that images at the higher cuts are flattered.",
         "Inferred: the label or attribute that a noised image gives away most, the best of many if there are many. "
@@ -196,7 +197,7 @@ def drawn(rows: Sequence[CutFigures], demands: Demands) -> Figure:
         _draw_privacy(privacy, sigmas, own, demands)
         _draw_quality(quality, sigmas, own, demands)
         draw_cost(cost, own, demands)
-        privacy.set_title(_headline(client, chosen, demands), fontsize=11, loc="left")
+        headline(privacy, _headline(client, chosen, demands))
         level_axis((privacy, quality, cost), every, "cut (sigma): more noise before anything is sent →")
         for axis in (privacy, quality, cost):
             _shade(axis, own, demands)

@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from ..core.tensorfile import file_digest
-from ..nodes.runfolder import RunFolder
+from ..nodes.runfolder import CONFIG, RunFolder
 
 WEIGHTS = ("server", "clients/*", "models/*")
 """Folders of nodes, and of a baseline's models."""
@@ -15,7 +15,9 @@ SAMPLING = {"sampler", "mixed_precision", "send_previous"}
 
 def standing_of(run: RunFolder) -> str:
     """Identifies a run's models and how they sample: ``train --resume --set client.sampler.steps=24`` changes the
-    second alone."""
+    second alone. Empty for what is no whole run, which whoever opens it says better."""
+    if not (run.path / CONFIG).is_file():
+        return ""
     config = run.read_config()
     nodes = {"server": config.server, **{f"clients/{name}": client for name, client in config.clients.items()}}
     sampling = {name: node.model_dump(mode="json", include=SAMPLING) for name, node in nodes.items()}

@@ -24,9 +24,10 @@ def reading_of(classifier: Classifier | None, held_out: ImageSet) -> str:
     return f"Labels are read by a classifier trained on half of the sites' training images. {how}"
 
 
-def mix_of_labels(unmixed: Sequence[str], keeping: Sequence[str], classified: bool) -> str:
+def mix_of_labels(unmixed: Sequence[str], keeping: Sequence[str], classified: bool, untold: Sequence[str] = ()) -> str:
     """What the floor is, and whether all sides have one mix of labels. unmixed: sites whose floor lacks one; keeping:
-    sites that keep theirs; classified: whether a classifier learned from training images too."""
+    sites that keep theirs; classified: whether a classifier learned from training images too; untold: sites for which
+    some arm does not show all that they hold."""
     unseen = ", which the classifier did not see" if classified else ""
     said = (
         f"The floor is as many real training images{unseen}: no arm can be expected to do better. Where each image has "
@@ -41,6 +42,11 @@ def mix_of_labels(unmixed: Sequence[str], keeping: Sequence[str], classified: bo
         said += (
             f" Not so of what is generated for {', '.join(keeping)}, which keeps its labels: none is asked for, so "
             "that images show what they happen to, and may look worse than they are."
+        )
+    if untold:
+        said += (
+            f" Not so of what is generated for {', '.join(untold)}, of whose labels the server was not told all: "
+            "images show the others, and may look worse than they are."
         )
     return said
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import Config
-from ..core.conditioning import Conditions, ConditionSpace, check_same_text
+from ..core.conditioning import Conditions, ConditionSpace, check_same_text, one_label_each
 from ..core.errors import DataError
 from ..core.pairing import conditions_for
 from ..core.pictures import Pixels
@@ -30,7 +30,7 @@ from ..nodes.statistics import read_statistics
 from .attacks.exposure import Exposure
 from .attacks.membership import Denoise
 from .attacks.reidentification import GALLERY
-from .measured import halves, measured
+from .measured import halves, measured, some
 from .pooling import pooled
 
 BATCH = 256
@@ -152,6 +152,29 @@ def conditions_of(images: ImageSet, space: ConditionSpace) -> Conditions:
     unknown = images.labels.any(axis=1) & ~labels.any(axis=1) if named else np.ones(len(images), dtype=bool)
     conditions[unknown] = space.conditions(int(unknown.sum()), None)
     return conditions
+
+
+def added_up(run: WholeRun, name: str, most: int, rng: np.random.Generator) -> ImageSet:
+    """The different images of which a server's statistics for a site would be, at most so many: of a site that shares
+    one label of each image those of all such sites that show its labels, of any other everybody's."""
+
+    def by_label(client: str) -> bool:
+        shared = run.server.site(client).label_names is not None
+        return shared and one_label_each(run.measured[client].train.labels)
+
+    labelled, own = by_label(name), run.measured[name].train.label_names
+    counted: dict[str, NDArray[np.int64]] = {}
+    for one, site in run.measured.items():
+        if by_label(one) or not labelled:
+            _, first = np.unique(site.train.digests, axis=0, return_index=True)
+            columns = [column for column, label in enumerate(site.train.label_names) if label in own]
+            shown = site.train.labels[first][:, columns].any(axis=1)
+            counted[one] = np.sort(first[shown] if labelled else first)
+    # Drawn before they are put together: of large sites all would fill the memory.
+    of, rows = np.repeat(np.arange(len(counted)), list(map(len, counted.values()))), [*counted.values()]
+    chosen = some(len(of), most, rng)
+    of, drawn = of[chosen], np.concatenate(rows)[chosen]
+    return pooled({one: run.measured[one].train.take(drawn[of == i]) for i, one in enumerate(counted)})
 
 
 def gallery_of(run: WholeRun, exposure: Exposure, attacked: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -35,6 +35,8 @@ class Limits:
     release_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
+        if not 0 < self.deadline_seconds < math.inf:  # NaN would pass for a time that never comes
+            raise UsageError(f"deadline={self.deadline_seconds:g}; expected a number of seconds above 0, such as 120.")
         if self.request_images > self.images_per_minute:
             raise UsageError(
                 f"a request may ask for {self.request_images} images and a token for {self.images_per_minute} a "

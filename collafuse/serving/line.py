@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from ..core.errors import BusyError
+from ..core.errors import BusyError, UsageError
 
 FORGET_SECONDS = 20.0
 """The drain rate is that of about the last so many busy seconds."""
@@ -81,7 +81,7 @@ class Pending:
 class Line:
     """What is accepted and not finished. Reading it takes no lock, so a refusal waits for nobody.
 
-    slots: rows of the batch. most_images: that may be in the line. stretch: see above.
+    slots: rows of the batch. most_images: that may be in the line. stretch: see above. Raises UsageError.
     """
 
     slots: int
@@ -90,6 +90,8 @@ class Line:
     pending: Pending = field(default_factory=Pending)
 
     def __post_init__(self) -> None:
+        if not self.stretch >= 1:  # NaN would let everyone in
+            raise UsageError(f"stretch={self.stretch:g}; expected a number of at least 1, such as 64.")
         self.rate = DrainRate()
 
     def check(self, count: int, seconds: float = math.inf) -> None:

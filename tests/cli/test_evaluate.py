@@ -1,11 +1,17 @@
 """collafuse evaluate as a user runs it."""
 
+import errno
 import json
 import shutil
 
 import pytest
+from PIL import Image
 
+from collafuse.core.atomic import storage_error
+from collafuse.core.errors import StorageError
+from collafuse.evaluation.audit import Audit
 from collafuse.evaluation.evaluate import Evaluation
+from collafuse.evaluation.plan import Plan
 from collafuse.evaluation.tables import Table
 
 
@@ -33,6 +39,51 @@ def test_as_json_work_bytes_and_energy_are_there_too(call_cli, monkeypatch):
     shown = json.loads(call_cli("evaluate", "run", "--energy", "--json").stdout)
     assert [table["title"] for table in shown["tables"]] == ["Energy"] and shown["standing"] == "as it is"
     assert shown["tables"] == json.loads((call_cli.folder / "run/evaluation/evaluation.json").read_text())["tables"]
+
+
+MEASURED = {
+    "evaluate": ("evaluate", Evaluation("features", (), ())),
+    "audit": ("audit", Audit((), {}, Image.new("RGB", (1, 1)), ())),
+    "plan": ("plan", Plan((), (), "")),
+}
+
+
+@pytest.mark.parametrize("command", MEASURED)
+def test_figures_are_of_the_run_as_it_was_when_they_were_begun(call_cli, monkeypatch, command):
+    """A training that goes on meanwhile leaves other models, and a report is to say so."""
+    standing = ["before"]
+    module, found = MEASURED[command]
+
+    def measure(*given, **settings):
+        standing.append("trained on")
+        return found
+
+    monkeypatch.setattr(f"collafuse.evaluation.{module}.{command}", measure)
+    monkeypatch.setattr("collafuse.evaluation.standing.standing_of", lambda run: standing[-1])
+    monkeypatch.setattr("collafuse.evaluation.plan_report.picture", lambda *given: b"")
+    assert json.loads(call_cli(command, "run", "--json").stdout)["standing"] == "before"
+
+
+@pytest.mark.parametrize("command", MEASURED)
+def test_what_took_minutes_is_shown_though_the_disk_is_full(call_cli, monkeypatch, command):
+    module, found = MEASURED[command]
+
+    def full(path, *given, **settings):
+        raise storage_error(path, OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(f"collafuse.evaluation.{module}.{command}", lambda *given, **settings: found)
+    monkeypatch.setattr("collafuse.evaluation.plan_report.picture", lambda *given: b"")
+    monkeypatch.setattr("collafuse.evaluation.tables.write_results", full)
+    done = call_cli(command, "run", "--json", code=StorageError.exit_code)
+    assert "tables" in json.loads(done.stdout) and "the disk is full" in done.stderr
+
+
+def test_a_client_of_which_no_cut_could_be_tried_is_not_left_out_of_a_plan(call_cli, monkeypatch):
+    """It was said on stderr alone, and the page showed a plan of the others."""
+    monkeypatch.setattr("collafuse.evaluation.plan.plan", lambda *given, **settings: Plan((), (), "", ("south",)))
+    monkeypatch.setattr("collafuse.evaluation.plan_report.picture", lambda *given: b"")
+    said = "south: none of the cuts that were named (--cut) can be tried."
+    assert json.loads(call_cli("plan", "run", "--json").stdout)["conclusions"] == [said]
 
 
 def test_an_output_of_ones_own_is_not_overwritten(run, call_cli, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from collafuse.core import release as releases
 from collafuse.core.atomic import PARTIAL_PREFIX, write_bytes
 from collafuse.core.conditioning import ConditionSpace
-from collafuse.core.errors import DataError, RefusedError
+from collafuse.core.errors import DataError, RefusedError, RuntimeMissingError
 from collafuse.core.noise import system_noise
 from collafuse.data.dealing import SiteData, load_sites
 from collafuse.evaluation import audit as audits
@@ -270,6 +270,31 @@ def test_a_bundle_that_was_never_finished_is_not_asked(tmp_path):
     (tmp_path / f"{PARTIAL_PREFIX}x.onnx").write_bytes(b"")
     run = SimpleNamespace(folder=RunFolder(tmp_path), sites={}, models={}, server_model=None)
     assert models_attacked.memberships(run, 0, said.append) == {} and said == []
+
+
+def test_a_bundle_that_cannot_be_asked_ends_no_audit(tmp_path, monkeypatch):
+    """As one of another run, for images of another size: onnxruntime's error about sizes took all that was found."""
+
+    def denoise(x, sigma, conditions):
+        raise RuntimeMissingError("onnxruntime cannot run the bundle")
+
+    def load(path):
+        side = 28 if path.stem == "larger" else 8
+        info = SimpleNamespace(client="north", image_shape=(1, side, side), sigma_min=0.002, sigma_max=1.0)
+        info.space = images.space
+        return SimpleNamespace(bundle=SimpleNamespace(info=info), model=denoise)
+
+    images, said = image_set(24, side=8), list[str]()
+    for name in ("larger", "broken"):
+        (tmp_path / f"{name}.onnx").write_bytes(b"")
+    monkeypatch.setattr(models_attacked.Finisher, "load", load)
+    run = SimpleNamespace(folder=RunFolder(tmp_path), sites={"north": SiteData(images, images)}, models={})
+    run.server_model = None
+    assert models_attacked.memberships(run, 0, said.append) == {}
+    assert said == [
+        "broken.onnx was not asked: onnxruntime cannot run the bundle",
+        "larger.onnx was not asked: it makes images of [1, 28, 28], and those of north are [1, 8, 8].",
+    ]
 
 
 def test_a_gallery_holds_the_attacked_first_and_each_image_once(digits_run):

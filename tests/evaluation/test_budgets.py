@@ -62,6 +62,17 @@ def test_exact_statistics_and_a_release_that_would_not_be_made_meet_no_limit_of_
     assert "At none of these would statistics be sent." in conclusions([NONE], Demands(max_epsilon=8))[0]
 
 
+def test_a_demand_that_no_release_meets_is_named_though_one_would_not_be_made():
+    """It was said to be met somewhere, since a release that would not be made fails for that alone."""
+    (said,) = conclusions(ROWS, Demands(max_epsilon=0, max_frechet=1))
+    assert "At none of those that would be sent is the budget small enough, or are images good enough." in said
+    (said,) = conclusions(ROWS, Demands(max_epsilon=0.5))  # of the budget that is small enough none would be sent
+    assert "At none of those that would be sent is the budget small enough." in said
+    (said,) = conclusions(ROWS, Demands(max_epsilon=1, max_frechet=3))
+    assert "each demand alone is met somewhere" in said
+    assert "At none of these is the budget small enough." in conclusions([EXACT, FREE], Demands(max_epsilon=0))[0]
+
+
 def test_the_plan_says_which_budgets_cost_nothing_and_which_surely_do():
     (said,) = conclusions(ROWS, Demands())
     assert "At sigma 1 noise costs nothing down to epsilon 8; pictures are surely worse at 1; no statistics" in said
@@ -94,6 +105,15 @@ def test_the_picture_and_the_table_show_every_budget_and_why_there_is_no_release
     assert [row[-1] for row in table.rows[:2]] == ["no: guarantee", "yes, the best"]
     names = [text.get_text() for text in drawn(rows, Demands()).axes[0].get_legend().get_texts()]
     assert names == ["real images", "exact statistics", "epsilon 8", "epsilon 1", "epsilon 0.1: no release"]
+
+
+def test_the_chosen_budget_stands_on_the_picture_however_long_a_clients_name_is():
+    long = "hospital-of-saint-bartholomew-and-the-seven-sleepers-of-ephesus"
+    figure = drawn([replace(FREE, client=name) for name in (long, "north")], Demands(max_epsilon=8.0))
+    figure.draw_without_rendering()
+    for axis in figure.axes[:2]:
+        assert axis.get_title(loc="left").endswith("epsilon 8")
+        assert axis.get_tightbbox().x1 < axis.get_window_extent().x1 + 40
 
 
 def test_of_statistics_any_cut_can_be_tried(statistics_run):

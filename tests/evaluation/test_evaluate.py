@@ -240,6 +240,22 @@ def test_a_site_that_keeps_its_labels_is_not_said_to_have_one_mix_of_them(digits
     assert not any(keeping in note for note in found.tables[0].notes)
 
 
+def test_a_site_of_whose_labels_the_server_was_told_not_all_is_not_said_to_have_one_mix(digits_run, monkeypatch):
+    """As where noise for a budget leaves too few images of one: generated images show the others alone."""
+
+    def generate(client, count, seed):
+        named = digits_run.read_config().client(client).labels
+        labels = np.eye(2, dtype=np.uint8)[np.arange(count) % (1 if client == "north" else 2)]
+        return Generated(np.zeros((count, 8, 8, 1), np.uint8), labels, tuple(named))
+
+    stubs = {"arms_of": [arms.Arm("made", generate, "")], "compare": {}, "work_tables": (), "classifier_of": None}
+    stubs["choose"] = Extractor("zeros", lambda pixels: np.zeros((len(pixels), 1)))
+    for name, stub in stubs.items():
+        monkeypatch.setattr(f"collafuse.evaluation.evaluate.{name}", lambda *given, stub=stub: stub)
+    said = evaluate(digits_run, samples=20, device=CPU).tables[0].notes
+    assert any("Not so of what is generated for north, of whose labels" in note for note in said)
+
+
 def test_cuts_are_said_only_of_methods_that_have_them():
     handover = _with_clients({"north": {"handover": 2.0}, "east": {"handover": 1.0}, "south": {"handover": 1.0}})
     assert cuts_of(handover) == "sigma north 0.5 (takes over at 1), east 0.5, south 1.5"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
+from safetensors import numpy
 
 from collafuse.core.errors import DataError, FileFormatError, RuntimeMissingError, UsageError
 from collafuse.evaluation import classifier as classifiers
@@ -136,12 +139,51 @@ def test_inception_looks_at_grey_images_as_at_colour(monkeypatch, tmp_path):
     assert (found == extractor.features(IMAGES.pixels[:2].repeat(3, axis=1))).all()
 
 
-def test_clip_comes_from_a_folder(tmp_path):
+def clip_folder(path):
+    """A tiny CLIP as its tools leave it, and its configuration."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.CLIPVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
     )
-    transformers.CLIPVisionModelWithProjection(config).save_pretrained(tmp_path / "clip")
+    transformers.CLIPVisionModelWithProjection(config).save_pretrained(path)
+    return config
+
+
+def test_clip_comes_from_a_folder(tmp_path):
+    config = clip_folder(tmp_path / "clip")
     extractor = choose("clip", tmp_path / "clip", IMAGES, None, CPU)
     assert extractor.features(IMAGES.pixels).shape == (24, config.projection_dim)
     assert "clip" in extractor.name
+
+
+def test_two_clips_in_folders_of_one_name_have_two_names(tmp_path):
+    """Figures by one would be taken for the other's, and plan would keep its cuts."""
+    for place in ("a", "b"):
+        clip_folder(tmp_path / place / "clip")
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    names = [choose("clip", tmp_path / place / "clip", IMAGES, None, CPU).name for place in ("a", "b", "c")]
+    assert names[0] == names[2] != names[1]
+
+
+def test_clip_weights_that_are_damaged_are_refused(tmp_path):
+    clip_folder(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    for damaged in (whole[:-100], b"no tensors at all"):
+        path.write_bytes(damaged)
+        with pytest.raises(FileFormatError, match=r"damaged or no CLIP's.*--weights"):
+            choose("clip", tmp_path, IMAGES, None, CPU)
+
+
+@pytest.mark.parametrize("wrong", ["missing", "shape", "nan"])
+def test_clip_weights_of_another_network_are_not_made_up(tmp_path, wrong):
+    """transformers draws what a file lacks at random: figures by such a network would say nothing."""
+    clip_folder(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = numpy.load_file(path)
+    last = tensors.pop("visual_projection.weight")
+    if wrong != "missing":
+        tensors["visual_projection.weight"] = last[:, 1:].copy() if wrong == "shape" else np.full_like(last, np.nan)
+    numpy.save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(FileFormatError, match=r"damaged or no CLIP's.*--weights"):
+        choose("clip", tmp_path, IMAGES, None, CPU)

@@ -49,6 +49,14 @@ def test_the_first_of_labels_that_take_turns_hold_enough_of_each(held_out, floor
     assert mix.by_label and taken.labels.sum(axis=0).tolist() == [mix.by_label.get(name, 0) for name in "abc"]
 
 
+def test_a_generator_that_does_not_know_a_label_has_no_mix():
+    mix = mix_of(labelled((30, 10)), labelled((60, 60)), most=1000)
+    assert mix.is_in(mix.take(made((80, 80)))) and mix.is_in(Generated(made((40, 0)).pixels))
+    for lacking in (made((160, 0)), made((160,))):  # it never shows b, or was never told of it
+        assert not mix.is_in(mix.take(lacking))
+    assert Mix(5, {}).is_in(made((5, 0)))
+
+
 def test_images_of_several_labels_take_no_turns():
     images = image_set(6)
     images.labels[:] = 1

@@ -26,7 +26,7 @@ from collafuse.evaluation.one_cut import CutFigures, OneCut
 from collafuse.evaluation.plan import Settings, key_of, plan
 from collafuse.evaluation.plan_report import conclusions, drawn, picture, tables
 from collafuse.evaluation.trial import recut, steps_for
-from collafuse.evaluation.whole_run import WholeRun
+from collafuse.evaluation.whole_run import WholeRun, added_up
 from collafuse.nodes.runfolder import RunFolder
 from collafuse.nodes.server import Server
 from tests.tiny import CPU, Recorder
@@ -176,6 +176,15 @@ def test_the_title_fits_above_a_single_client():
     assert extent.x0 <= found.x0 and found.x1 <= extent.x1
 
 
+def test_what_is_chosen_stands_on_the_picture_however_long_a_clients_name_is():
+    long = "hospital-of-saint-bartholomew-and-the-seven-sleepers-of-ephesus"
+    figure = drawn([replace(row, client=name) for name in (long, "north") for row in ROWS], Demands(max_reid=0.5))
+    figure.draw_without_rendering()
+    for axis in figure.axes[:2]:
+        assert " ".join(axis.get_title(loc="left").split()).endswith("★ cut at sigma 2")
+        assert axis.get_tightbbox().x1 < axis.get_window_extent().x1 + 40
+
+
 def test_figures_at_the_axis_leave_room_between_each_other():
     """Clients of other cuts bring levels of their own, 0.738 beside 0.75."""
     sigmas = (0.5, 0.738, 0.75, 1.0, 20.0)
@@ -291,6 +300,20 @@ def test_statistics_of_a_site_that_keeps_its_labels_are_of_all_its_images(digits
     assert np.abs(first - zeros).max() < 0.25
 
 
+def test_statistics_are_those_of_all_sites_as_a_server_adds_them_up(digits_run):
+    """Not of the site's own images alone: where labels are kept, nothing tells one site's from another's."""
+    run, rng = WholeRun.open(digits_run, CPU), np.random.default_rng(0)
+    assert set(added_up(run, "north", 5_000, rng).label_names) == {"0", "1", "2", "3", "4", "5"}
+    own = added_up(run, "north", 5_000, rng)
+    assert {one.tobytes() for one in own.digests} == {one.tobytes() for one in run.sites["north"].train.digests}
+    for name in ("north", "east"):
+        run.server.sites[name] = replace(run.server.sites[name], label_names=None)
+    counts = {name: len(site.train) for name, site in run.sites.items()}
+    assert len(added_up(run, "north", 5_000, rng)) == sum(counts.values())
+    assert len(added_up(run, "south", 5_000, rng)) == counts["south"]
+    assert len(added_up(run, "north", 50, rng)) == 50
+
+
 def test_statistics_are_of_as_many_coefficients_as_a_release_of_them_holds(digits_run):
     """A statistics server knows nothing of higher frequencies: of large images it is no Gaussian of all values."""
     run = WholeRun.open(digits_run, CPU)
@@ -335,6 +358,7 @@ def test_a_cut_of_a_run_is_measured_once_and_kept(digits_run, tmp_path, monkeypa
     settings = Settings(cuts=(0.6,), train_steps=2)
     found = plan(RunFolder(path), settings, CPU, observer)
     row, _ = found.cuts  # 0.6 lies below south's own cut
+    assert found.untried == ("south",)
     assert (row.client, row.sigma, row.gallery) == ("north", 0.6, 1000) and watched == ["north 0.6", "east 0.6"]
     assert 0.3 < row.reid < 0.99 and row.nfe == 3 and row.ms > 0 and math.isfinite(row.frechet + row.frechet_statistics)
     assert plan(RunFolder(path), settings, CPU, observer) == found and len(watched) == 2

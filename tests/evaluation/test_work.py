@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from collafuse.core import intermediate as intermediates
 from collafuse.data.dealing import load_sites
@@ -18,6 +19,16 @@ def test_a_convolution_counts_its_multiply_accumulates():
     assert multiply_accumulates(lambda: layer(x)) == forward
     # Backward: once more for the weights; the input asks for no gradient.
     assert multiply_accumulates(lambda: layer(x).sum().backward()) == 2 * forward
+
+
+def test_attention_counts_its_matrix_products():
+    """torch's counter knows the kernels of a GPU, and not that of a processor: it counted nothing there."""
+    q = torch.zeros(2, 3, 16, 8, requires_grad=True)
+    forward = 2 * 3 * 2 * 16 * 16 * 8
+    assert multiply_accumulates(lambda: scaled_dot_product_attention(q, q, q)) == forward
+    with torch.inference_mode():
+        assert multiply_accumulates(lambda: scaled_dot_product_attention(q, q, q)) == forward
+    assert multiply_accumulates(lambda: scaled_dot_product_attention(q, q, q).sum().backward()) == 3 * forward
 
 
 def tables_of(run):

@@ -87,6 +87,12 @@ def test_limits_that_would_refuse_every_large_request_are_refused():
         Limits(request_images=61, images_per_minute=60)
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 0.0])
+def test_a_deadline_that_never_comes_is_refused(seconds):
+    with pytest.raises(UsageError, match=r"deadline=(nan|inf|0); expected a number of seconds"):
+        Limits(deadline_seconds=seconds)
+
+
 def test_strangers_are_slowed_down_by_address():
     strangers = Strangers(per_minute=2)
     assert strangers.failed("a", now=0.0) is strangers.failed("a", now=0.0) is None

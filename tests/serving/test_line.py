@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from collafuse.core.errors import BusyError
+from collafuse.core.errors import BusyError, UsageError
 from collafuse.serving.line import DrainRate, Line, Pending
 
 
@@ -84,3 +84,9 @@ def test_what_cannot_be_done_in_time_is_told_when_it_can():
     with pytest.raises(BusyError, match="30 more would not be finished within 10 s; ask again in 23 s") as refused:
         line.check(30, seconds=10.0)
     assert refused.value.retry_after == 23  # when the other has 10 left
+
+
+@pytest.mark.parametrize("stretch", [float("nan"), 0.5])
+def test_a_stretch_that_nothing_compares_with_is_refused(stretch):
+    with pytest.raises(UsageError, match=r"stretch=(nan|0.5); expected a number of at least 1"):
+        Line(slots=4, most_images=1000, stretch=stretch)

@@ -98,7 +98,7 @@ def expose(name: str, train: ImageSet, held_out: ImageSet, found: Sequence[Relea
     """
     _, first = np.unique(train.digests, axis=0, return_index=True)
     images, received = train.take(np.sort(first)), JoinedRows([release.z for release in found])
-    most = min(MOST_ATTACKED, max(FEWEST_ATTACKED, MOST_VALUES // math.prod(received.shape[1:])))
+    most = most_attacked(received.shape[1:])
     seed = keyed_seed(0, "attacked", name)
     # As many releases as images stand in their order, if the site released as it should: then the same are drawn.
     rows = some(len(received), most, np.random.default_rng(seed))
@@ -112,6 +112,11 @@ def expose(name: str, train: ImageSet, held_out: ImageSet, found: Sequence[Relea
         text_shared=all(release.text is not None for release in found),
         whole=(len(received), len(images)) if max(len(received), len(images)) > most else None,
     )
+
+
+def most_attacked(image_shape: tuple[int, ...]) -> int:
+    """How many images of this shape are looked at, of a site that has more."""
+    return min(MOST_ATTACKED, max(FEWEST_ATTACKED, MOST_VALUES // math.prod(image_shape)))
 
 
 def broken_promises(exposure: Exposure, rng: np.random.Generator) -> list[Finding]:
