@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from collafuse.config import Config, load
 from collafuse.core.conditioning import ConditionSpace
 from collafuse.core.noise import SIGMA_MAX, server_sigmas
-from collafuse.core.samplers import STEPS, run
+from collafuse.core.samplers import run
 from collafuse.learning.compiled import SamplingDenoiser
 from collafuse.learning.denoiser import Denoiser
 from collafuse.learning.device import choose_device
@@ -38,6 +38,7 @@ from collafuse.learning.examples import TrainingData
 from collafuse.learning.networks import num_parameters
 from collafuse.learning.observer import UNWATCHED
 from collafuse.learning.training import Trainer
+from collafuse.nodes.streams import server_step, streams
 
 from .peers import convolution_flops, denoiser_call
 from .train_peers import TrainPeer, diffusers_peer, trainer_peer
@@ -103,7 +104,12 @@ def our_sampling(trainer: Trainer, config: Config, batch: int) -> Callable[..., 
     @torch.inference_mode()
     def sample(denoiser: SamplingDenoiser = trainer.ema) -> None:
         x = SIGMA_MAX * torch.randn(batch, *config.data.image_shape, device=device)
-        run(STEPS[sampler.name], lambda x, sigma: denoiser(x, sigma, conditions), x, sigmas)
+        run(
+            server_step(sampler.name, streams(range(batch), 0)),
+            lambda x, sigma: denoiser(x, sigma, conditions),
+            x,
+            sigmas,
+        )
 
     return sample
 

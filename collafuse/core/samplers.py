@@ -123,10 +123,11 @@ def euler_ancestral_step(
     for another eta: beyond 1 the level before the noise would be imaginary."""
     if not 0.0 <= eta <= 1.0:
         raise UsageError(f"eta={eta}; expected a number from 0 (no fresh noise) to 1.")
-    variance_up = (eta * sigma_next / sigma) ** 2 * (sigma**2 - sigma_next**2)
-    sigma_down = (sigma_next**2 - variance_up) ** 0.5
-    x = _toward(x, denoise(x, sigma), sigma_down / sigma)
-    return x + _factor(variance_up**0.5, x) * noise(x), None
+    # Of the variance at sigma_next so much is fresh. Not by sigma_next^2 - variance: in float32, which is all that some
+    # devices have, that can fall below 0 for one long step.
+    share = eta**2 * (1 - (sigma_next / sigma) ** 2)
+    x = _toward(x, denoise(x, sigma), sigma_next / sigma * (1 - share) ** 0.5)
+    return x + _factor(sigma_next * share**0.5, x) * noise(x), None
 
 
 def _any(mask: Level) -> bool:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 WIDTH, HEIGHT = 460, 240
 LEFT, RIGHT, TOP, BOTTOM = 48, 110, 26, 34
-COLOURS = ("#222222", "#d1495b", "#edae49", "#1b6ca8", "#7b4ea8", "#66a182", "#8d6a4f", "#c06c84", "#00a6a6", "#999999")
+COLOURS = tuple(
+    "#222222 #d1495b #edae49 #1b6ca8 #7b4ea8 #66a182 #8d6a4f #c06c84 #00a6a6 #999999 #4b6b00".split()
+)  # one for each level, one for all, one for the noise alone
 SMOOTHED = 25
 """Points of a curve: more are averaged in groups, since single steps are noise."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,18 +18,21 @@ BUCKET_EDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 BUCKET_NAMES = tuple(f"{low:g}-{high:g}" for low, high in zip((0, *BUCKET_EDGES), (*BUCKET_EDGES, 80), strict=True))
 
 
-BY_HEART = 0.99
-"""Of the least loss: what chance does not reach in a log's worth of pixels."""
+BY_HEART = 0.05
+"""As much of the least loss: any fit takes a little of the noise with it, about its parameters over the values."""
+SURE = 5.0
+"""Standard deviations of the noise's own mean square, which differs from its expectation by chance."""
 
 
 @dataclass(frozen=True)
 class Losses:
     """Losses of some steps by noise bucket: their sums and counts, the sums of the least that data that are noisy
-    already allow, and the time they took."""
+    already allow, of how many values of noise that is the mean, and the time they took."""
 
     sums: Sequence[float]
     counts: Sequence[float]
     least_sums: Sequence[float]
+    noise_values: int
     seconds: float
 
     @property
@@ -43,7 +47,8 @@ class Losses:
     @property
     def by_heart(self) -> bool:
         """Whether they lie below what anybody reaches who has not learned the very noise of the data."""
-        return self.mean < BY_HEART * self.least
+        chance = SURE * math.sqrt(2 / max(1, self.noise_values))
+        return self.mean < self.least * (1 - max(BY_HEART, chance))
 
     def record(self) -> dict[str, Any]:
         """As it is logged."""
@@ -60,17 +65,22 @@ def by_heart(step: int, losses: Losses) -> str:
     """What to say of such losses."""
     return (
         f"at step {step} the loss, {losses.mean:.4g}, is below {losses.least:.4g}, which the noise of the releases "
-        "leaves to whoever does not know it by heart. This server learns the releases rather than what such images "
-        "look like, and will deliver some that come near them (collafuse audit). Train it fewer steps, on more images, "
-        "or with network.dropout."
+        "leaves to whoever does not know it by heart. This server has learned that noise, rather than what such images "
+        "look like, and may deliver some that come near the releases (collafuse audit). Train it fewer steps, on more "
+        "images, or with network.dropout."
     )
 
 
 class LossWindow:
     """Losses since the last log, per noise bucket, summed on the device so that nothing waits for the host."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None:
-        self._ranks = ranks
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, ranks: Ranks, sigma_floor: Tensor, pixels: int
+    ) -> None:
+        """sigma_floor: [N], of all the data. pixels: values of an image."""
+        self._ranks, self._pixels = ranks, pixels
+        # Those with the most noise decide the mean.
+        self._noisiest = int((sigma_floor == sigma_floor.max()).sum())
         self._edges = torch.tensor(BUCKET_EDGES, device=device)
         self._sums = torch.zeros(3, len(BUCKET_NAMES), device=device, dtype=dtype)
         self._since = time.monotonic()
@@ -83,7 +93,8 @@ class LossWindow:
     def all(self) -> Losses:
         """Those of all ranks since the last log; here the host waits for the device, and the ranks for each other."""
         sums, counts, least = self._ranks.total(self._sums).tolist()
-        return Losses(sums, counts, least, time.monotonic() - self._since)
+        noise_values = self._pixels * min(round(sum(counts)), self._noisiest)
+        return Losses(sums, counts, least, noise_values, time.monotonic() - self._since)
 
     def restart(self) -> None:
         """The next log starts here."""

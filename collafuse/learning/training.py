@@ -173,7 +173,8 @@ class Trainer:
 
     def _train(self, start: int) -> Denoiser | None:
         """Every step from ``start`` on; returns the averages after the last one, None where no step is left."""
-        window = LossWindow(self.device, self.model.dtype, self.ranks)
+        pixels = math.prod(self.data.images.shape[1:])
+        window = LossWindow(self.device, self.model.dtype, self.ranks, self.data.sigma_floor, pixels)
         # Dropout draws from torch's global generator; it is seeded per step and put back afterwards.
         devices = [self.device] if self.device.type == "cuda" else []
         place = () if self.ranks.leads else (self.ranks.rank,)

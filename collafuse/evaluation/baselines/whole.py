@@ -22,15 +22,15 @@ WHOLE = "whole"
 def sample(asked: Asked, node: str = WHOLE) -> Generated:
     """What is asked for, from the noise that a server with this seed starts from, by the model of a node.
 
-    As many evaluations as server and client take together, by the server's sampler down to where the client takes over
-    and by the client's from there; one that both have goes on with what it remembers.
+    As many evaluations as server and client take together, by the server's sampler and guidance down to where the
+    client takes over and by the client's from there; a sampler that both have goes on with what it remembers.
     """
     sampler, mine = asked.config.server.sampler, asked.config.client(asked.client)
     model, count, device = asked.models[node], asked.count, asked.device
     sigmas, k = whole_sigmas(mine.handover_sigma, sampler.steps, mine.sampler.steps, mine.sampler.sigma_low)
     planned = asked.planned(model.space)
     conditions = planned.conditions(count, model.space)
-    guidance = sampler.guidance if planned.conditioned else 1.0
+    guidances = [each.guidance if planned.conditioned else 1.0 for each in (sampler, mine.sampler)]
     denoiser = model.denoiser.to(device)
     parts = []
     for start in range(0, count, BATCH):
@@ -38,9 +38,9 @@ def sample(asked: Asked, node: str = WHOLE) -> Generated:
         own = streams(rows, asked.seed)
         x = torch.from_numpy(draw(own, denoiser.image_shape)).to(device) * SIGMA_MAX
         given = torch.from_numpy(conditions[rows.start : rows.stop]).to(device)
-        denoise = guided(denoiser, given, guidance)
-        x, state = run(server_step(sampler.name, own), denoise, x, sigmas[: k + 1])
+        high, low = (guided(denoiser, given, guidance) for guidance in guidances)
+        x, state = run(server_step(sampler.name, own), high, x, sigmas[: k + 1])
         state = state if mine.sampler.name == sampler.name else None
-        parts.append(run(STEPS[mine.sampler.name], denoise, x, sigmas[k:], state)[0].cpu().numpy())
+        parts.append(run(STEPS[mine.sampler.name], low, x, sigmas[k:], state)[0].cpu().numpy())
     names = model.label_names if planned.labels is not None else ()
     return Generated(to_uint8(np.concatenate(parts)), planned.labels, names)

@@ -20,7 +20,8 @@ from tests.tiny import CPU, denoiser
 def test_one_model_as_both_halves_makes_what_it_makes_as_a_whole(theirs, mine):
     """The same noise, labels, levels and steps: what differs between methods is the models alone."""
     model = TrainedModel(denoiser(), "whole", SIGMA_MIN, SIGMA_MAX, 0)
-    settings = config(server={"sampler": {"name": theirs}}, handover=1.2, sampler={"name": mine, "steps": 3})
+    server, client = {"name": theirs, "guidance": 2.0}, {"name": mine, "steps": 3, "guidance": 0.5}
+    settings = config(server={"sampler": server}, handover=1.2, sampler=client)
     site = Site(0.5, ("a", "b"), simulated=True)
     asked = Asked(settings, {"whole": model, "server": model, "a": model}, {"a": site}, "a", 6, 3, CPU)
     one, two = whole.sample(asked), halves.sample(asked)
