@@ -36,7 +36,7 @@ from ..learning.denoiser import Denoiser, guided_together
 from .planned import Planned, check_asked, planned_like
 from .runfolder import NodeFolder
 from .sites import Site, read_sites
-from .streams import draw, server_step, start_noise, streams
+from .streams import Stream, draw, server_step, streams
 from .taught import refuse_untaught
 
 SHEET_IMAGES = 8
@@ -316,12 +316,12 @@ class Server:
         check_taught(sampler or self.config.server.sampler.name, sigmas, Cut(self.site(client).sigma_cut), client)
         return sigmas
 
-    def begin(self, indices: range, planned: Planned, sigma: float, seed: int) -> NDArray[np.float32]:
-        """Images [N, C, H, W] at the first level of their way; each has its own noise, keyed by (seed, index).
+    def begin(self, of: Sequence[Stream], planned: Planned, sigma: float) -> NDArray[np.float32]:
+        """Images [N, C, H, W] at the first level of their way, from the first noise of their streams.
 
         planned: of these images.
         """
-        noise = start_noise(indices, self.model.denoiser.image_shape, seed)
+        noise = draw(of, self.model.denoiser.image_shape)
         return self.model.begin(noise, sigma, planned.conditions(len(noise), self.model.space))
 
     @torch.inference_mode()
@@ -331,8 +331,7 @@ class Server:
         """One batch: x at the last level, the sampler's memory, and the network evaluations per image."""
         conditions = planned.conditions(rows.stop - rows.start, self.model.space)
         own = streams(range(rows.start, rows.stop), seed)
-        start = self.model.begin(draw(own, self.model.denoiser.image_shape), sigmas[0], conditions)
-        x = torch.from_numpy(start).to(self.device)
+        x = torch.from_numpy(self.begin(own, planned, sigmas[0])).to(self.device)
         name = self.config.server.sampler.name
         guidance = self.config.server.sampler.guidance if planned.conditioned else 1.0
         denoise = guided_together(self.denoiser, torch.from_numpy(conditions).to(self.device), guidance)

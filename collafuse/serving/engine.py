@@ -229,7 +229,7 @@ class Engine:
     def _draw(self, job: Job) -> Job:
         """Make the images of a job that takes no step, all at once, as a file of them is made."""
         started, order = time.monotonic(), job.order
-        job.x[:] = self.server.begin(order.indices, order.planned, order.sigmas[0], order.seed)
+        job.x[:] = self.server.begin(streams(order.indices, order.seed), order.planned, order.sigmas[0])
         with self._wake:
             job.started = job.finished = order.count
             self._finished += order.count
