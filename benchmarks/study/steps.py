@@ -36,16 +36,18 @@ def finishing_in(config: Config, steps: int) -> Config:
     return config.model_copy(update={"clients": clients})
 
 
-def frechet(cell: Cell, study: Study, images: Images, judge: Judge, folders: tuple[Path, Path]) -> list[float] | None:
+def frechet(
+    cell: Cell, study: Study, images: Images, judge: Judge, arguments: argparse.Namespace
+) -> list[float] | None:
     """The cell's Fréchet distance for each number of evaluations; None where it is not trained."""
-    data, work = folders
+    data, work = arguments.images, arguments.work
     config = study.config_of(cell, data, work / "cache")
     sites = images.sites(config, study.images_per_site(cell))
     parts = methods.parts_of(cell, config, sites, work)
     models = {part.node: methods.trained(part, work) for part in parts}
     if None in models.values():
         return None
-    made = (generate(cell, finishing_in(config, steps), sites, models, SAMPLES) for steps in STEPS)
+    made = (generate(cell, finishing_in(config, steps), sites, models, SAMPLES) for steps in arguments.steps)
     return [judge.figures(pooled(one), reference_of(sites))["frechet"][0] for one in made]
 
 
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="CIFAR-10 as a folder of images, one sub-folder per class")
     parser.add_argument("--work", type=Path, required=True, help="a work folder of the study")
     parser.add_argument("--cuts", type=float, nargs="+", help="those of these cuts alone")
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="these numbers of evaluations")
     parser.add_argument("--seed", type=int, default=0, help="the cells of this seed")
     arguments = parser.parse_args()
     study, work = Study.read(), arguments.work
@@ -66,11 +69,12 @@ def main() -> None:
     images = Images.of(study.config_of(cells[0], arguments.images, work / "cache"))
     judge = Judge(images.judge, images.reference, work)
     print(f"Fréchet distance by the client's evaluations, {SAMPLES:,} samples:\n")
-    print(f"| method | cut | {' | '.join(map(str, STEPS))} |\n|{'---|' * (2 + len(STEPS))}", flush=True)
+    numbers = arguments.steps
+    print(f"| method | cut | {' | '.join(map(str, numbers))} |\n|{'---|' * (2 + len(numbers))}", flush=True)
     for cell in sorted(cells, key=lambda cell: cell.cut or 0):
         if arguments.cuts and cell.cut not in arguments.cuts:
             continue
-        found = frechet(cell, study, images, judge, (arguments.images, work))
+        found = frechet(cell, study, images, judge, arguments)
         if found is not None:
             print(f"| {' | '.join((*name_of(cell), *(f'{value:.1f}' for value in found)))} |", flush=True)
 
