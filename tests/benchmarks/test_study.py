@@ -26,9 +26,10 @@ MAIN = Cell("one-site", "collafuse", 1.0)
 def test_every_cell_is_a_configuration_with_the_networks_and_steps_of_all(cell):
     config = STUDY.config_of(cell, Path("images"), Path("cache"))
     assert config.method == cell.method or cell.method == REAL
-    assert config.server.training.seed == cell.seed
+    assert config.server.training.seed == cell.seed and config.server.network.dropout == 0
+    network = config.server.network.model_copy(update={"dropout": 0.2 * (cell.variant == "client-dropout")})
     for client in config.clients.values():
-        assert client.network == config.server.network and client.training.seed == cell.seed
+        assert client.network == network and client.training.seed == cell.seed
         times = {"server-longer": 1, "server-longest": 3}.get(cell.variant, 0) * len(config.clients) or 1
         assert config.server.training.steps == times * client.training.steps
 
