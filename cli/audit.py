@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from . import options
-from .console import emit, reporting, say
+from .console import reporting, say
+from .results import keep_and_show
 
 
 def audit(
@@ -23,7 +24,7 @@ def audit(
     """
     from collafuse.evaluation.audit import audit as attack
     from collafuse.evaluation.standing import standing_of
-    from collafuse.evaluation.tables import FOLDER, write_results
+    from collafuse.evaluation.tables import FOLDER
     from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
     from edge_client.pictures import write_png
@@ -34,13 +35,12 @@ def audit(
     path, picture = run / FOLDER / "audit.json", run / FOLDER / "audit" / found.picture_name
     values = {"seed": seed, "alarms": found.alarms, "verdict": found.verdict, "pictures": [f"audit/{picture.name}"]}
     values["standing"] = standing
-    try:
-        write_png(picture, found.picture, overwrite=True)
-        write_results(path, found.tables, **values)
-    finally:  # it took minutes: a full disk does not take it away
-        if as_json:
-            emit({"file": str(path), "tables": [table.to_json() for table in found.tables], **values})
-        else:
-            print("\n\n".join(["# Audit", *found.verdict, *(f"ALARM: {alarm}" for alarm in found.alarms)]))
-            print("\n" + "\n\n".join(table.to_markdown() for table in found.tables))
+    keep_and_show(
+        path,
+        found.tables,
+        values,
+        said=["# Audit", *found.verdict, *(f"ALARM: {alarm}" for alarm in found.alarms)],
+        draw=lambda: write_png(picture, found.picture, overwrite=True),
+        as_json=as_json,
+    )
     say(f"Written to {path}; look at {picture}")

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from . import options
-from .console import emit, reporting, say
+from .console import reporting, say
+from .results import keep_and_show
 
 
 def evaluate(
@@ -41,7 +42,7 @@ def evaluate(
     from collafuse.core.atomic import refuse_existing
     from collafuse.evaluation.evaluate import evaluate as measure
     from collafuse.evaluation.standing import standing_of
-    from collafuse.evaluation.tables import FOLDER, write_results
+    from collafuse.evaluation.tables import FOLDER
     from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
 
@@ -63,11 +64,5 @@ def evaluate(
     path = out or run / FOLDER / "evaluation.json"
     values = {"samples": samples, "seed": seed, "against": [str(one) for one in against or ()], **found.values()}
     values["standing"] = standing
-    try:
-        write_results(path, found.tables, **values)
-    finally:  # it took minutes: a full disk does not take it away
-        if as_json:
-            emit({"file": str(path), "tables": [table.to_json() for table in found.tables], **values})
-        else:
-            print("\n\n".join(table.to_markdown() for table in found.tables))
+    keep_and_show(path, found.tables, values, as_json=as_json)
     say(f"Written to {path}")

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from . import options
-from .console import emit, reporting, say
+from .console import reporting, say
+from .results import keep_and_show
 
 
 def plan(
@@ -80,7 +81,7 @@ def plan(
     from collafuse.evaluation.plan import Settings
     from collafuse.evaluation.plan import plan as measure
     from collafuse.evaluation.standing import standing_of
-    from collafuse.evaluation.tables import FOLDER, write_results
+    from collafuse.evaluation.tables import FOLDER
     from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
 
@@ -114,12 +115,12 @@ def plan(
         "pictures": [f"plan/{picture.name}"],
         "standing": standing,
     }
-    try:
-        write_bytes(picture, drawn, overwrite=True)
-        write_results(path, tables, **values)
-    finally:  # it took minutes: a full disk does not take it away
-        if as_json:
-            emit({"file": str(path), "tables": [table.to_json() for table in tables], **values})
-        else:
-            print("\n\n".join(["# Plan", *sentences, *(table.to_markdown() for table in tables)]))
+    keep_and_show(
+        path,
+        tables,
+        values,
+        said=["# Plan", *sentences],
+        draw=lambda: write_bytes(picture, drawn, overwrite=True),
+        as_json=as_json,
+    )
     say(f"Written to {path}; look at {picture}")

@@ -32,15 +32,16 @@ METHODS = ("local", "collafuse")
 
 def trained_parts(
     study: Study, cells: list[Cell], images: Images, data: Path, work: Path
-) -> Iterator[tuple[str, Part]]:
-    """Each part of these cells once, and of which cell it is."""
+) -> Iterator[tuple[str, Part, TrainedModel]]:
+    """Each part of these cells that is trained, once: of which cell it is, and what it has become."""
     seen = set()
     for cell in cells:
         config = study.config_of(cell, data, work / "cache")
         for part in methods.parts_of(cell, config, images.sites(config, study.images_per_site(cell)), work):
-            if part.digest not in seen and methods.folder_of(part, work).weights.exists():
+            model = None if part.digest in seen else methods.trained(part, work)
+            if model is not None:
                 seen.add(part.digest)
-                yield cell.key, part
+                yield cell.key, part, model
 
 
 def row_of(part: Part, model: TrainedModel, site: SiteData) -> list[str]:
@@ -72,9 +73,7 @@ def main() -> None:
     sites = images.sites(config, study.images_per_site(cells[0]))
     print(f"Error on up to {HELD_OUT:,} held-out images / on those it learned from, by level:\n")
     print(f"| cell | model | images of | {' | '.join(f'{s:g}' for s in LEVELS)} |\n|{'---|' * (3 + len(LEVELS))}")
-    for key, part in trained_parts(study, cells, images, arguments.images, arguments.work):
-        model = methods.trained(part, arguments.work)
-        assert model is not None
+    for key, part, model in trained_parts(study, cells, images, arguments.images, arguments.work):
         for name in sites if part.role == "server" else [part.node]:
             print(f"| {key} | {part.node} | {name} | {' | '.join(row_of(part, model, sites[name]))} |", flush=True)
 
