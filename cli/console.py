@@ -166,7 +166,8 @@ class TrainingBar:
 
     def logged(self, record: dict[str, Any]) -> None:
         assert self._bar is not None
-        note = f"loss {record['loss']:.4f}, {record['images_per_second']:.0f} images/s"
+        kept_back = f" ({record['validation_loss']:.4f} kept back)" if "validation_loss" in record else ""
+        note = f"loss {record['loss']:.4f}{kept_back}, {record['images_per_second']:.0f} images/s"
         self._bar.advance(record["step"] - self._step, note)
         self._step = record["step"]
 

@@ -75,6 +75,10 @@ class TrainingSettings(Section):
     log_sigma_mean: float = -0.4
     log_sigma_std: Positive = 1.6
     """Levels are drawn with ln sigma normal, cut off at the node's own range."""
+    validation: Share = 0.0
+    """Share of its images, at a server of its releases, that a node keeps back (at most 1,024) to measure the loss by
+    every ``log_every`` steps. The weights of the step where that was least are kept in place of the last one's: for
+    few images, which a long training learns by heart."""
     sigma_data: Annotated[float, Field(gt=0, le=MAX_SIGMA_DATA)] | Literal["auto"] = "auto"
     """Standard deviation of the clean data; auto estimates it from what the node holds."""
     log_every: Count = 50

@@ -11,8 +11,8 @@ from pathlib import Path
 WIDTH, HEIGHT = 460, 240
 LEFT, RIGHT, TOP, BOTTOM = 48, 110, 26, 34
 COLOURS = tuple(
-    "#222222 #d1495b #edae49 #1b6ca8 #7b4ea8 #66a182 #8d6a4f #c06c84 #00a6a6 #999999 #4b6b00".split()
-)  # one for each level, one for all, one for the noise alone
+    "#222222 #d1495b #edae49 #1b6ca8 #7b4ea8 #66a182 #8d6a4f #c06c84 #00a6a6 #999999 #4b6b00 #e07a00".split()
+)  # one for each level, one for all, one for the noise alone, one for what was kept back
 SMOOTHED = 25
 """Points of a curve: more are averaged in groups, since single steps are noise."""
 
@@ -21,7 +21,8 @@ Curve = Sequence[tuple[float, float]]
 
 def read_losses(path: Path) -> dict[str, list[tuple[float, float]]]:
     """(step, loss) by noise level, as ``metrics.jsonl`` holds them; "all" is the loss itself, "noise alone" the least
-    that releases allow. A line that was cut short when a machine stopped is left out."""
+    that releases allow, "kept back" that of images that are not learned from. A line that was cut short when a machine
+    stopped is left out."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
@@ -29,6 +30,8 @@ def read_losses(path: Path) -> dict[str, list[tuple[float, float]]]:
             values = {"all": record["loss"], **record.get("loss_per_sigma", {})}
             if "least_loss" in record:
                 values["noise alone"] = record["least_loss"]
+            if "validation_loss" in record:
+                values["kept back"] = record["validation_loss"]
             step = float(record["step"])
         except (ValueError, KeyError, TypeError):
             continue

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import TrainingSettings
 from ..core import tensorfile
 from ..core.atomic import PARTIAL_PREFIX
 from ..core.errors import FileFormatError, MismatchError
@@ -28,6 +29,8 @@ KIND = "checkpoint"
 VERSION = 1
 KEEP = 2
 PREFIX = "step-"
+MANNER = frozenset({"accumulate", "compile", "recompute", "shard"})
+"""Settings that say how a step is computed, not what; a training may go on with others."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ class Identity:
 
     config: str
     data: str
+
+
+def settings_that_count(settings: TrainingSettings) -> dict[str, Any]:
+    """What of a training's settings two trainings must have in common to be the same.
+
+    ``validation`` is left out where it is off, so that trainings from before there was one go on.
+    """
+    left_out = set(MANNER) if settings.validation else {*MANNER, "validation"}
+    return settings.model_dump(mode="json", exclude=left_out)
 
 
 def digest_of_settings(settings: Mapping[str, Any]) -> str:

@@ -20,9 +20,9 @@ from ..config import TrainingSettings
 from ..core.conditioning import guided
 from ..core.samplers import STEPS, Denoise
 from .denoiser import Denoiser, loss_weight
-from .examples import TrainingData
+from .examples import Batch, TrainingData
 from .observer import Observer
-from .training import Batch, Trainer
+from .training import Trainer
 
 RHO = 7.0
 """Spacing of the teacher's levels, as of a client's own (Karras et al. 2022, eq. 5)."""
@@ -79,11 +79,11 @@ class Distiller(Trainer):
         self.teacher = teacher
         teacher.denoiser.to(device)
 
-    def _batch(self, step: int) -> Batch:
-        batch = super()._batch(step)
-        sigma = batch.sigma.clone()
+    def levels(self, uniform: Tensor, low: Tensor) -> Tensor:
+        """Every other one is where the client takes over."""
+        sigma = super().levels(uniform, low)
         sigma[::2] = self.data.sigma_high
-        return batch._replace(sigma=sigma)
+        return sigma
 
     def _part_losses(self, denoise: nn.Module, part: Batch) -> Tensor:
         """The distance from where the teacher arrives, for each image of a part."""

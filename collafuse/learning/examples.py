@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..core.errors import ConfigError
 from ..core.rows import Rows
 from . import checkpoint
 from .seeds import keyed_seed
@@ -94,3 +96,32 @@ def batch_rows(count: int, batch_size: int, step: int, seed: int) -> Tensor:
         here = positions // count == epoch
         rows[here] = _shuffled(count, seed, epoch)[positions[here] % count]
     return rows
+
+
+class Batch(NamedTuple):
+    """A step's images, or a part of them: z [B, C, H, W] at levels sigma_floor [B], to train at sigma [B]."""
+
+    z: Tensor
+    conditions: Tensor
+    sigma_floor: Tensor
+    sigma: Tensor
+    noise: Tensor
+
+    def take(self, rows: slice) -> Batch:
+        return Batch(*(tensor[rows] for tensor in self))
+
+
+def parts_of(count: int, accumulate: int) -> list[slice]:
+    """A rank's images in as many parts. Raises ConfigError when they do not divide evenly."""
+    if count % accumulate:
+        raise ConfigError(
+            f"training.accumulate={accumulate} does not divide the {count} images of a step in each process; "
+            "use a divisor of it, or another batch_size."
+        )
+    each = count // accumulate
+    return [slice(start, start + each) for start in range(0, count, each)]
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the host on the device, without waiting for what the device still has to do."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -67,7 +67,7 @@ def by_heart(step: int, losses: Losses) -> str:
         f"at step {step} the loss, {losses.mean:.4g}, is below {losses.least:.4g}, which the noise of the releases "
         "leaves to whoever does not know it by heart. This server has learned that noise, rather than what such images "
         "look like, and may deliver some that come near the releases (collafuse audit). Train it fewer steps, on more "
-        "images, or with network.dropout."
+        "images, with network.dropout, or with training.validation, which keeps the best step."
     )
 
 

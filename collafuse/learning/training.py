@@ -7,11 +7,12 @@ batch and keeps those of its own images; only the masks of ``dropout`` are a ran
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +24,19 @@ from . import checkpoint
 from .compiled import COMPILING_FAILS_WITH
 from .denoiser import Denoiser
 from .distributed import ALONE, Ranks
-from .examples import TrainingData, batch_rows, estimate_sigma_data, to_float
+from .examples import Batch, TrainingData, batch_rows, estimate_sigma_data, parts_of, sent, to_float
 from .feeding import feed
 from .holding import Holding, Replicated, Sharded
-from .losses import LossWindow, by_heart
+from .losses import Losses, LossWindow, by_heart
 from .magnitude import force_magnitudes
 from .objective import OBJECTIVE, denoising_loss, draw_levels, least_loss, lowest_level
 from .observer import Observer
+from .schedule import all_warm_up, learning_rate_at
 from .seeds import keyed_seed
+from .validation import Draw, Validation, parted
 
 EMA_RAMP = 0.1
 """Early on the average forgets faster: its half-life is at most this share of the images seen so far."""
-FINAL_LEARNING_RATE = 0.01
-MANNER = frozenset({"accumulate", "compile", "recompute", "shard"})
-"""Settings that say how a step is computed, not what; a training may go on with others."""
 
 
 def fresh_denoiser(
@@ -57,39 +57,12 @@ def fresh_denoiser(
         return Denoiser(network, image_shape, space, sigma_data)
 
 
-def learning_rate_at(step: int, settings: TrainingSettings) -> float:
-    """Linear warm-up, then a cosine down to 1 % at the last step."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    return settings.learning_rate * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
-
-
-def _all_warm_up(settings: TrainingSettings) -> str:
-    """What to say of a training whose learning rate rises to the end."""
-    reached = learning_rate_at(settings.steps - 1, settings)
-    return (
-        f"training.warmup_steps={settings.warmup_steps} for a training of {settings.steps} steps: the learning rate "
-        f"rises to the end, to {reached:g} of {settings.learning_rate:g}; take fewer warmup_steps, or more steps."
-    )
-
-
-class Batch(NamedTuple):
-    """A step's images, or a part of them: z [B, C, H, W] at levels sigma_floor [B], to train at sigma [B]."""
-
-    z: Tensor
-    conditions: Tensor
-    sigma_floor: Tensor
-    sigma: Tensor
-    noise: Tensor
-
-    def take(self, rows: slice) -> Batch:
-        return Batch(*(tensor[rows] for tensor in self))
-
-
 class Trainer:
-    """Trains a denoiser on one node's data. ``run`` starts or goes on; ``ema`` holds the averaged weights."""
+    """Trains a denoiser on one node's data. ``run`` starts or goes on; ``ema`` holds the averaged weights.
+
+    learned: the rows of the data that it learns from. step_kept: the step whose weights ``run`` returned, the last one
+    unless images were kept back to choose by.
+    """
 
     def __init__(
         self,
@@ -116,7 +89,7 @@ class Trainer:
             )
         self._share = ranks.share(settings.batch_size)
         self._warned = False
-        self._parts = _parts(self._share.stop - self._share.start, settings.accumulate)
+        self._parts = parts_of(self._share.stop - self._share.start, settings.accumulate)
         denoiser.mixed_precision = settings.mixed_precision
         denoiser.network.recompute = settings.recompute
         in_parts = settings.shard and ranks.size > 1
@@ -124,6 +97,9 @@ class Trainer:
         self.model, self.ema = self._held.model, self._held.ema
         self._denoise: nn.Module = self.model
         self.data = data.to(device)
+        self.learned, kept_back = parted(len(data), settings)
+        self._validation = Validation(kept_back, settings.seed) if len(kept_back) else None
+        self.step_kept = settings.steps
         self._feed = feed(self.data.images, self._rows, device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -133,7 +109,7 @@ class Trainer:
             fused=device.type in ("cuda", "cpu"),
         )
         plain = {
-            "training": settings.model_dump(exclude=set(MANNER)),
+            "training": checkpoint.settings_that_count(settings),
             "network": denoiser.network_settings.model_dump(),
             "sigma_data": denoiser.sigma_data,
             "objective": OBJECTIVE,
@@ -142,7 +118,8 @@ class Trainer:
         self.identity = checkpoint.Identity(checkpoint.digest_of_settings(plain), data.digest())
 
     def run(self, resume: bool = False, ready: Callable[[int], None] = lambda step: None) -> Denoiser:
-        """Train to the configured number of steps; returns the denoiser with averaged weights, on every rank.
+        """Train to the configured number of steps; returns the denoiser with averaged weights, on every rank: those of
+        the last step, or with ``validation`` of the one with the least loss on what was kept back.
 
         ``ready`` is called once a resume has been accepted, with the step that it goes on from (0: none is done), and
         before the first step, on the first rank: the place to refuse that, or to write what belongs to this training
@@ -153,12 +130,12 @@ class Trainer:
         if self.ranks.leads:
             ready(start)
             if start < self.settings.steps <= self.settings.warmup_steps:
-                self.observer.note(f"warning: {_all_warm_up(self.settings)}")
+                self.observer.note(f"warning: {all_warm_up(self.settings)}")
             self.observer.started(start, self.settings.steps)
         self.model.train()
         with self._feed:
             averaged = self._train(start)
-        return self._held.averaged() if averaged is None else averaged
+        return self._chosen(self._held.averaged()) if averaged is None else averaged
 
     def _resume(self) -> int:
         """The step to go on from; the first rank reads the checkpoint, the others get what it holds."""
@@ -169,6 +146,8 @@ class Trainer:
         start = self.ranks.same(start, self.device)
         if start > 0:
             self._held.fill(self.optimizer, tensors)
+            if self._validation is not None:
+                self._validation.restore(tensors)
         return start
 
     def _train(self, start: int) -> Denoiser | None:
@@ -247,31 +226,70 @@ class Trainer:
         """The least of it per image [B]; overridden with it."""
         return least_loss(floor, sigma, self.model.sigma_data)
 
-    def examples(self, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What a step learns from: images [B, C, H, W] of its rows, the level each has already [B], and the lowest
-        level to train each at [B]. A baseline that noises at every step overrides it."""
+    def examples(self, images: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What a step learns from: images [B, C, H, W] of its rows, as they lie in the data; the level each has already
+        [B]; and the lowest level to train each at [B]. A baseline that noises at every step overrides it."""
         floor = self.data.sigma_floor[rows]
-        return to_float(self._feed.batch(step, rows)), floor, lowest_level(floor)
+        return images, floor, lowest_level(floor)
+
+    def levels(self, uniform: Tensor, low: Tensor) -> Tensor:
+        """The level of each image [B] from a number in [0, 1)."""
+        settings = self.settings
+        return draw_levels(uniform, low, self.data.sigma_high, settings.log_sigma_mean, settings.log_sigma_std)
 
     def _rows(self, step: int) -> Tensor:
         """The rows of this rank's share of a step's batch."""
-        return batch_rows(len(self.data), self.settings.batch_size, step, self.settings.seed)[self._share]
+        order = batch_rows(len(self.learned), self.settings.batch_size, step, self.settings.seed)
+        return self.learned[order[self._share]]
 
     def _batch(self, step: int) -> Batch:
         """This rank's images of a step, ready to learn from. Nothing here makes the host wait for the device."""
         settings, data, mine, dtype = self.settings, self.data, self._share, self.model.dtype
         generator = torch.Generator(self.device).manual_seed(keyed_seed(settings.seed, "step", step))
-        rows = _sent(self._rows(step), self.device)
-        z, floor, low = self.examples(rows, step)
+        rows = sent(self._rows(step), self.device)
+        z, floor, low = self.examples(to_float(self._feed.batch(step, rows)), rows, step)
         uniform = torch.rand(3, settings.batch_size, generator=generator, device=self.device)[:, mine]
         if data.horizontal_flip:
             z = torch.where((uniform[0] < 0.5).reshape(-1, 1, 1, 1), z.flip(-1), z)
         space, share = self.model.space, settings.label_dropout
         conditions = space.with_parts_dropped(data.conditions[rows], uniform[1], share)
-        sigma = draw_levels(uniform[2], low, data.sigma_high, settings.log_sigma_mean, settings.log_sigma_std)
+        sigma = self.levels(uniform[2], low)
         shape = (settings.batch_size, *z.shape[1:])
         noise = torch.randn(shape, generator=generator, device=self.device)[mine]
         return Batch(*(tensor.to(dtype) for tensor in (z, conditions, floor, sigma, noise)))
+
+    @torch.no_grad()
+    def _validate(self, step: int, averaged: Denoiser) -> dict[str, float]:
+        """The loss on what was kept back, for the log; on the first rank."""
+        validation = self._validation
+        if validation is None:
+            return {}
+        sums = [self._part_losses(averaged, self._noised(draw)).double().sum() for draw in validation.draws()]
+        loss = float(torch.stack(sums).sum()) / len(validation)
+        validation.seen(step, loss, averaged)
+        return {"validation_loss": loss}
+
+    def _noised(self, draw: Draw) -> Batch:
+        """A part of what was kept back, noised as it is each time, with the labels that it has."""
+        place, dtype = -1 - draw.number, self.model.dtype  # no step's
+        rows = draw.rows.to(self.device)
+        images = to_float(self.data.take(draw.rows).to(self.device))
+        z, floor, low = self.examples(images, rows, place)
+        generator = torch.Generator(self.device).manual_seed(keyed_seed(self.settings.seed, "step", place))
+        noise = torch.randn(z.shape, generator=generator, device=self.device)
+        sigma = self.levels(draw.uniform.to(self.device), low)
+        return Batch(*(tensor.to(dtype) for tensor in (z, self.data.conditions[rows], floor, sigma, noise)))
+
+    def _chosen(self, averaged: Denoiser) -> Denoiser:
+        """The averages to keep after the last step, given those of that step; on every rank."""
+        if self._validation is None:
+            return averaged
+        best, chosen = self._validation.best, copy.deepcopy(averaged)
+        if best is not None:  # on the first rank alone
+            chosen.load_state_dict(best.weights)
+        self.ranks.copy_from_first(list(chosen.state_dict().values()))
+        self.step_kept = self.ranks.same(self.settings.steps if best is None else best.step, self.device)
+        return chosen
 
     def _update_ema(self, step: int) -> None:
         images = (step + 1) * self.settings.batch_size
@@ -285,28 +303,34 @@ class Trainer:
         """
         settings, last = self.settings, step == self.settings.steps
         log_now, save_now = (step % every == 0 or last for every in (settings.log_every, settings.checkpoint_every))
+        validate_now = log_now and self._validation is not None
+        averaged = self._held.averaged() if last or validate_now or step % settings.sample_every == 0 else None
         if log_now or save_now:
             losses = window.all()
             if not math.isfinite(losses.mean):
                 raise CollaFuseError(f"the loss is {losses.mean} by step {step}; {self._remedy}")
+            if log_now and self.ranks.leads:
+                self._log(step, losses, self._validate(step, averaged) if averaged is not None else {})
             if log_now:
                 window.restart()
         tensors = self._to_save(step) if save_now else {}
-        averaged = self._held.averaged() if last or step % settings.sample_every == 0 else None
-        if not self.ranks.leads:
-            return averaged if last else None
-        if log_now:
-            if losses.by_heart and not self._warned:
-                self._warned = True
-                self.observer.note(f"warning: {by_heart(step, losses)}")
-            self.observer.logged(
-                losses.record() | {"step": step, "learning_rate": learning_rate_at(step - 1, settings)}
-            )
-        if save_now:
+        if save_now and self.ranks.leads:
             checkpoint.save(self.folder / "checkpoints", step, tensors, self.identity)
-        if averaged is not None:
-            self.observer.sampled(step, averaged)
-        return averaged if last else None
+        kept = self._chosen(averaged) if last and averaged is not None else None
+        if self.ranks.leads and averaged is not None and (last or step % settings.sample_every == 0):
+            self.observer.sampled(step, averaged if kept is None else kept)
+        return kept
+
+    def _log(self, step: int, losses: Losses, validation: dict[str, float]) -> None:
+        """Tell the observer what was learned since it last was; on the first rank."""
+        if losses.by_heart and not self._warned:
+            self._warned = True
+            self.observer.note(f"warning: {by_heart(step, losses)}")
+        self.observer.logged(
+            losses.record() | validation | {"step": step, "learning_rate": learning_rate_at(step - 1, self.settings)}
+        )
+        if validation and step == self.settings.steps and self._validation is not None:
+            self._validation.say(step, validation["validation_loss"], self.observer)
 
     def _to_save(self, step: int) -> dict[str, Tensor]:
         """What a checkpoint keeps, on the first rank. Raises CollaFuseError, on every rank, where it is not finite: the
@@ -317,26 +341,10 @@ class Trainer:
             raise CollaFuseError(
                 f"{bad} values of weights and moments are not finite after step {step}; {self._remedy}"
             )
-        return tensors
+        return tensors | ({} if self._validation is None else self._validation.saved())
 
     @property
     def _remedy(self) -> str:
         return (
             f"lower learning_rate={self.settings.learning_rate} or take another seed, and train into a new run folder."
         )
-
-
-def _parts(count: int, accumulate: int) -> list[slice]:
-    """A rank's images in as many parts. Raises ConfigError when they do not divide evenly."""
-    if count % accumulate:
-        raise ConfigError(
-            f"training.accumulate={accumulate} does not divide the {count} images of a step in each process; "
-            "use a divisor of it, or another batch_size."
-        )
-    each = count // accumulate
-    return [slice(start, start + each) for start in range(0, count, each)]
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """Values of the host on the device, without waiting for what the device still has to do."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -82,7 +82,7 @@ class Client(Releaser):
             trained = trainer.run(resume, ready)
         finally:
             watching.close()
-        model = weights.TrainedModel(trained, "client", SIGMA_MIN, data.sigma_high, settings.steps)
+        model = weights.TrainedModel(trained, "client", SIGMA_MIN, data.sigma_high, trainer.step_kept)
         weights.save(folder.weights, model)
         return weights.load(folder.weights, "client")
 

@@ -60,7 +60,7 @@ def distill(
         student = distiller.run(resume, ready)
     finally:
         watching.close()
-    model = weights.TrainedModel(student, "client", SIGMA_MIN, trained.sigma_high, settings.steps)
+    model = weights.TrainedModel(student, "client", SIGMA_MIN, trained.sigma_high, distiller.step_kept)
     weights.save(folder.weights, model)
     return weights.load(folder.weights, "client")
 

@@ -87,10 +87,12 @@ def train_server(
         folder.clear()
     watching = NodeObserver(folder.path, observer, trackers if ranks.leads else (), sheet)
     try:
-        trained = Trainer(denoiser, data, settings, folder.path, device, watching, ranks=ranks).run(resume, ready)
+        trainer = Trainer(denoiser, data, settings, folder.path, device, watching, ranks=ranks)
+        trained = trainer.run(resume, ready)
     finally:
         watching.close()
+    model = replace(model, denoiser=trained, steps=trainer.step_kept)
     if not ranks.leads:
-        return Server(config, replace(model, denoiser=trained), sites, device)
-    weights.save(folder.weights, replace(model, denoiser=trained))
+        return Server(config, model, sites, device)
+    weights.save(folder.weights, model)
     return Server.load(folder, device)

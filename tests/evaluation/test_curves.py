@@ -19,6 +19,12 @@ def test_losses_are_read_by_noise_level_and_a_line_cut_short_is_left_out(tmp_pat
     assert read_losses(tmp_path / "none.jsonl") == {}
 
 
+def test_what_is_logged_beside_the_loss_is_a_curve_of_its_own(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 5, "loss": 3.0, "least_loss": 2.0, "validation_loss": 4.0}))
+    assert read_losses(path) == {"all": [(5, 3)], "noise alone": [(5, 2)], "kept back": [(5, 4)]}
+
+
 def test_smoothing_keeps_the_mean_and_few_points():
     curve = [(float(i), float(i % 7)) for i in range(1000)]
     few = smoothed(curve, 20)

@@ -55,7 +55,10 @@ def test_a_server_that_knows_its_releases_by_heart_says_so_once(tmp_path):
     observer = trained(tmp_path, flat_images(64, z), ByHeart)
     assert len(observer.records) == 4 and all(one["loss"] < 1e-3 < one["least_loss"] for one in observer.records)
     (note,) = observer.notes
-    assert note.startswith("warning: at step 10 ") and "fewer steps, on more images, or with network.dropout" in note
+    assert (
+        note.startswith("warning: at step 10 ")
+        and "fewer steps, on more images, with network.dropout, or with training.validation" in note
+    )
 
 
 @pytest.mark.parametrize(("batch_size", "log_every"), [(32, 10), (4, 1)])

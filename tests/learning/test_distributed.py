@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -153,6 +154,17 @@ def test_each_rank_holds_its_part_and_gets_the_whole_of_the_result(folder):
     assert all(one["held"] == 1 for one in told["two"])
     assert all(first["weights"] == second["weights"] for first, second in told.values())
     assert [one["sheets"] for one in told["parts"]] == [[4, 8], []]
+
+
+@pytest.mark.parametrize("name", ["validation", "parts-validation"])
+def test_all_ranks_keep_the_step_that_the_first_one_measured_as_the_best(folder, tmp_path, name):
+    observer = Recorder()
+    (one := trainer(tmp_path / name, observer)).run()
+    measured = [record["validation_loss"] for record in logged(folder / f"{name}-on-0")]
+    assert measured == pytest.approx([record["validation_loss"] for record in observer.records], rel=1e-4)
+    told = [json.loads((folder / f"{name}-on-{rank}.json").read_text()) for rank in (0, 1)]
+    best = 1 + int(np.argmin(measured))
+    assert best < len(measured) and [about["step_kept"] for about in told] == [best] * 2 == [one.step_kept] * 2
 
 
 def test_only_the_first_rank_tells_anything(folder):

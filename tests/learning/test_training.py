@@ -25,7 +25,8 @@ from collafuse.learning.distributed import Ranks
 from collafuse.learning.examples import TrainingData, batch_rows, estimate_sigma_data, to_float
 from collafuse.learning.holding import Replicated
 from collafuse.learning.losses import BUCKET_NAMES
-from collafuse.learning.training import FINAL_LEARNING_RATE, Trainer, learning_rate_at
+from collafuse.learning.schedule import FINAL_LEARNING_RATE, learning_rate_at
+from collafuse.learning.training import Trainer
 from collafuse.nodes.metrics import MetricsLog
 from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
 

@@ -2,7 +2,8 @@
 
     torchrun --standalone --nproc-per-node 2 two_ranks.py FOLDER
 
-It trains into folders named by what is special: a magnitude-preserving network, weights in parts on the ranks, float32.
+It trains into folders named by what is special: a magnitude-preserving network, images kept back to choose a step by,
+weights in parts on the ranks, float32.
 In FOLDER/one and FOLDER/parts-one the training of one process lies half done, and it goes on with that.
 """
 
@@ -22,7 +23,8 @@ from collafuse.nodes.metrics import MetricsLog
 from tests.tiny import CPU, NETWORK, Recorder, denoiser, training_settings
 
 SETTINGS = {"steps": 40, "batch_size": 8, "learning_rate": 3e-3, "checkpoint_every": 20, "log_every": 1}
-KINDS = ("two", "one", "magnitude", "parts", "parts-one", "parts-magnitude", "parts-float32")
+KINDS = ("two", "one", "magnitude", "validation", "parts", "parts-one", "parts-magnitude", "parts-float32",
+         "parts-validation")  # fmt: skip
 SHORT = {"steps": 8, "checkpoint_every": 4, "sample_every": 4}
 
 
@@ -40,7 +42,8 @@ def trainer(folder: Path, observer: Recorder, ranks: Ranks = ALONE, **changes: i
     """A training of the kind that its folder names; in float64, in which only rounding can tell one rank from two."""
     kinds = folder.name.split("-")
     in_parts = SHORT | {"shard": True, "recompute": True, "accumulate": 2} if "parts" in kinds else {}
-    settings = training_settings(**(SETTINGS | in_parts | changes))
+    kept_back = {"validation": 0.3, "learning_rate": 0.3} if "validation" in kinds else {}  # too fast to end best
+    settings = training_settings(**(SETTINGS | in_parts | kept_back | changes))
     network = NETWORK.model_copy(update={"norm": "magnitude"}) if "magnitude" in kinds else NETWORK
     model = denoiser(network) if "float32" in kinds else denoiser(network).double()
     return Trainer(model, data(), settings, folder, CPU, observer, ranks=ranks)
@@ -70,6 +73,7 @@ def main() -> None:
                 "held": held(training),
                 "sheets": observer.sheets,
                 "weights": digest_of_tensors(*trained.parameters()),
+                "step_kept": training.step_kept,
             }
             (folder / f"{name}-on-{ranks.rank}.json").write_text(json.dumps(about))
 

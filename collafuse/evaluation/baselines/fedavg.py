@@ -64,18 +64,22 @@ class FederatedTrainer(Trainer):
     def __init__(self, common: Trainer, counts: Mapping[str, int]) -> None:
         """``common`` trains on the images of all sites, one site after the other, ``counts`` of each."""
         vars(self).update(vars(common))
-        self.shares = [count / sum(counts.values()) for count in counts.values()]
         ends = torch.tensor(list(counts.values())).cumsum(0).tolist()
-        rows = [slice(end - count, end) for end, count in zip(ends, counts.values(), strict=True)]
-        self.sites = [self._site(name, part) for name, part in zip(counts, rows, strict=True)]
+        rows = {
+            name: self.learned[(self.learned >= end - counts[name]) & (self.learned < end)]
+            for name, end in zip(counts, ends, strict=True)
+        }
+        self.shares = [len(own) / len(self.learned) for own in rows.values() if len(own)]
+        self.sites = [self._site(name, own) for name, own in rows.items() if len(own)]
 
-    def _site(self, name: str, rows: slice) -> Trainer:
+    def _site(self, name: str, rows: Tensor) -> Trainer:
         """A site's own loop on its own images; it draws other batches and noise than the others."""
         data = self.data
         own = replace(
             data, images=data.images[rows], conditions=data.conditions[rows], sigma_floor=data.sigma_floor[rows]
         )
-        settings = self.settings.model_copy(update={"seed": keyed_seed(self.settings.seed, "site", name)})
+        seed = keyed_seed(self.settings.seed, "site", name)
+        settings = self.settings.model_copy(update={"seed": seed, "validation": 0.0})  # the common one measures
         return Trainer(copy.deepcopy(self.model), own, settings, self.folder, self.device, self.observer)
 
     def take_step(self, step: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...learning.examples import to_float
 from ...learning.objective import lowest_level
 from ...learning.seeds import keyed_seed
 from ...learning.training import Trainer
@@ -18,13 +17,12 @@ from ...learning.training import Trainer
 class FreshReleases(Trainer):
     """Our objective on fresh copies z = x0 + sigma_cut n, where a release is drawn once."""
 
-    def examples(self, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def examples(self, images: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         floor = self.data.sigma_floor[rows]
-        return self.copies(rows, step), floor, lowest_level(floor)
+        return self.copies(images, floor, step), floor, lowest_level(floor)
 
-    def copies(self, rows: Tensor, step: int) -> Tensor:
-        """This step's noisy copies of the images."""
-        x0, floor = to_float(self.data.images[rows]), self.data.sigma_floor[rows]
+    def copies(self, x0: Tensor, floor: Tensor, step: int) -> Tensor:
+        """This step's noisy copies of the images [B, C, H, W], at levels floor [B]."""
         generator = torch.Generator(self.device).manual_seed(keyed_seed(self.settings.seed, "copies", step))
         return x0 + floor.reshape(-1, 1, 1, 1) * torch.randn(x0.shape, generator=generator, device=self.device)
 
@@ -35,7 +33,7 @@ class DoubleNoising(FreshReleases):
     A copy arrives as its variance-preserving schedule scales it, sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) n.
     """
 
-    def examples(self, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def examples(self, images: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         floor = self.data.sigma_floor[rows]
         scale = (1 + floor.square()).rsqrt().reshape(-1, 1, 1, 1)
-        return scale * self.copies(rows, step), torch.zeros_like(floor), floor
+        return scale * self.copies(images, floor, step), torch.zeros_like(floor), floor

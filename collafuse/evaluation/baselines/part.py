@@ -20,13 +20,13 @@ from ...core.samplers import euler
 from ...data.dealing import SiteData
 from ...data.imageset import ImageSet
 from ...learning import weights
-from ...learning.checkpoint import digest_of_settings
+from ...learning.checkpoint import digest_of_settings, settings_that_count
 from ...learning.denoiser import Denoiser
 from ...learning.examples import TrainingData
 from ...learning.objective import OBJECTIVE
 from ...learning.observer import Observer
 from ...learning.seeds import keyed_seed
-from ...learning.training import MANNER, Trainer, fresh_denoiser
+from ...learning.training import Trainer, fresh_denoiser
 from ...nodes.runfolder import NodeFolder
 from ...nodes.watching import NodeObserver
 
@@ -57,7 +57,7 @@ class Part:
             "node": self.node,
             "role": self.role,
             "network": self.network.model_dump(mode="json"),
-            "settings": self.settings.model_dump(mode="json", exclude=set(MANNER)),
+            "settings": settings_that_count(self.settings),
             "labels": self.space.label_names,
             "objective": OBJECTIVE,
             "start": self.start,
@@ -93,16 +93,15 @@ class Part:
         """Train it and write its weights, metrics and sample sheets into the folder."""
         watching = NodeObserver(folder.path, observer, trackers, lambda denoiser: self._sheet(denoiser, device))
         try:
-            trained = self.trainer_in(folder, device, watching).run(
-                resume, lambda step: folder.check_start(step, resume=resume)
-            )
+            trainer = self.trainer_in(folder, device, watching)
+            trained = trainer.run(resume, lambda step: folder.check_start(step, resume=resume))
         finally:
             watching.close()
-        return self.keep(trained, folder)
+        return self.keep(trained, trainer.step_kept, folder)
 
-    def keep(self, trained: Denoiser, folder: NodeFolder) -> weights.TrainedModel:
-        """Write the trained weights; returns them as they were read back."""
-        done = (self.sigma_low, self.data.sigma_high, self.settings.steps)
+    def keep(self, trained: Denoiser, step: int, folder: NodeFolder) -> weights.TrainedModel:
+        """Write the trained weights of a step; returns them as they were read back."""
+        done = (self.sigma_low, self.data.sigma_high, step)
         weights.save(folder.weights, weights.TrainedModel(trained, self.role, *done))
         return weights.load(folder.weights, self.role)
 

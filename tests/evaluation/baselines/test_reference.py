@@ -15,7 +15,7 @@ from collafuse.core.samplers import euler
 from collafuse.data.dealing import SiteData
 from collafuse.evaluation.baselines import reference
 from collafuse.evaluation.baselines.noising import DoubleNoising, FreshReleases
-from collafuse.learning.examples import TrainingData
+from collafuse.learning.examples import TrainingData, to_float
 from tests.nodes.sites import config
 from tests.tiny import CPU, Recorder, denoiser, image_set, training_settings
 
@@ -82,24 +82,29 @@ def trainer(kind, tmp_path, floor=0.5):
     return kind(denoiser(), data, training_settings(), tmp_path, CPU, Recorder())
 
 
+def made(one, step, count=8):
+    """What a step learns from the first images."""
+    rows = torch.arange(count)
+    return one.examples(to_float(one.data.images[rows]), rows, step)
+
+
 def test_copies_are_fresh_at_every_step_and_the_same_when_it_is_repeated(tmp_path):
-    one, rows = trainer(FreshReleases, tmp_path), torch.arange(8)
-    first = one.copies(rows, 0)
-    assert torch.equal(first, trainer(FreshReleases, tmp_path).copies(rows, 0))
-    assert not torch.equal(first, one.copies(rows, 1))
-    clean = trainer(FreshReleases, tmp_path, floor=0.0).copies(rows, 0)
+    one = trainer(FreshReleases, tmp_path)
+    first, _, _ = made(one, 0)
+    assert torch.equal(first, made(trainer(FreshReleases, tmp_path), 0)[0])
+    assert not torch.equal(first, made(one, 1)[0])
+    clean, _, _ = made(trainer(FreshReleases, tmp_path, floor=0.0), 0)
     assert float((first - clean).std()) == pytest.approx(0.5, rel=0.2)
 
 
 def test_fresh_copies_are_trained_as_releases_are(tmp_path):
-    _, floor, low = trainer(FreshReleases, tmp_path).examples(torch.arange(4), 0)
+    _, floor, low = made(trainer(FreshReleases, tmp_path), 0, 4)
     assert floor.tolist() == [0.5] * 4 and low.tolist() == pytest.approx([0.525] * 4)
 
 
 def test_double_noising_takes_scaled_copies_for_clean_images(tmp_path):
-    one, rows = trainer(DoubleNoising, tmp_path), torch.arange(4)
-    z, floor, low = one.examples(rows, 3)
-    assert torch.allclose(z, one.copies(rows, 3) / math.sqrt(1.25))
+    z, floor, low = made(trainer(DoubleNoising, tmp_path), 3, 4)
+    assert torch.allclose(z, made(trainer(FreshReleases, tmp_path), 3, 4)[0] / math.sqrt(1.25))
     assert floor.tolist() == [0.0] * 4 and low.tolist() == [0.5] * 4
 
 
