@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from collafuse.config import Config, from_mapping
-from collafuse.config.learning import SamplerSettings
+from collafuse.config.learning import SamplerSettings, TrainingSettings
 
 REAL = "real"
 """In place of a method: as many real images as a method generates, which nobody trained on. No figure can be better."""
@@ -74,24 +74,25 @@ class Study:
         return from_mapping(_onto(values, self.variants[cell.variant] if cell.variant else {}))
 
     def beside(self, cell: Cell) -> Cell | None:
-        """The whole model that walks the levels of a cell, by its samplers; None for real images.
+        """The whole model that walks the levels of a cell, by its samplers, and trains as its clients do; None for
+        real images.
 
         Where evaluations lie changes a figure as much as methods do (``steps.py``), so that each is compared with one
         model along its own. A server and a client that meet elsewhere than at the default have a variant of that name,
-        and those that sample otherwise their own.
+        and those that sample or train otherwise their own.
         """
         if cell.cut is None:
             return None
-        own, usual = (self._walk(one) for one in (cell, replace(cell, method="collafuse", variant=None)))
+        own, usual = (self._ways(one) for one in (cell, replace(cell, method="collafuse", variant=None)))
         if own[1:] != usual[1:]:
             return replace(cell, method=WHOLE)
         return Cell(cell.data, WHOLE, cell.cut, None if own == usual else f"handover-{own[0]:g}", cell.seed)
 
-    def _walk(self, cell: Cell) -> tuple[float, SamplerSettings, SamplerSettings]:
-        """Where the client takes over, over the cut, and how server and client sample."""
+    def _ways(self, cell: Cell) -> tuple[float, SamplerSettings, SamplerSettings, TrainingSettings]:
+        """Where the client takes over, over the cut; how server and client sample; how the client trains."""
         config = self.config_of(cell, Path(), Path())
         client = next(iter(config.clients.values()))
-        return client.handover, config.server.sampler, client.sampler
+        return client.handover, config.server.sampler, client.sampler, client.training
 
 
 def _onto(base: Any, over: Any) -> Any:

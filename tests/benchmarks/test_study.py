@@ -30,8 +30,9 @@ def test_every_cell_is_a_configuration_with_the_networks_and_steps_of_all(cell):
     network = config.server.network.model_copy(update={"dropout": 0.2 * (cell.variant == "client-dropout")})
     for client in config.clients.values():
         assert client.network == network and client.training.seed == cell.seed
-        times = {"server-longer": 1, "server-longest": 3}.get(cell.variant, 0) * len(config.clients) or 1
+        times = {"server-longer": 3, "server-longest": 9, "best-step-longer": 4}.get(cell.variant, 1)
         assert config.server.training.steps == times * client.training.steps
+        assert config.server.training.validation == client.training.validation
 
 
 def test_an_error_is_that_of_the_estimates_under_the_same_noise_for_each():
@@ -145,6 +146,8 @@ def test_figures_of_two_judges_have_no_ratio_and_the_table_names_both():
         (Cell("skewed-250", "local", 1.0, "handover-1"), "handover-1"),
         (replace(MAIN, variant="ancestral", seed=1), "ancestral"),
         (replace(MAIN, variant="ancestral", method="reference"), "ancestral"),
+        (replace(MAIN, variant="longer"), "longer"),
+        (replace(MAIN, variant="client-dropout"), None),
     ],
 )
 def test_a_cell_stands_beside_the_whole_model_that_walks_its_levels(cell, variant):
@@ -153,6 +156,7 @@ def test_a_cell_stands_beside_the_whole_model_that_walks_its_levels(cell, varian
     one, other = (STUDY.config_of(of, Path("images"), Path("cache")) for of in (cell, beside))
     assert {c.handover_sigma for c in one.clients.values()} == {c.handover_sigma for c in other.clients.values()}
     assert one.server.sampler == other.server.sampler
+    assert {c.training.steps for c in one.clients.values()} == {c.training.steps for c in other.clients.values()}
 
 
 def test_real_images_stand_beside_no_model():
