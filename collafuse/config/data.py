@@ -177,7 +177,8 @@ class DataSettings(Section):
     official_split: bool = False
     """Published sets only: what their makers keep for validation and testing is what is held out."""
     horizontal_flip: bool = False
-    """A client's own training may mirror images; releases are never augmented."""
+    """Every training mirrors half of its images at random. An image is released once, as it is: the server mirrors what
+    it received, noise and all, which shows it nothing more of the image."""
     split: SplitSettings = SplitSettings()
     seed: Seed = 0
     """Of the held-out share and of dealing."""

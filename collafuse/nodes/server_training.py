@@ -48,7 +48,8 @@ def train_server(
         observer.note(f"warning: {warning}")
     check_names(config, sites, observer)
     space = space_of(found)
-    data, settings = training_data(found, space), config.server.training
+    data = replace(training_data(found, space), horizontal_flip=config.data.horizontal_flip)
+    settings = config.server.training
     shape = next(iter(found.values()))[0].image_shape
     if shape != config.data.image_shape:
         raise MismatchError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -141,6 +143,19 @@ def test_it_trains_on_what_was_released_at_the_level_it_was_released():
     data = training_data({"a": [release]}, ConditionSpace(("x", "y")))
     assert np.array_equal(data.images.numpy(), release.z) and (data.sigma_floor == 0.5).all()
     assert data.sigma_high == SIGMA_MAX and not data.horizontal_flip
+
+
+@pytest.mark.parametrize(("alike", "same"), [(True, True), (False, False)], ids=["symmetric", "as they come"])
+def test_it_mirrors_releases_where_the_configuration_says_so(tmp_path, alike, same):
+    """Mirroring changes what is learned from images, and nothing where they are their own mirror images."""
+    release, data = release_of(0.5), {"dataset": "folder", "path": "images", "image_size": 4, "channels": 1}
+    if alike:
+        release = replace(release, z=((release.z + release.z[..., ::-1]) / 2).astype(np.float16))
+    servers = [
+        train_server(config(data=data | more), {"a": [release]}, NodeFolder(tmp_path / str(n)), CPU, Recorder())
+        for n, more in enumerate(({}, {"horizontal_flip": True}))
+    ]
+    assert (servers[0].model.id == servers[1].model.id) == same
 
 
 def test_it_needs_nobodys_images(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,6 @@ from ...core.noise import SIGMA_MIN
 from ...core.pairing import conditions_for
 from ...core.release import Release
 from ...data.dealing import SiteData
-from ...learning.examples import TrainingData
 from ...nodes.client import Client, finish_all
 from ...nodes.server import Server
 from ...nodes.sites import space_of, training_data
@@ -29,7 +29,7 @@ HandOver = Callable[[NDArray[np.float32], float, ClientSettings], tuple[NDArray[
 def server_part(config: Config, found: Mapping[str, Sequence[Release]]) -> Part:
     """The server as the method trains it, from releases."""
     space = space_of(found)
-    data = training_data(found, space)
+    data = replace(training_data(found, space), horizontal_flip=config.data.horizontal_flip)
     low = float(data.sigma_floor.min())
     return Part(SERVER, "server", config.server.network, config.server.training, space, data, low)
 
@@ -39,7 +39,7 @@ def client_part(config: Config, name: str, site: SiteData, sigma_high: float | N
     client = Client(config, name, site)
     data = client.training_data()
     if sigma_high is not None:
-        data = TrainingData(data.images, data.conditions, data.sigma_floor, sigma_high, data.horizontal_flip)
+        data = replace(data, sigma_high=sigma_high)
     settings = client.settings
     return Part(name, "client", settings.network, settings.training, site.train.space, data, SIGMA_MIN)
 
