@@ -22,6 +22,7 @@ def audit(
     Needs a run of train or demo, whose data lies where it lay. Writes RUN/evaluation/audit.json and a picture, of
     reconstructions or of what statistics show; prints Markdown, the verdict first.
     """
+    from collafuse.core.atomic import check_output
     from collafuse.evaluation.audit import audit as attack
     from collafuse.evaluation.standing import standing_of
     from collafuse.evaluation.tables import FOLDER
@@ -29,10 +30,12 @@ def audit(
     from collafuse.nodes.runfolder import RunFolder
     from edge_client.pictures import write_png
 
+    path = run / FOLDER / "audit.json"
+    check_output(path, overwrite=True)
     standing = standing_of(RunFolder(run))  # before: a training may go on meanwhile
     with reporting() as reporter:
         found = attack(RunFolder(run), choose_device(device), seed=seed, listener=reporter)
-    path, picture = run / FOLDER / "audit.json", run / FOLDER / "audit" / found.picture_name
+    picture = run / FOLDER / "audit" / found.picture_name
     values = {"seed": seed, "alarms": found.alarms, "verdict": found.verdict, "pictures": [f"audit/{picture.name}"]}
     values["standing"] = standing
     keep_and_show(

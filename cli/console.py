@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from collafuse.core.errors import UsageError
 from collafuse.core.metadata import escaped
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def _stderr() -> TextIO | None:
+def _stream(stream: TextIO) -> TextIO | None:
     """It, or None where it was closed when Python started; its type hides that."""
-    return sys.stderr
+    return stream
 
 
 def say(text: str) -> None:
     """A sentence for people, on stderr, as it is; nowhere where a service was started without one."""
-    if _stderr() is not None:
+    if _stream(sys.stderr) is not None:
         print(text, file=sys.stderr)
 
 
@@ -51,7 +52,9 @@ def say_if_large(path: Path, what: str) -> None:
 
 
 def emit(values: Mapping[str, Any]) -> None:
-    """Data for programs: JSON on stdout."""
+    """Data for programs: JSON on stdout. Raises UsageError where that was closed when Python started."""
+    if _stream(sys.stdout) is None:
+        raise UsageError("--json writes to stdout, which is closed; leave it open, or leave --json out.")
     print(json.dumps(values, indent=2))
 
 
@@ -108,7 +111,7 @@ class Reporter:
 @contextmanager
 def reporting() -> Iterator[Reporter]:
     """Shows progress on stderr while the block runs."""
-    talk = _stderr()
+    talk = _stream(sys.stderr)
     if talk is None or not talk.isatty():
         yield Reporter(None)
         return

@@ -37,7 +37,7 @@ def data(
     Nothing is trained and nothing is released.
     """
     from collafuse.config import load
-    from collafuse.core.atomic import refuse_existing
+    from collafuse.core.atomic import check_output
     from collafuse.data.datasets import fetch_missing
     from collafuse.data.survey import survey
     from edge_client.pictures import to_image, write_png
@@ -46,7 +46,7 @@ def data(
     names = list(settings.clients) if client is None else [client]
     sheets = {name: out / f"{name}.png" for name in names} if out is not None else {}
     for path in sheets.values():
-        refuse_existing(path, overwrite)
+        check_output(path, overwrite)
     if download:
         fetch_missing(settings, client)
     with reporting() as reporter:

@@ -42,14 +42,14 @@ def deliver(
     name. Without --label and --text the client's labels are dealt out evenly; several prompts of --text are too.
     """
     from collafuse.core import intermediate, texts
-    from collafuse.core.atomic import refuse_existing, write_bytes
+    from collafuse.core.atomic import check_output, write_bytes
     from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
     from collafuse.nodes.server import Server
 
     shown = options.shown_labels(label, attributes)
     prompts = None if text is None else texts.read(text).text
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     RunFolder(run).refuse_baseline("deliver")
     server = Server.load(RunFolder(run).server, choose_device(device))
     with reporting() as reporter:

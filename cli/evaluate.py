@@ -39,15 +39,15 @@ def evaluate(
 
     Needs a run of train, whose data lies where it lay, with images held out. Prints Markdown. Nothing is downloaded.
     """
-    from collafuse.core.atomic import refuse_existing
+    from collafuse.core.atomic import check_output
     from collafuse.evaluation.evaluate import evaluate as measure
     from collafuse.evaluation.standing import standing_of
     from collafuse.evaluation.tables import FOLDER
     from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
 
-    if out is not None:
-        refuse_existing(out, overwrite)
+    path = out or run / FOLDER / "evaluation.json"
+    check_output(path, overwrite or out is None)
     standing = standing_of(RunFolder(run))  # before: a training may go on meanwhile
     with reporting() as reporter:
         found = measure(
@@ -61,7 +61,6 @@ def evaluate(
             device=choose_device(device),
             listener=reporter,
         )
-    path = out or run / FOLDER / "evaluation.json"
     values = {"samples": samples, "seed": seed, "against": [str(one) for one in against or ()], **found.values()}
     values["standing"] = standing
     keep_and_show(path, found.tables, values, as_json=as_json)

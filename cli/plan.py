@@ -75,7 +75,7 @@ def plan(
     """
     from dataclasses import asdict
 
-    from collafuse.core.atomic import write_bytes
+    from collafuse.core.atomic import check_output, write_bytes
     from collafuse.evaluation import budget_report, plan_report
     from collafuse.evaluation.demands import Demands
     from collafuse.evaluation.plan import Settings
@@ -94,6 +94,8 @@ def plan(
         features,
         weights,
     )
+    path, picture = run / FOLDER / "plan.json", run / FOLDER / "plan" / "plan.png"
+    check_output(path, overwrite=True)
     standing = standing_of(RunFolder(run))  # before: a training may go on meanwhile
     with reporting() as reporter:
         found = measure(RunFolder(run), settings, choose_device(device), reporter.observer, reporter)
@@ -106,7 +108,6 @@ def plan(
         sentences = plan_report.conclusions(found.cuts, demands)
         drawn = plan_report.picture(found.cuts, demands)
     sentences += [f"{name}: none of the cuts that were named (--cut) can be tried." for name in found.untried]
-    path, picture = run / FOLDER / "plan.json", run / FOLDER / "plan" / "plan.png"
     values = {
         "demands": asdict(demands),
         "seed": seed,

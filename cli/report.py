@@ -26,13 +26,13 @@ def report(
     RUN/report.html is made anew each time; another file is replaced with --overwrite only. The page holds images of the
     sites.
     """
-    from collafuse.core.atomic import refuse_existing, write_bytes
+    from collafuse.core.atomic import check_output, write_bytes
     from collafuse.evaluation.report import write_page
     from collafuse.learning.device import choose_device
     from collafuse.nodes.runfolder import RunFolder
 
     path = out or run / "report.html"
-    refuse_existing(path, overwrite or out is None)
+    check_output(path, overwrite or out is None)
     with reporting() as reporter:
         html = write_page(RunFolder(run), seed=seed, device=choose_device(device), listener=reporter)
     data = html.encode()

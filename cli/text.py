@@ -34,10 +34,10 @@ def text(
     The file holds the prompts themselves too, for whoever wants to know what it asks for.
     """
     from collafuse.core import texts
-    from collafuse.core.atomic import refuse_existing, write_bytes
+    from collafuse.core.atomic import check_output, write_bytes
     from collafuse.data.text import encode_prompts, read_prompts
 
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     given = [*(prompts or ()), *(read_prompts(file) if file is not None else ())]
     with reporting() as reporter:
         made = encode_prompts(given, encoder, max_tokens, reporter)

@@ -17,7 +17,7 @@ import collafuse
 from collafuse.config import ClientSettings
 from collafuse.core import bundle as bundles
 from collafuse.core import signing
-from collafuse.core.atomic import refuse_existing, write_bytes
+from collafuse.core.atomic import check_output, write_bytes
 from collafuse.core.bundle import GRAPHS, MAX_STEPS, PRECISIONS, BundleInfo
 from collafuse.core.errors import ExportError, FileFormatError, UsageError
 from collafuse.core.knownanswer import known_answer_input
@@ -83,7 +83,7 @@ def export_client(
     refuse it, or a precision loses too much; UsageError for steps, an opset or a precision that no bundle has and
     for missing intermediates; OutputExistsError and StorageError as every writer.
     """
-    refuse_existing(path, overwrite)
+    check_output(path, overwrite)
     _check_arguments(client, steps, precision, graph, intermediates)
     info = _describe(model, settings, client, settings.sampler.steps if steps is None else steps, opset)
     # Before what takes torch seconds: a graph with too many steps, or a file that does not fit, is refused at once.

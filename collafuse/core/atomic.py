@@ -26,6 +26,23 @@ def refuse_existing(path: Path, overwrite: bool, option: str = "--overwrite") ->
         raise OutputExistsError(f"{path} exists already; choose another output or pass {option}.")
 
 
+def check_output(path: Path, overwrite: bool) -> None:
+    """For work that takes a while and ends in writing path: find out before it whether that could work.
+
+    Raises OutputExistsError when it is there and overwriting was not asked for, StorageError where no file can be made
+    in its folder, or in the nearest one above that exists.
+    """
+    refuse_existing(path, overwrite)
+    if path.is_dir():
+        raise storage_error(path, IsADirectoryError(errno.EISDIR, ""))
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
 def storage_error(path: Path, error: OSError) -> StorageError:
     """The sentence for an operating-system error while writing path."""
     reasons = {

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from cli import console
-from cli.console import reporting, say_if_large, show
+from cli.console import emit, reporting, say_if_large, show
+from collafuse.core.errors import UsageError
 
 
 def test_a_bar_without_a_terminal_is_a_line_at_the_end(capsys):
@@ -17,6 +18,12 @@ def test_a_bar_without_a_terminal_is_a_line_at_the_end(capsys):
         reporter.say("done")
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("finish: 3/3, ") and second == "done"
+
+
+def test_data_that_nobody_could_read_is_no_success(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(UsageError, match="stdout, which is closed"):
+        emit({"images": 3})
 
 
 def test_a_service_without_a_stderr_works_in_silence(monkeypatch, capsys):

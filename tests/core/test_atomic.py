@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from collafuse.core import atomic
-from collafuse.core.atomic import PARTIAL_PREFIX, atomic_file, write_bytes
+from collafuse.core.atomic import PARTIAL_PREFIX, atomic_file, check_output, write_bytes
 from collafuse.core.errors import OutputExistsError, StorageError
 
 
@@ -165,6 +165,40 @@ def test_a_folder_without_permission_is_a_storage_error(tmp_path, not_root):
     locked = Path(tmp_path.anchor)  # the root of the file system
     with pytest.raises(StorageError, match="writing there is not allowed; choose another folder"):
         write_bytes(locked / "collafuse-test.bin", b"new")
+
+
+# --- before the work ----------------------------------------------------------------------------------------
+
+
+def test_an_output_that_could_be_written_leaves_nothing_behind(tmp_path):
+    check_output(tmp_path / "new" / "folder" / "a.bin", overwrite=False)
+    (tmp_path / "old.bin").write_bytes(b"old")
+    check_output(tmp_path / "old.bin", overwrite=True)
+    assert names(tmp_path) == ["old.bin"] and (tmp_path / "old.bin").read_bytes() == b"old"
+
+
+def test_an_output_that_could_not_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    with pytest.raises(OutputExistsError, match="file exists already"):
+        check_output(tmp_path / "file", overwrite=False)
+    for path, said in (
+        ("file/a.bin", "a part of the path is a file"),
+        ("file/deeper/a.bin", "a part of the path is a file"),
+        ("nowhere/a.bin", "cannot write"),
+    ):
+        with pytest.raises(StorageError, match=said):
+            check_output(tmp_path / path, overwrite=True)
+    with pytest.raises(StorageError, match="a folder lies there"):
+        check_output(tmp_path / "folder", overwrite=True)
+    monkeypatch.chdir(tmp_path)
+    check_output(Path("here.bin"), overwrite=False)
+
+
+def test_a_folder_without_permission_is_found_before_the_work(tmp_path, not_root):
+    with pytest.raises(StorageError, match="writing there is not allowed"):
+        check_output(Path(tmp_path.anchor) / "collafuse-test" / "a.bin", overwrite=False)
 
 
 # --- the disk is full, for real -----------------------------------------------------------------------------
