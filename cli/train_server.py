@@ -77,7 +77,7 @@ def train_server(
         if not ranks.leads:
             return
         images = sum(len(r.z) for rs in found.values() for r in rs)
-        say(f"Trained the server on {images} images in {folder.path}. Next:")
+        say(f"Trained the server with {images} images in {folder.path}. Next:")
     say(f"  collafuse deliver {out} --client {next(iter(server.sites))} -n 64 -o intermediates.safetensors")
     if as_json:
         emit({"run": str(out), "server_model": server.model.id, "clients": sorted(server.sites)})

@@ -395,6 +395,7 @@ def test_nothing_that_is_added_to_the_data_section_reaches_a_server_by_itself():
     seen = from_mapping(values(data=data)).for_server().data
     given = {key for key, value in seen if value != DataSettings.model_fields[key].default}
     assert given == {"dataset", "image_size", "channels"}
+    assert from_mapping(values(data=data | {"horizontal_flip": True})).for_server().data.horizontal_flip
 
 
 def test_a_client_sees_nothing_of_the_others():

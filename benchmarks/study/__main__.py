@@ -71,6 +71,7 @@ def run_cell(
         "parts": {part.node: part.digest[:16] for part in parts},
         "parameters": {node: num_parameters(model.denoiser) for node, model in models.items()},
         "steps": {part.node: part.settings.steps for part in parts},
+        "steps_kept": {node: model.steps for node, model in models.items()},
         "training_seconds_here": [round(trained), round(trained_cpu)],
         "judge": judge.digest,
         "judge_accuracy": judge.accuracy,

@@ -18,6 +18,7 @@ from collafuse.core.conditioning import translate_labels
 from collafuse.core.noise import LOWEST_TRAINED_ABOVE_CUT
 from collafuse.data.dealing import SiteData
 from collafuse.evaluation.baselines.part import Part
+from collafuse.learning.validation import parted
 from collafuse.learning.weights import TrainedModel
 
 from . import methods
@@ -49,9 +50,11 @@ def row_of(part: Part, model: TrainedModel, site: SiteData) -> list[str]:
     low, cells = part.sigma_low * (LOWEST_TRAINED_ABOVE_CUT if part.role == "server" else 1), []
     held = site.held_out.take(np.arange(min(HELD_OUT, len(site.held_out))))
     names = model.label_names
+    # A server's releases are in an order of their own: what it kept back counts among its images here.
+    own = site.train if part.role == "server" else site.train.take(parted(part.data, part.settings)[0].numpy())
     both = [
         replace(images, labels=translate_labels(images.labels, images.label_names, names), label_names=names)
-        for images in (held, site.train)
+        for images in (held, own)
     ]
     for sigma in LEVELS:
         known = low <= sigma <= part.data.sigma_high

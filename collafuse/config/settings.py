@@ -141,7 +141,8 @@ class Config(Section):
             for name, client in self.clients.items()
         }
         # Only what it needs, by name: whatever is added to the data section stays at the sites.
-        data = DataSettings(**{key: getattr(self.data, key) for key in ("dataset", "image_size", "channels")})
+        needed = ("dataset", "image_size", "channels", "horizontal_flip")
+        data = DataSettings(**{key: getattr(self.data, key) for key in needed})
         return self.model_copy(update={"data": data, "clients": clients})
 
     def for_client(self, name: str) -> Config:

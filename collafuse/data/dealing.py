@@ -208,6 +208,12 @@ def keys_of(images: ImageSet) -> list[bytes]:
     return [digest.tobytes() for digest in images.digests]
 
 
+def group_numbers(images: ImageSet) -> NDArray[np.int64]:
+    """The same number [N] for images that share their place, counted from 0 in the order in which they come."""
+    numbers: dict[bytes, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys_of(images)], dtype=np.int64)
+
+
 def _embedder(config: Config, listener: Listener) -> Embedder | None:
     """What makes numbers of captions; None where images have labels alone. First, so that a missing encoder is noticed
     before images are decoded."""

@@ -39,11 +39,11 @@ def memorised(
     if name not in run.models:
         return None, None
     delivered, finished = run.generate(name, GENERATED, seed)
-    nearest = None
+    nearest, mirrored = None, run.config.data.horizontal_flip
     if len(held_out) >= FEWEST_OTHERS and len(images) > 1:
         generated = x0_of(finished.transpose(0, 3, 1, 2))
-        nearest = nearest_images(generated, images.x0(), held_out.x0(), groups_of(images, held_out))
-    return nearest, None if z is None else repeated_noise(delivered, z, images.x0())
+        nearest = nearest_images(generated, images.x0(), held_out.x0(), groups_of(images, held_out), mirrored)
+    return nearest, None if z is None else repeated_noise(delivered, z, images.x0(), mirrored)
 
 
 def memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[str, Membership]:

@@ -60,7 +60,7 @@ def recut(config: Config, name: str, sigma: float, train_steps: int | None) -> C
     """A configuration in which one site cuts elsewhere and trains for so many steps."""
     client = config.client(name)
     steps = train_steps or max(FEWEST_STEPS, client.training.steps // SHARE_OF_STEPS)
-    quiet = {"log_every": steps, "sample_every": steps + 1, "checkpoint_every": steps + 1}
+    quiet = {"log_every": steps, "sample_every": steps + 1, "checkpoint_every": steps + 1, "validation": 0.0}
     training = client.training.model_copy(
         update={"steps": steps, "warmup_steps": min(client.training.warmup_steps, steps // 5), **quiet}
     )

@@ -26,7 +26,8 @@ class TrainingData:
     """What a node learns from, in memory; images larger than that as rows of their file.
 
     images: [N, C, H, W], uint8 for clean ones (grey levels) or float16 for releases. conditions: [N, W].
-    sigma_floor: [N], the level each image already has. sigma_high: the highest level to train at.
+    sigma_floor: [N], the level each image already has. sigma_high: the highest level to train at. groups: [N], equal
+    numbers for images that belong together, such as a patient's, and are kept back together; None: each is its own.
     """
 
     images: Tensor | Rows
@@ -34,6 +35,7 @@ class TrainingData:
     sigma_floor: Tensor
     sigma_high: float
     horizontal_flip: bool = False
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)

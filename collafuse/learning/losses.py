@@ -61,13 +61,18 @@ class Losses:
         }
 
 
-def by_heart(step: int, losses: Losses) -> str:
-    """What to say of such losses."""
+def by_heart(step: int, losses: Losses, chooses: bool) -> str:
+    """What to say of such losses. chooses: whether the training keeps the step that knew most of others."""
+    remedy = (
+        "Kept are the weights of the step that knew most of what was kept back; the later ones are likely worth nothing"
+        if chooses
+        else "Train it fewer steps, on more images, with network.dropout, or with training.validation, which keeps the "
+        "best step"
+    )
     return (
         f"at step {step} the loss, {losses.mean:.4g}, is below {losses.least:.4g}, which the noise of the releases "
         "leaves to whoever does not know it by heart. This server has learned that noise, rather than what such images "
-        "look like, and may deliver some that come near the releases (collafuse audit). Train it fewer steps, on more "
-        "images, with network.dropout, or with training.validation, which keeps the best step."
+        f"look like, and may deliver some that come near the releases (collafuse audit). {remedy}."
     )
 
 

@@ -97,7 +97,7 @@ class Trainer:
         self.model, self.ema = self._held.model, self._held.ema
         self._denoise: nn.Module = self.model
         self.data = data.to(device)
-        self.learned, kept_back = parted(len(data), settings)
+        self.learned, kept_back = parted(data, settings)
         self._validation = Validation(kept_back, settings.seed) if len(kept_back) else None
         self.step_kept = settings.steps
         self._feed = feed(self.data.images, self._rows, device)
@@ -129,13 +129,20 @@ class Trainer:
         start = self._resume() if resume else 0
         if self.ranks.leads:
             ready(start)
-            if start < self.settings.steps <= self.settings.warmup_steps:
-                self.observer.note(f"warning: {all_warm_up(self.settings)}")
+            if start < self.settings.steps:
+                self._say_first()
             self.observer.started(start, self.settings.steps)
         self.model.train()
         with self._feed:
             averaged = self._train(start)
         return self._chosen(self._held.averaged()) if averaged is None else averaged
+
+    def _say_first(self) -> None:
+        if self.settings.steps <= self.settings.warmup_steps:
+            self.observer.note(f"warning: {all_warm_up(self.settings)}")
+        if self._validation is not None:
+            kept_back, count = self._validation.images, len(self.data)
+            self.observer.note(f"keeping back {kept_back} of {count} images to choose the best step by")
 
     def _resume(self) -> int:
         """The step to go on from; the first rank reads the checkpoint, the others get what it holds."""
@@ -153,7 +160,7 @@ class Trainer:
     def _train(self, start: int) -> Denoiser | None:
         """Every step from ``start`` on; returns the averages after the last one, None where no step is left."""
         pixels = math.prod(self.data.images.shape[1:])
-        window = LossWindow(self.device, self.model.dtype, self.ranks, self.data.sigma_floor, pixels)
+        window = LossWindow(self.device, self.model.dtype, self.ranks, self.data.sigma_floor[self.learned], pixels)
         # Dropout draws from torch's global generator; it is seeded per step and put back afterwards.
         devices = [self.device] if self.device.type == "cuda" else []
         place = () if self.ranks.leads else (self.ranks.rank,)
@@ -264,8 +271,12 @@ class Trainer:
         validation = self._validation
         if validation is None:
             return {}
-        sums = [self._part_losses(averaged, self._noised(draw)).double().sum() for draw in validation.draws()]
-        loss = float(torch.stack(sums).sum()) / len(validation)
+        size, losses = self._parts[0].stop, []
+        for draw in validation.draws():
+            batch = self._noised(draw)
+            parts = (slice(start, start + size) for start in range(0, len(batch.z), size))
+            losses += [self._part_losses(averaged, batch.take(part)) for part in parts]
+        loss = float(torch.cat(losses).cpu().double().mean())
         validation.seen(step, loss, averaged)
         return {"validation_loss": loss}
 
@@ -284,7 +295,9 @@ class Trainer:
         """The averages to keep after the last step, given those of that step; on every rank."""
         if self._validation is None:
             return averaged
-        best, chosen = self._validation.best, copy.deepcopy(averaged)
+        best = self._validation.best
+        # The averages of a training that is held whole are its own, and stay those of its last step.
+        chosen = copy.deepcopy(averaged) if averaged is self.ema else averaged
         if best is not None:  # on the first rank alone
             chosen.load_state_dict(best.weights)
         self.ranks.copy_from_first(list(chosen.state_dict().values()))
@@ -325,7 +338,7 @@ class Trainer:
         """Tell the observer what was learned since it last was; on the first rank."""
         if losses.by_heart and not self._warned:
             self._warned = True
-            self.observer.note(f"warning: {by_heart(step, losses)}")
+            self.observer.note(f"warning: {by_heart(step, losses, chooses=self._validation is not None)}")
         self.observer.logged(
             losses.record() | validation | {"step": step, "learning_rate": learning_rate_at(step - 1, self.settings)}
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..config import TrainingSettings
 from ..core.errors import ConfigError
 from .denoiser import Denoiser
+from .examples import TrainingData
 from .observer import Observer
 from .seeds import keyed_seed
 
@@ -32,22 +33,29 @@ SAVED = "best."
 STEP, LOSS = f"{SAVED}step", f"{SAVED}loss"
 
 
-def parted(count: int, settings: TrainingSettings) -> tuple[Tensor, Tensor]:
-    """Rows of ``count`` images to learn from, and rows kept back: each in order, and the same for the same seed.
+def parted(data: TrainingData, settings: TrainingSettings) -> tuple[Tensor, Tensor]:
+    """Rows to learn from, and rows kept back: each in order, and the same for the same seed. Images of one group stay
+    together, so that nothing is known of those kept back from their like.
 
-    Raises ConfigError where the share is less than one image or leaves none to learn from.
+    Raises ConfigError where the share is less than one group or leaves none to learn from.
     """
+    count = len(data)
     if not settings.validation:
         return torch.arange(count), torch.arange(0)
-    size = min(round(settings.validation * count), MOST_IMAGES)
-    if not 0 < size < count:
-        raise ConfigError(
-            f"training.validation={settings.validation:g} of {count} images keeps back {size}; give a share that is "
-            "one image or more and leaves one to learn from, or 0 for none."
-        )
+    wanted = min(round(settings.validation * count), MOST_IMAGES)
+    group = torch.arange(count) if data.groups is None else data.groups
+    sizes = group.bincount()
     generator = torch.Generator().manual_seed(keyed_seed(settings.seed, "validation"))
-    order = torch.randperm(count, generator=generator)
-    return order[size:].sort().values, order[:size].sort().values
+    order = torch.randperm(len(sizes), generator=generator)
+    taken = order[sizes[order].cumsum(0) <= wanted]
+    back = torch.isin(group, taken)
+    if not 0 < int(back.sum()) < count:
+        raise ConfigError(
+            f"training.validation={settings.validation:g} of {count} images keeps back {int(back.sum())}"
+            f"{'' if len(sizes) == count else f', since they come in {len(sizes)} groups that stay together'}; give a "
+            "share that keeps back one or more and leaves one to learn from, or 0 for none."
+        )
+    return torch.nonzero(~back)[:, 0], torch.nonzero(back)[:, 0]
 
 
 class Draw(NamedTuple):
@@ -74,9 +82,10 @@ class Validation:
     def __init__(self, rows: Tensor, seed: int) -> None:
         """rows: [V], those kept back."""
         self.best: Best | None = None
+        self.images = len(rows)
         count = len(rows) * max(1, math.ceil(DRAWS / len(rows)))
         generator = torch.Generator().manual_seed(keyed_seed(seed, "validation levels"))
-        self._rows = rows.repeat(count // len(rows))
+        self._rows = rows.repeat_interleave(count // len(rows))
         # One level from each of equal parts of the range, in mixed order: few draws cover it evenly.
         self._uniform = (torch.randperm(count, generator=generator) + 0.5) / count
 

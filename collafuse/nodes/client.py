@@ -15,6 +15,7 @@ from ..core.conditioning import guided
 from ..core.noise import SIGMA_MIN, client_sigmas
 from ..core.pictures import Pixels, contact_sheet, side_by_side, to_uint8
 from ..core.samplers import STEPS, History, run
+from ..data.dealing import group_numbers
 from ..learning import weights
 from ..learning.denoiser import Denoiser
 from ..learning.examples import TrainingData
@@ -41,6 +42,7 @@ class Client(Releaser):
             sigma_floor=torch.zeros(len(images)),
             sigma_high=self.settings.handover_sigma,
             horizontal_flip=self.config.data.horizontal_flip,
+            groups=torch.from_numpy(group_numbers(images)),
         )
 
     def train(

@@ -61,6 +61,13 @@ def test_a_server_that_knows_its_releases_by_heart_says_so_once(tmp_path):
     )
 
 
+def test_one_that_keeps_the_best_step_is_not_told_to(tmp_path):
+    z = CUT * torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    observer = trained(tmp_path, flat_images(64, z), ByHeart, validation=0.25)
+    _, note, *_ = observer.notes
+    assert "(collafuse audit). Kept are the weights of the step that knew most" in note
+
+
 @pytest.mark.parametrize(("batch_size", "log_every"), [(32, 10), (4, 1)])
 def test_one_to_whom_the_noise_is_always_new_has_nothing_to_learn_by_heart(tmp_path, batch_size, log_every):
     observer = trained(tmp_path, flat_images(2), FreshReleases, batch_size=batch_size, log_every=log_every)

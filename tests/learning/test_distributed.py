@@ -241,7 +241,7 @@ def test_the_command_trains_on_two_ranks_and_one_of_them_speaks(command, tmp_pat
     printed, said = started.communicate(timeout=240)
     assert started.returncode == 0, said
     assert json.loads(printed)["clients"] == ["a"]  # which two of them would not be
-    assert said.count("Trained the server on 8 images") == 1
+    assert said.count("Trained the server with 8 images") == 1
     server = tmp_path / "run" / "server"
     assert (server / "weights.safetensors").exists() and len(logged(server)) == TRAINING["steps"]
 

@@ -20,8 +20,9 @@ from tests.tiny import CPU, Recorder, denoiser, training_settings
 LOSSES = [0.5, 0.3, 0.4, 0.2, 0.6, 0.7]  # of six steps: the fourth is the best
 
 
-def kept(share: float, count: int, seed: int = 0) -> tuple[list[int], list[int]]:
-    learned, back = parted(count, training_settings(validation=share, seed=seed))
+def kept(share: float, count: int, seed: int = 0, groups=None) -> tuple[list[int], list[int]]:
+    data = TrainingData(torch.zeros(count, 1, 1, 1), torch.zeros(count, 1), torch.zeros(count), 0.5, groups=groups)
+    learned, back = parted(data, training_settings(validation=share, seed=seed))
     return learned.tolist(), back.tolist()
 
 
@@ -58,6 +59,15 @@ def test_no_more_are_kept_back_than_are_worth_it():
     assert len(back) == MOST_IMAGES and len(learned) == 10_000 - MOST_IMAGES
 
 
+def test_images_of_a_group_stay_together():
+    groups = torch.arange(40) // 8
+    learned, back = kept(0.45, 40, groups=groups)
+    assert len(back) == 16 and not set(groups[learned].tolist()) & set(groups[back].tolist())
+    assert kept(0.25, 40, groups=torch.arange(40)) == kept(0.25, 40)
+    with pytest.raises(ConfigError, match="keeps back 0, since they come in 5 groups that stay together; give"):
+        kept(0.1, 40, groups=groups)
+
+
 @pytest.mark.parametrize(("share", "count", "kept_back"), [(0.1, 4, 0), (0.9, 1, 1)])
 def test_a_share_that_leaves_none_on_a_side_is_refused(tmp_path, share, count, kept_back):
     with pytest.raises(ConfigError, match=rf"validation={share} of {count} images keeps back {kept_back}; give a"):
@@ -66,7 +76,7 @@ def test_a_share_that_leaves_none_on_a_side_is_refused(tmp_path, share, count, k
 
 def test_a_training_never_learns_from_what_it_keeps_back(tmp_path):
     one, other = clean_data(), clean_data()
-    back = parted(10, training_settings(validation=0.2))[1]
+    back = parted(one, training_settings(validation=0.2))[1]
     other.images[back] = 255 - other.images[back]
     first, second = (
         trainer(tmp_path / name, data=data, validation=0.2, sigma_data=0.5) for name, data in (("a", one), ("b", other))
@@ -108,8 +118,17 @@ def test_few_images_are_looked_at_at_several_levels_and_many_once():
     rows = torch.cat([draw.rows for draw in few.draws()])
     assert len(few) == len(rows) == 513 and rows.bincount().tolist() == [171] * 3
     assert len(many) == 900
+    # A distillation takes every other place for where the client takes over: each image has both kinds.
+    assert rows[::2].bincount().min() > 80 and rows[1::2].bincount().min() > 80
     uniform = torch.cat([draw.uniform for draw in many.draws()]).sort().values
     assert torch.allclose(uniform, (torch.arange(900) + 0.5) / 900)
+
+
+def test_what_is_measured_does_not_depend_on_how_a_step_is_dealt_out(tmp_path):
+    whole, parts = (trainer(tmp_path, data=released_data(), validation=0.3, accumulate=n) for n in (1, 4))
+    assert whole._validate(1, whole.ema) == {
+        "validation_loss": pytest.approx(parts._validate(1, parts.ema)["validation_loss"], rel=1e-5)
+    }
 
 
 def test_images_in_a_file_are_measured_alike(tmp_path):
@@ -145,7 +164,8 @@ def test_the_weights_of_the_best_step_are_kept_and_it_says_which(tmp_path):
     one = scripted(tmp_path, observer)
     trained = one.run()
     assert one.step_kept == 4 and [record["validation_loss"] for record in observer.records] == LOSSES
-    (note,) = observer.notes
+    said, note = observer.notes
+    assert said == "keeping back 2 of 10 images to choose the best step by"
     assert note.startswith("keeping the weights of step 4 of 6: ") and "least, 0.2; in the end it is 0.7" in note
     expected = one._validation.best.weights
     assert all(torch.equal(tensor, expected[name]) for name, tensor in trained.state_dict().items())
@@ -157,7 +177,7 @@ def test_the_last_step_is_kept_without_a_word_where_nothing_was_better(tmp_path,
     observer = Recorder()
     one = scripted(tmp_path, observer)
     trained = one.run()
-    assert one.step_kept == 6 and not observer.notes
+    assert one.step_kept == 6 and len(observer.notes) == 1
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), one.ema.parameters(), strict=True))
 
 

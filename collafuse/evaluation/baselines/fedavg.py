@@ -34,8 +34,11 @@ def parts(config: Config, sites: Mapping[str, SiteData], folder: Path) -> list[P
     """The server's network, and the server's steps at every site."""
     settings = config.server.training
     # A state that all sites share exists at the end of a round alone.
-    save_every = max(1, round(settings.checkpoint_every / LOCAL_STEPS)) * LOCAL_STEPS
-    settings = settings.model_copy(update={"checkpoint_every": save_every})
+    ends = {"checkpoint_every": settings.checkpoint_every}
+    if settings.validation:  # is measured when the loss is logged
+        ends["log_every"] = settings.log_every
+    rounds = {name: max(1, round(steps / LOCAL_STEPS)) * LOCAL_STEPS for name, steps in ends.items()}
+    settings = settings.model_copy(update=rounds)
     data, space = clean_data(sites, config), clean_space(sites)
     counts = {name: len(site.train) for name, site in sites.items()}
     return [Federated(WHOLE, "whole", config.server.network, settings, space, data, counts=counts)]
@@ -75,9 +78,8 @@ class FederatedTrainer(Trainer):
     def _site(self, name: str, rows: Tensor) -> Trainer:
         """A site's own loop on its own images; it draws other batches and noise than the others."""
         data = self.data
-        own = replace(
-            data, images=data.images[rows], conditions=data.conditions[rows], sigma_floor=data.sigma_floor[rows]
-        )
+        images, conditions, floor = (of[rows] for of in (data.images, data.conditions, data.sigma_floor))
+        own = replace(data, images=images, conditions=conditions, sigma_floor=floor, groups=None)
         seed = keyed_seed(self.settings.seed, "site", name)
         settings = self.settings.model_copy(update={"seed": seed, "validation": 0.0})  # the common one measures
         return Trainer(copy.deepcopy(self.model), own, settings, self.folder, self.device, self.observer)

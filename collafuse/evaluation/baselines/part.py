@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...config import Config, NetworkSettings, TrainingSettings
 from ...core.conditioning import Conditions, ConditionSpace, translate_labels
 from ...core.noise import SIGMA_MAX, SIGMA_MIN, karras_sigmas
 from ...core.pictures import Pixels, contact_sheet, to_uint8
 from ...core.samplers import euler
-from ...data.dealing import SiteData
+from ...data.dealing import SiteData, group_numbers
 from ...data.imageset import ImageSet
 from ...learning import weights
 from ...learning.checkpoint import digest_of_settings, settings_that_count
@@ -130,7 +131,17 @@ def clean_data(sites: Mapping[str, SiteData], config: Config, sigma_high: float 
         sigma_floor=torch.zeros(len(conditions)),
         sigma_high=sigma_high,
         horizontal_flip=config.data.horizontal_flip,
+        groups=torch.from_numpy(_groups(images)),
     )
+
+
+def _groups(sites: Sequence[ImageSet]) -> NDArray[np.int64]:
+    """Groups of all sites' images; those of two sites are never one."""
+    parts, before = [], 0
+    for images in sites:
+        parts.append(before + group_numbers(images))
+        before += len(images)
+    return np.concatenate(parts)
 
 
 def _conditions(images: ImageSet, space: ConditionSpace) -> Conditions:

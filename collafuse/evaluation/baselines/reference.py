@@ -57,7 +57,7 @@ def server_part(config: Config, sites: Mapping[str, SiteData]) -> Part:
         signal = 1 / (1 + floor.double().square())
         variance = (signal * estimate_sigma_data(data) ** 2 + 1 - signal).mean()
         training = training.model_copy(update={"sigma_data": float(variance.sqrt())})
-    data = replace(data, sigma_floor=floor, horizontal_flip=False)
+    data = replace(data, sigma_floor=floor)
     lowest, space = float(floor.min()), clean_space(sites)
     return Part(halves.SERVER, "server", config.server.network, training, space, data, lowest, DoubleNoising)
 

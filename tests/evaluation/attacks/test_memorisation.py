@@ -88,3 +88,23 @@ def test_a_repeated_release_is_found_at_a_handover_above_it(times):
 def test_the_same_images_under_other_noise_are_no_repetition(seed):
     z = noised(TRAIN, 0.5)
     assert not repeated_noise(noised(TRAIN, 0.5, seed=seed + 50), z, TRAIN.x0()).alarm
+
+
+def test_where_a_training_mirrors_its_images_a_mirror_image_is_a_repetition():
+    z = noised(TRAIN, 0.5)
+    delivered = noised(blobs(100, seed=4), 0.5, seed=8)
+    assert not repeated_noise(delivered, z, TRAIN.x0(), mirrored=True).alarm
+    delivered[3] = z[77][..., ::-1]
+    assert not repeated_noise(delivered, z, TRAIN.x0()).alarm
+    found = repeated_noise(delivered, z, TRAIN.x0(), mirrored=True)
+    assert found.alarm and found.correlation > 0.75 and found.delivered == 100
+
+    generated = TRAIN.x0()[np.arange(300) % 200] + 0.02 * np.random.default_rng(0).standard_normal((300, 1, 8, 8))
+    as_they_lie = nearest_images(generated, TRAIN.x0(), HELD_OUT.x0())
+    assert nearest_images(generated[..., ::-1], TRAIN.x0(), HELD_OUT.x0(), mirrored=True) == as_they_lie
+    assert nearest_images(generated[..., ::-1], TRAIN.x0(), HELD_OUT.x0()).copies < 0.5 * as_they_lie.copies
+
+
+@pytest.mark.parametrize("seed", range(20, 25))
+def test_new_images_raise_no_alarm_beside_mirror_images(seed):
+    assert not nearest_images(blobs(300, seed=seed).x0(), TRAIN.x0(), HELD_OUT.x0(), mirrored=True).alarm

@@ -108,9 +108,8 @@ def test_double_noising_takes_scaled_copies_for_clean_images(tmp_path):
     assert floor.tolist() == [0.0] * 4 and low.tolist() == [0.5] * 4
 
 
-def test_the_reference_server_knows_the_spread_of_the_copies_and_never_mirrors_them():
+def test_the_reference_server_knows_the_spread_of_the_copies():
     images = image_set(64)
     part = reference.server_part(config(), {"a": SiteData(images, images.take(np.arange(0)))})
     copies = (images.x0().var() + 0.25) / 1.25
     assert part.settings.sigma_data == pytest.approx(math.sqrt(copies), rel=1e-3)
-    assert not part.data.horizontal_flip
