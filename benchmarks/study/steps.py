@@ -1,8 +1,9 @@
-"""``python -m benchmarks.study.steps DATA --work DIR``: what the number of the client's evaluations does to a figure.
+"""``python -m benchmarks.study.steps DATA --work DIR``: what evaluations and guidance do to a figure.
 
-Every other figure of the study is made with one number of evaluations. Models that are trained this shortly look
-better with fewer, whatever their method, so methods can be compared only where each is seen with few and with many.
-The Fréchet distance of each cell that is trained in a work folder, with fewer samples than the study's, so larger.
+Every other figure of the study is made with one number of the client's evaluations and, but for variants, without
+guidance. Models that are trained this shortly look better with fewer evaluations and with guidance, whatever their
+method, so methods can be compared only where each is seen with several. The Fréchet distance of each cell that is
+trained in a work folder, with fewer samples than the study's, so larger.
 """
 
 from __future__ import annotations
@@ -36,10 +37,21 @@ def finishing_in(config: Config, steps: int) -> Config:
     return config.model_copy(update={"clients": clients})
 
 
+def guided_by(config: Config, weights: tuple[float, float]) -> Config:
+    """A configuration whose server and clients guide with these weights."""
+    of_server, of_clients = ({"guidance": weight} for weight in weights)
+    server = config.server.model_copy(update={"sampler": config.server.sampler.model_copy(update=of_server)})
+    clients = {
+        name: client.model_copy(update={"sampler": client.sampler.model_copy(update=of_clients)})
+        for name, client in config.clients.items()
+    }
+    return config.model_copy(update={"server": server, "clients": clients})
+
+
 def frechet(
     cell: Cell, study: Study, images: Images, judge: Judge, arguments: argparse.Namespace
 ) -> list[float] | None:
-    """The cell's Fréchet distance for each number of evaluations; None where it is not trained."""
+    """The cell's Fréchet distance for each number of evaluations, or each guidance; None where it is not trained."""
     data, work = arguments.images, arguments.work
     config = study.config_of(cell, data, work / "cache")
     sites = images.sites(config, study.images_per_site(cell))
@@ -47,8 +59,15 @@ def frechet(
     models = {part.node: methods.trained(part, work) for part in parts}
     if None in models.values():
         return None
-    made = (generate(cell, finishing_in(config, steps), sites, models, SAMPLES) for steps in arguments.steps)
+    walks = [finishing_in(config, steps) for steps in arguments.steps]
+    walks = [guided_by(config, weights) for weights in arguments.guidance or ()] or walks
+    made = (generate(cell, walk, sites, models, SAMPLES) for walk in walks)
     return [judge.figures(pooled(one), reference_of(sites))["frechet"][0] for one in made]
+
+
+def _weights(text: str) -> tuple[float, float]:
+    server, client = text.split(",")
+    return float(server), float(client)
 
 
 def main() -> None:
@@ -58,19 +77,27 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a work folder of the study")
     parser.add_argument("--cuts", type=float, nargs="+", help="those of these cuts alone")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="these numbers of evaluations")
+    parser.add_argument(
+        "--guidance", type=_weights, nargs="+", metavar="SERVER,CLIENT", help="in place of them, these guidances"
+    )
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="the cells of these variants")
     parser.add_argument("--seed", type=int, default=0, help="the cells of this seed")
     arguments = parser.parse_args()
     study, work = Study.read(), arguments.work
     cells = [
         cell
         for cell in study.cells
-        if cell.data == DATA and cell.method in METHODS and cell.variant in VARIANTS and cell.seed == arguments.seed
+        if cell.data == DATA
+        and cell.method in METHODS
+        and cell.variant in arguments.variants
+        and cell.seed == arguments.seed
     ]
     images = Images.of(study.config_of(cells[0], arguments.images, work / "cache"))
     judge = Judge(images.judge, images.reference, work)
-    print(f"Fréchet distance by the client's evaluations, {SAMPLES:,} samples:\n")
-    numbers = arguments.steps
-    print(f"| method | cut | {' | '.join(map(str, numbers))} |\n|{'---|' * (2 + len(numbers))}", flush=True)
+    what = "guidance of server and client" if arguments.guidance else "the client's evaluations"
+    print(f"Fréchet distance by {what}, {SAMPLES:,} samples:\n")
+    columns = [f"{server:g}, {client:g}" for server, client in arguments.guidance or ()] or arguments.steps
+    print(f"| method | cut | {' | '.join(map(str, columns))} |\n|{'---|' * (2 + len(columns))}", flush=True)
     for cell in sorted(cells, key=lambda cell: cell.cut or 0):
         if arguments.cuts and cell.cut not in arguments.cuts:
             continue

@@ -167,6 +167,9 @@ def test_a_figure_by_evaluations_changes_those_of_clients_alone():
     config = STUDY.config_of(MAIN, Path("images"), Path("cache"))
     changed = steps.finishing_in(config, 24)
     assert {c.sampler.steps for c in changed.clients.values()} == {24} and changed.server == config.server
+    changed = steps.guided_by(config, (1.5, 2.0))
+    assert {c.sampler.guidance for c in changed.clients.values()} == {2.0} and changed.server.sampler.guidance == 1.5
+    assert changed.server.sampler.steps == config.server.sampler.steps
 
 
 def test_the_clean_weight_counts_what_lies_near_the_release_less(tmp_path):
