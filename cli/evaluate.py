@@ -48,11 +48,13 @@ def evaluate(
 
     path = out or run / FOLDER / "evaluation.json"
     check_output(path, overwrite or out is None)
+    beside = [RunFolder(path) for path in against or ()]
     standing = standing_of(RunFolder(run))  # before: a training may go on meanwhile
+    standing_beside = {str(one.path.resolve()): standing_of(one) for one in beside}
     with reporting() as reporter:
         found = measure(
             RunFolder(run),
-            [RunFolder(path) for path in against or ()],
+            beside,
             samples=samples,
             seed=seed,
             features=features,
@@ -62,6 +64,6 @@ def evaluate(
             listener=reporter,
         )
     values = {"samples": samples, "seed": seed, "against": [str(one) for one in against or ()], **found.values()}
-    values["standing"] = standing
+    values |= {"standing": standing, "standing_beside": standing_beside}
     keep_and_show(path, found.tables, values, as_json=as_json)
     say(f"Written to {path}")

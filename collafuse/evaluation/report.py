@@ -186,6 +186,7 @@ def _results(run: RunFolder, method: str) -> list[str]:
             parts.append(
                 paragraph(f"Of the run as it was: its models, or how they sample, are others now. {again}", WARN)
             )
+        parts += [paragraph(sentence, WARN) for sentence in _changed_beside(values.get("standing_beside"))]
         for entry, opening in SAID.items():
             said = _sentences(values.get(entry, []), path, entry)
             parts += [paragraph(f"{opening}{one}", WARN if opening else "") for one in said]
@@ -195,6 +196,18 @@ def _results(run: RunFolder, method: str) -> list[str]:
             for one in sorted((folder / name).glob("[!.]*.png"))  # a hidden file is one that was never finished
         ]
     return parts
+
+
+def _changed_beside(standings: object) -> list[str]:
+    """What to say of runs that were evaluated beside this one and are others now; one that lies there no more, or on
+    another machine, is not asked."""
+    found = standings if isinstance(standings, dict) else {}
+    now = {path: standing_of(RunFolder(Path(path))) for path in found}
+    return [
+        f"Beside {Path(path).name} as it was: its models, or how they sample, are others now. Evaluate against it anew."
+        for path, before in found.items()
+        if now[path] and now[path] != before
+    ]
 
 
 def _sentences(values: object, path: Path, entry: str) -> list[str]:

@@ -36,7 +36,8 @@ def test_as_json_work_bytes_and_energy_are_there_too(call_cli, monkeypatch):
     found = Evaluation("features", (), (Table("Energy", ("client",), (("north",),)),))
     monkeypatch.setattr("collafuse.evaluation.evaluate.evaluate", lambda *given, **settings: found)
     monkeypatch.setattr("collafuse.evaluation.standing.standing_of", lambda run: "as it is")
-    shown = json.loads(call_cli("evaluate", "run", "--energy", "--json").stdout)
+    shown = json.loads(call_cli("evaluate", "run", "--against", "other", "--energy", "--json").stdout)
+    assert shown["standing_beside"] == {str(call_cli.folder / "other"): "as it is"}
     assert [table["title"] for table in shown["tables"]] == ["Energy"] and shown["standing"] == "as it is"
     assert shown["tables"] == json.loads((call_cli.folder / "run/evaluation/evaluation.json").read_text())["tables"]
 

@@ -157,6 +157,19 @@ def test_figures_of_a_run_that_samples_otherwise_since_are_said_to_be_of_before(
     assert standing_of(copy) != before
 
 
+def test_a_run_beside_that_is_another_since_is_said_to_be(run, tmp_path):
+    copy, beside = (
+        RunFolder(Path(shutil.copytree(run.path, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints"))))
+        for name in ("run", "centralised")
+    )
+    standings = {str(beside.path): standing_of(beside), str(tmp_path / "gone"): "another"}
+    write_results(copy.path / "evaluation" / "evaluation.json", [], standing_beside=standings)
+    assert "Beside" not in "".join(_results(copy, "collafuse"))
+    shutil.copy(beside.client("south").weights, beside.client("north").weights)
+    html = "".join(_results(copy, "collafuse"))
+    assert html.count("Beside centralised as it was") == 1 and "gone" not in html
+
+
 def test_curves_configuration_and_versions_are_there(html, run):
     assert html.count("<svg") == 4
     assert "dataset: digits" in html
