@@ -30,7 +30,8 @@ def test_every_cell_is_a_configuration_with_the_networks_and_steps_of_all(cell):
     network = config.server.network.model_copy(update={"dropout": 0.2 * (cell.variant == "client-dropout")})
     for client in config.clients.values():
         assert client.network == network and client.training.seed == cell.seed
-        times = {"server-longer": 3, "server-longest": 9, "best-step-longer": 4}.get(cell.variant, 1)
+        times = {"server-longer": 3, "server-longest": 9, "best-step-longer": 4, "best-step-longer-guided": 4}
+        times = times.get(cell.variant, 1)
         assert config.server.training.steps == times * client.training.steps
         assert config.server.training.validation == client.training.validation
 
