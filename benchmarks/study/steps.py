@@ -9,7 +9,9 @@ trained in a work folder, with fewer samples than the study's, so larger.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from collafuse.config import Config
 
@@ -30,22 +32,23 @@ SAMPLES = 2_000
 
 def finishing_in(config: Config, steps: int) -> Config:
     """A configuration whose clients finish in so many evaluations."""
-    clients = {
-        name: client.model_copy(update={"sampler": client.sampler.model_copy(update={"steps": steps})})
-        for name, client in config.clients.items()
-    }
-    return config.model_copy(update={"clients": clients})
+    return _sampling(config, {}, {"steps": steps})
 
 
 def guided_by(config: Config, weights: tuple[float, float]) -> Config:
     """A configuration whose server and clients guide with these weights."""
-    of_server, of_clients = ({"guidance": weight} for weight in weights)
-    server = config.server.model_copy(update={"sampler": config.server.sampler.model_copy(update=of_server)})
-    clients = {
-        name: client.model_copy(update={"sampler": client.sampler.model_copy(update=of_clients)})
-        for name, client in config.clients.items()
-    }
-    return config.model_copy(update={"server": server, "clients": clients})
+    of_server, of_clients = weights
+    return _sampling(config, {"guidance": of_server}, {"guidance": of_clients})
+
+
+def _sampling(config: Config, server: Mapping[str, float], clients: Mapping[str, float]) -> Config:
+    """A configuration with these settings of the server's sampler and of its clients'."""
+
+    def changed(node: Any, settings: Mapping[str, float]) -> Any:
+        return node.model_copy(update={"sampler": node.sampler.model_copy(update=dict(settings))})
+
+    others = {name: changed(client, clients) for name, client in config.clients.items()}
+    return config.model_copy(update={"server": changed(config.server, server), "clients": others})
 
 
 def frechet(

@@ -48,7 +48,7 @@ def train_server(
         observer.note(f"warning: {warning}")
     check_names(config, sites, observer)
     space = space_of(found)
-    data = replace(training_data(found, space), horizontal_flip=config.data.horizontal_flip)
+    data = training_data(found, space, config.data.horizontal_flip)
     settings = config.server.training
     shape = next(iter(found.values()))[0].image_shape
     if shape != config.data.image_shape:

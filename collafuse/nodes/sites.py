@@ -178,9 +178,12 @@ def told(name: str, site: Site, release: releases.Release, space: ConditionSpace
     return Planned(labels, text)
 
 
-def training_data(found: Mapping[str, Sequence[releases.Release]], space: ConditionSpace) -> TrainingData:
+def training_data(
+    found: Mapping[str, Sequence[releases.Release]], space: ConditionSpace, horizontal_flip: bool = False
+) -> TrainingData:
     """All releases as one training set. An image whose labels and text were kept, or of a set without any, carries "no
     condition", as it is asked for later; one that shows none of the labels that were shared carries just that.
+    horizontal_flip: mirror them at random while they are learned from.
 
     A release at SIGMA_MAX, or just below, teaches nothing and is left out. Raises RefusedError when nothing else is
     there.
@@ -199,6 +202,7 @@ def training_data(found: Mapping[str, Sequence[releases.Release]], space: Condit
         conditions=torch.from_numpy(np.concatenate(conditions)),
         sigma_floor=torch.from_numpy(np.concatenate(floors)),
         sigma_high=SIGMA_MAX,
+        horizontal_flip=horizontal_flip,
     )
 
 

@@ -29,7 +29,7 @@ HandOver = Callable[[NDArray[np.float32], float, ClientSettings], tuple[NDArray[
 def server_part(config: Config, found: Mapping[str, Sequence[Release]]) -> Part:
     """The server as the method trains it, from releases."""
     space = space_of(found)
-    data = replace(training_data(found, space), horizontal_flip=config.data.horizontal_flip)
+    data = training_data(found, space, config.data.horizontal_flip)
     low = float(data.sigma_floor.min())
     return Part(SERVER, "server", config.server.network, config.server.training, space, data, low)
 
