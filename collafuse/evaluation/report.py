@@ -19,7 +19,7 @@ import collafuse
 
 from ..config import Config
 from ..config.settings import SPLIT
-from ..core.errors import FileFormatError
+from ..core.errors import CollaFuseError, FileFormatError
 from ..core.noise import Cut
 from ..core.pictures import Pixels, side_by_side, to_uint8
 from ..data.dealing import SiteData, load_sites
@@ -202,12 +202,18 @@ def _changed_beside(standings: object) -> list[str]:
     """What to say of runs that were evaluated beside this one and are others now; one that lies there no more, or on
     another machine, is not asked."""
     found = standings if isinstance(standings, dict) else {}
-    now = {path: standing_of(RunFolder(Path(path))) for path in found}
-    return [
-        f"Beside {Path(path).name} as it was: its models, or how they sample, are others now. Evaluate against it anew."
-        for path, before in found.items()
-        if now[path] and now[path] != before
-    ]
+    said = [_said_beside(Path(path), before) for path, before in found.items()]
+    return [sentence for sentence in said if sentence]
+
+
+def _said_beside(path: Path, before: str) -> str:
+    try:
+        now = standing_of(RunFolder(path))
+    except CollaFuseError as error:  # this run's report is to be had all the same
+        return f"Beside {path.name} as it was; as it is now it cannot be read: {error}"
+    if now in ("", before):
+        return ""
+    return f"Beside {path.name} as it was: its models, or how they sample, are others now. Evaluate against it anew."
 
 
 def _sentences(values: object, path: Path, entry: str) -> list[str]:

@@ -168,6 +168,8 @@ def test_a_run_beside_that_is_another_since_is_said_to_be(run, tmp_path):
     shutil.copy(beside.client("south").weights, beside.client("north").weights)
     html = "".join(_results(copy, "collafuse"))
     assert html.count("Beside centralised as it was") == 1 and "gone" not in html
+    (beside.path / "config.yaml").write_text("server: [")
+    assert "Beside centralised as it was; as it is now it cannot be read" in "".join(_results(copy, "collafuse"))
 
 
 def test_curves_configuration_and_versions_are_there(html, run):
