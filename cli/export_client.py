@@ -61,7 +61,7 @@ def export_client(
     """
     from collafuse.core.errors import UsageError
     from collafuse.core.signing import SigningKey
-    from collafuse.learning import weights
+    from collafuse.nodes.client import load_client
     from collafuse.nodes.experiment import CALIBRATION
     from collafuse.nodes.runfolder import RunFolder
 
@@ -80,7 +80,7 @@ def export_client(
             "or leave --distilled out."
         )
     settings = source.read_config().client(client)
-    model = weights.load(source.weights, "client")
+    model = load_client(source, settings)
     left_by_train = folder.path / CALIBRATION
     if calibration is None and left_by_train.is_file():
         calibration = left_by_train

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from collafuse.core.bundle import INPUTS, OUTPUT
 from collafuse.core.errors import ExportError, UsageError, first_line
+from collafuse.learning.autoguidance import AutoGuided
 from collafuse.learning.denoiser import Denoiser
 from collafuse.learning.parts import folded
 
@@ -26,7 +27,7 @@ MAX_BATCH = 65_536
 class _Graph(nn.Module):
     """The three inputs under the names that the bundle format gives them."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoiser | AutoGuided) -> None:
         super().__init__()
         self.denoiser = denoiser
 
@@ -34,7 +35,7 @@ class _Graph(nn.Module):
         return self.denoiser(x, sigma, labels)
 
 
-def export_graph(denoiser: Denoiser, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
+def export_graph(denoiser: Denoiser | AutoGuided, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
     """The ONNX model of a denoiser, without metadata.
 
     Raises ExportError when torch cannot export it, UsageError for an opset that a bundle cannot have.

@@ -12,6 +12,7 @@ from collafuse.core.bundle import BundleInfo
 from collafuse.core.errors import ExportError
 from collafuse.core.knownanswer import known_answer_input
 from collafuse.core.pictures import to_uint8
+from collafuse.learning.autoguidance import AutoGuided
 from collafuse.learning.denoiser import Denoiser
 
 from .runtime import OnnxStep, finish
@@ -42,7 +43,9 @@ def levels_between(low: float, high: float, count: int = NUM_LEVELS) -> list[flo
     return [float(v) for v in np.geomspace(low, high, count)]
 
 
-def check_parity(denoiser: Denoiser, model_bytes: bytes, info: BundleInfo, tolerance: float = TOLERANCE) -> Parity:
+def check_parity(
+    denoiser: Denoiser | AutoGuided, model_bytes: bytes, info: BundleInfo, tolerance: float = TOLERANCE
+) -> Parity:
     """Compare torch and onnxruntime at several levels and batch sizes and over the trajectory.
 
     Raises ExportError, with the figures, when they differ by more than the tolerance, or finished images by more
@@ -75,7 +78,7 @@ def check_parity(denoiser: Denoiser, model_bytes: bytes, info: BundleInfo, toler
 
 @torch.inference_mode()
 def torch_values(
-    denoiser: Denoiser, x: NDArray[np.float32], sigma: NDArray[np.float32], conditions: NDArray[np.float32]
+    denoiser: Denoiser | AutoGuided, x: NDArray[np.float32], sigma: NDArray[np.float32], conditions: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """What torch computes, on the CPU."""
     return denoiser(*(torch.from_numpy(a) for a in (x, sigma, conditions))).numpy()

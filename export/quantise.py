@@ -1,8 +1,8 @@
 """int8: convolutions between QuantizeLinear and DequantizeLinear (static QDQ), which onnxruntime fuses when it loads.
 
 Activations are unsigned 8-bit with one scale per tensor, weights signed with one scale per output channel. The
-first and the last convolution stay in fp32: they touch the image itself and cost little. So do embeddings, norms
-and attention products: with linear layers in 8 bits too the whole was slower (research/edge.md, section 2).
+first and the last convolution of a network stay in fp32: they touch the image itself and cost little. So do embeddings,
+norms and attention products: with linear layers in 8 bits too the whole was slower (research/edge.md, section 2).
 
 Weights use 7 of their 8 bits. On x86 without VNNI the kernels add two products of an activation and a weight in
 16 bits: 255 * 127 twice is 64770 and saturates at 32767, 255 * 64 twice is 32640 and does not. So every kernel
@@ -48,13 +48,14 @@ def quantise(model: onnx.ModelProto, inputs: Iterable[Inputs]) -> onnx.ModelProt
             f"the client's network has {len(convolutions)} convolutions, of which the first and the last stay in fp32: "
             "none is left for int8. No bundle was written; export it with --precision fp16 or fp32."
         )
+    kept = [*_outermost(model.graph.node), *_outermost(reversed(model.graph.node), backwards=True)]
     prepared = onnx.ModelProto()
     prepared.CopyFrom(model)
     # Says that the graph needs no preparation: torch's exporter has folded what there is to fold.
     onnx.helper.set_model_props(prepared, {"onnx.quant.pre_process": "onnxruntime.quant"})
     try:
         with tempfile.TemporaryDirectory() as folder, quiet():
-            quantised = _quantised_in(Path(folder), prepared, inputs, [convolutions[0], convolutions[-1]])
+            quantised = _quantised_in(Path(folder), prepared, inputs, kept)
     except OSError as error:
         raise StorageError(
             f"cannot write a temporary file ({error.strerror or error}), which quantising needs; set TMPDIR to a "
@@ -63,6 +64,21 @@ def quantise(model: onnx.ModelProto, inputs: Iterable[Inputs]) -> onnx.ModelProt
     del quantised.metadata_props[:]
     quantised.producer_name, quantised.producer_version = model.producer_name, model.producer_version
     return quantised
+
+
+def _outermost(nodes: Iterable[onnx.NodeProto], *, backwards: bool = False) -> list[str]:
+    """The convolutions with no other before them (``backwards``: behind them), on the way through these nodes: one of
+    each network that a graph holds."""
+    behind: set[str] = set()
+    found = []
+    for node in nodes:
+        comes_from, leads_to = (node.output, node.input) if backwards else (node.input, node.output)
+        reached = not behind.isdisjoint(comes_from)
+        if node.op_type in QUANTISED and not reached:
+            found.append(node.name)
+        if reached or node.op_type in QUANTISED:
+            behind.update(leads_to)
+    return found
 
 
 def _quantised_in(

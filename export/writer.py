@@ -23,6 +23,7 @@ from collafuse.core.errors import ExportError, FileFormatError, UsageError
 from collafuse.core.knownanswer import known_answer_input
 from collafuse.core.pictures import to_uint8
 from collafuse.core.signing import SigningKey
+from collafuse.learning.autoguidance import AutoGuided
 from collafuse.learning.weights import TrainedModel
 
 from . import calibration
@@ -123,6 +124,7 @@ def _check_arguments(client: str, steps: int | None, precision: str, graph: str,
 
 def _describe(model: TrainedModel, settings: ClientSettings, client: str, steps: int, opset: int) -> BundleInfo:
     """What a bundle in fp32 says of itself."""
+    guided = {"autoguidance": model.denoiser.said} if isinstance(model.denoiser, AutoGuided) else {}
     return BundleInfo(
         client=client,
         image_shape=model.denoiser.image_shape,
@@ -141,6 +143,7 @@ def _describe(model: TrainedModel, settings: ClientSettings, client: str, steps:
         provenance={
             "weights": model.id,
             "training_steps": str(model.steps),
+            **guided,
             "collafuse": collafuse.__version__,
             "torch": torch.__version__,
             "onnx": onnx.__version__,

@@ -147,7 +147,7 @@ def main() -> None:
 def centralised(config: Config, images: Images, work: Path) -> Denoiser:
     """The study's centralised model; raises FileFormatError where it is not trained yet."""
     (part,) = methods.parts_of(CENTRALISED, config, images.sites(config, FITTED), work)
-    return weights.load(methods.folder_of(part, work).weights, part.role).denoiser
+    return weights.load(methods.folder_of(part, work).weights, part.role).learned
 
 
 if __name__ == "__main__":

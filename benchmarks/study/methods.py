@@ -121,7 +121,7 @@ def folder_of(part: Part, work: Path) -> NodeFolder:
 def trained(part: Part, work: Path) -> weights.TrainedModel | None:
     """What a part has become; None where its training has not ended in this work folder."""
     kept = folder_of(part, work).weights
-    return weights.load(kept, part.role) if kept.exists() else None
+    return weights.load_with_early(kept, part.role) if kept.exists() else None
 
 
 def train(parts: list[Part], work: Path, reporter: Reporter) -> dict[str, weights.TrainedModel]:

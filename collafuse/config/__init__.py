@@ -6,7 +6,7 @@ Nothing here needs torch.
 """
 
 from .data import DataSettings
-from .learning import MixedPrecision, NetworkSettings, ServerSamplerName, TrainingSettings
+from .learning import MixedPrecision, NetworkSettings, SamplerSettings, ServerSamplerName, TrainingSettings
 from .loading import from_mapping, load
 from .nodes import ClientSettings, ServerSettings
 from .settings import ClientName, Config, unknown_client
@@ -18,6 +18,7 @@ __all__ = [
     "DataSettings",
     "MixedPrecision",
     "NetworkSettings",
+    "SamplerSettings",
     "ServerSamplerName",
     "ServerSettings",
     "TrainingSettings",

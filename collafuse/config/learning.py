@@ -124,6 +124,9 @@ class SamplerSettings(Section):
     steps: Annotated[int, Field(ge=1, le=1000)] = 18
     guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 1.0
     """Weight of classifier-free guidance; 1 is plain conditioning at half the cost."""
+    autoguidance: Annotated[float, Field(ge=1, le=MAX_GUIDANCE)] = 1.0
+    """Weight of guidance by the network as it was after a quarter of its training (Karras et al. 2024); 1 is without,
+    at half the cost."""
 
 
 assert set(STEPS) == set(SamplerName.__args__)  # type: ignore[attr-defined]

@@ -91,10 +91,11 @@ class Config(Section):
                 )
 
     def _check_statistics(self) -> None:
-        if self.server.sampler.guidance != 1.0 or self.server.send_previous:
+        sampler = self.server.sampler
+        if sampler.guidance != 1.0 or sampler.autoguidance != 1.0 or self.server.send_previous:
             raise ValueError(
                 "server.kind=statistics draws an intermediate in one step, without guidance and without a last "
-                "estimate to send; leave out server.sampler.guidance and server.send_previous"
+                "estimate to send; leave out server.sampler.guidance, its autoguidance and server.send_previous"
             )
         for name, client in self.clients.items():
             if self.data.text is not None and client.share_text:

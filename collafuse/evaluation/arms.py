@@ -23,11 +23,11 @@ from ..core.pairing import conditions_for
 from ..core.pictures import Pixels, to_uint8
 from ..core.samplers import History, run
 from ..data.imageset import ImageSet
-from ..learning import weights
+from ..learning.autoguidance import AutoGuided
 from ..learning.denoiser import Denoiser
 from ..learning.gaussian import GaussianDenoiser
 from ..learning.seeds import keyed_seed
-from ..nodes.client import finish_all
+from ..nodes.client import finish_all, load_client
 from ..nodes.planned import Planned
 from ..nodes.runfolder import RunFolder
 from ..nodes.server import Server
@@ -61,8 +61,8 @@ class SplitRun:
 
     def __init__(self, folder: RunFolder, held_out: Mapping[str, ImageSet], device: torch.device) -> None:
         self.server = Server.load(folder.server, device)
-        self.models = {n: weights.load(folder.trained_client(n).weights, "client") for n in held_out}
-        self.settings = {n: folder.client(n).read_config().client(n) for n in held_out}
+        self.settings = {n: folder.trained_client(n).read_config().client(n) for n in held_out}
+        self.models = {n: load_client(folder.client(n), each) for n, each in self.settings.items()}
         self.held_out = held_out
         self.device = device
 
@@ -156,7 +156,7 @@ class SplitRun:
     @torch.inference_mode()
     def _sampled(
         self,
-        denoiser: Denoiser | GaussianDenoiser,
+        denoiser: Denoiser | AutoGuided | GaussianDenoiser,
         sampler: str,
         guidance: float,
         conditions: Conditions,

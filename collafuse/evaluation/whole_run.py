@@ -21,8 +21,8 @@ from ..data.dealing import SiteData, load_sites
 from ..data.imageset import ImageSet, x0_of
 from ..data.listening import UNHEARD, Listener
 from ..learning.checkpoint import digest_of_tensors
-from ..learning.weights import TrainedModel, load
-from ..nodes.client import finish_all
+from ..learning.weights import TrainedModel
+from ..nodes.client import finish_all, load_client
 from ..nodes.runfolder import CONFIG, RunFolder
 from ..nodes.server import Server
 from ..nodes.sites import read_releases
@@ -77,7 +77,8 @@ class WholeRun:
         else:
             counted = read_statistics(folder.server.releases, accept_simulated=True)
         names = [name for name in sites if name in given or name in counted]
-        models = {n: load(folder.client(n).weights, "client") for n in names if folder.client(n).weights.is_file()}
+        trained = (n for n in names if folder.client(n).weights.is_file())
+        models = {n: load_client(folder.client(n), config.client(n)) for n in trained}
         looked_at = {n: measured(n, sites[n], listener) for n in names}
         own = {n: sites[n] for n in names}
         return cls(folder, config, own, looked_at, given, counted, server, network, models, device)
@@ -116,8 +117,9 @@ class WholeRun:
 
 
 def asked(model: TrainedModel, device: torch.device) -> Denoise:
-    """A model as a function of arrays, a batch at a time."""
-    denoiser = model.denoiser.to(device)
+    """A model as a function of arrays, a batch at a time; one that is guided without what guides it, which knows images
+    best."""
+    denoiser = model.learned.to(device)
 
     @torch.inference_mode()
     def denoise(x: NDArray[np.float32], sigma: float, conditions: Conditions) -> NDArray[np.float32]:

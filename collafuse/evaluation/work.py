@@ -20,6 +20,7 @@ from ..core import intermediate as intermediates
 from ..core.noise import client_sigmas
 from ..core.pairing import conditions_for
 from ..core.samplers import evaluations
+from ..learning.autoguidance import AutoGuided
 from ..nodes.client import finish
 from ..nodes.runfolder import RunFolder
 from .arms import SplitRun
@@ -100,7 +101,8 @@ def _training_macs(denoiser: nn.Module, images: int) -> float | None:
     """Multiply-accumulates of training on so many images, from one counted step on one; None for a closed form."""
     if next(denoiser.parameters(), None) is None:
         return None
-    learning = copy.deepcopy(denoiser).requires_grad_()  # a loaded one does not learn
+    learned = denoiser.trained if isinstance(denoiser, AutoGuided) else denoiser
+    learning = copy.deepcopy(learned).requires_grad_()  # a loaded one does not learn
     return float(multiply_accumulates(lambda: _evaluation(learning)().sum().backward()) * images)
 
 

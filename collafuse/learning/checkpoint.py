@@ -1,8 +1,9 @@
 """Checkpoints: everything a training needs to go on exactly, in one file that is whole or not there.
 
 ``checkpoints/step-00001000.safetensors`` (``kind`` "checkpoint", version 1) holds the weights ("model."), the
-averaged weights ("ema.") and the optimiser's state ("optimizer."); where images are kept back to choose a step by, also
-the best averaged weights so far, their step and loss ("best."). Random numbers are keyed by (seed, step),
+averaged weights ("ema.") and the optimiser's state ("optimizer."); from a quarter of the training on those of then
+("early."); where images are kept back to choose a step by, also the best averaged weights so far, their step and loss
+("best."). Random numbers are keyed by (seed, step),
 so no generator's state needs saving. The file carries its own SHA-256; resuming takes the newest one that
 verifies and is finite, and says which were skipped. The last two are kept, and what a killed training had half
 written goes.

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..core.errors import first_line
+from .autoguidance import AutoGuided
 from .denoiser import Denoiser
 
 COMPILING_FAILS_WITH = (RuntimeError, ImportError, OSError, AssertionError)
@@ -45,7 +46,7 @@ class CompiledDenoiser:
     """
 
     def __init__(
-        self, denoiser: Denoiser, rows: int, note: Callable[[str], None], *, backend: str = "inductor"
+        self, denoiser: Denoiser | AutoGuided, rows: int, note: Callable[[str], None], *, backend: str = "inductor"
     ) -> None:
         self.image_shape, self.condition_width = denoiser.image_shape, denoiser.condition_width
         self._denoiser, self._note, self._backend = denoiser, note, backend

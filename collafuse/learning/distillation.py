@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..config import TrainingSettings
 from ..core.conditioning import guided
 from ..core.samplers import STEPS, Denoise
+from .autoguidance import AutoGuided
 from .denoiser import Denoiser, loss_weight
 from .examples import Batch, TrainingData
 from .observer import Observer
@@ -32,7 +33,7 @@ RHO = 7.0
 class Teacher:
     """A trained client and how it finishes: sampler, steps, the lowest level it evaluates, weight of guidance."""
 
-    denoiser: Denoiser
+    denoiser: Denoiser | AutoGuided
     sampler: str
     steps: int
     sigma_low: float

@@ -21,9 +21,11 @@ from ..config import NetworkSettings, TrainingSettings
 from ..core.conditioning import ConditionSpace
 from ..core.errors import CollaFuseError, ConfigError, first_line
 from . import checkpoint
+from .autoguidance import Early
 from .compiled import COMPILING_FAILS_WITH
 from .denoiser import Denoiser
 from .distributed import ALONE, Ranks
+from .early import EarlyWeights
 from .examples import Batch, TrainingData, batch_rows, estimate_sigma_data, parts_of, sent, to_float
 from .feeding import feed
 from .holding import Holding, Replicated, Sharded
@@ -61,7 +63,8 @@ class Trainer:
     """Trains a denoiser on one node's data. ``run`` starts or goes on; ``ema`` holds the averaged weights.
 
     learned: the rows of the data that it learns from. step_kept: the step whose weights ``run`` returned, the last one
-    unless images were kept back to choose by.
+    unless images were kept back to choose by. early: an earlier version of these, for autoguidance, on the first rank;
+    None where there is none.
     """
 
     def __init__(
@@ -100,6 +103,8 @@ class Trainer:
         self.learned, kept_back = parted(data, settings)
         self._validation = Validation(kept_back, settings.seed) if len(kept_back) else None
         self.step_kept = settings.steps
+        self.early: Early | None = None
+        self._early_weights = EarlyWeights(settings.steps)
         self._feed = feed(self.data.images, self._rows, device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -135,7 +140,9 @@ class Trainer:
         self.model.train()
         with self._feed:
             averaged = self._train(start)
-        return self._chosen(self._held.averaged()) if averaged is None else averaged
+        chosen = self._chosen(self._held.averaged()) if averaged is None else averaged
+        self.early = self._early_weights.before(self.step_kept, chosen)
+        return chosen
 
     def _say_first(self) -> None:
         if self.settings.steps <= self.settings.warmup_steps:
@@ -153,6 +160,7 @@ class Trainer:
         start = self.ranks.same(start, self.device)
         if start > 0:
             self._held.fill(self.optimizer, tensors)
+            self._early_weights.restore(tensors)
             if self._validation is not None:
                 self._validation.restore(tensors)
         return start
@@ -317,7 +325,10 @@ class Trainer:
         settings, last = self.settings, step == self.settings.steps
         log_now, save_now = (step % every == 0 or last for every in (settings.log_every, settings.checkpoint_every))
         validate_now = log_now and self._validation is not None
-        averaged = self._held.averaged() if last or validate_now or step % settings.sample_every == 0 else None
+        sample_now, keep_now = last or step % settings.sample_every == 0, self._early_weights.due(step)
+        averaged = self._held.averaged() if sample_now or validate_now or keep_now else None
+        if averaged is not None and keep_now and self.ranks.leads:
+            self._early_weights.take(averaged)
         if log_now or save_now:
             losses = window.all()
             if not math.isfinite(losses.mean):
@@ -330,7 +341,7 @@ class Trainer:
         if save_now and self.ranks.leads:
             checkpoint.save(self.folder / "checkpoints", step, tensors, self.identity)
         kept = self._chosen(averaged) if last and averaged is not None else None
-        if self.ranks.leads and averaged is not None and (last or step % settings.sample_every == 0):
+        if self.ranks.leads and averaged is not None and sample_now:
             self.observer.sampled(step, averaged if kept is None else kept)
         return kept
 
@@ -354,7 +365,8 @@ class Trainer:
             raise CollaFuseError(
                 f"{bad} values of weights and moments are not finite after step {step}; {self._remedy}"
             )
-        return tensors | ({} if self._validation is None else self._validation.saved())
+        best = {} if self._validation is None else self._validation.saved()
+        return tensors | best | self._early_weights.saved()
 
     @property
     def _remedy(self) -> str:

@@ -3,12 +3,14 @@
 File format (safetensors, ``kind`` "weights", version 1): one tensor per parameter, float32, under its name in
 ``Denoiser.state_dict``; metadata: role (see ROLES), network (see NetworkSettings), image_shape,
 label_names, sigma_data, sigma_low and sigma_high (the levels trained), steps; with text besides text_encoder and
-text_width. Holds no optimiser state and no release ids, so a server may give it to a site for a warm start.
+text_width. Holds no optimiser state and no release ids, so a server may give it to a site for a warm start. Beside it,
+in a file of the same kind, lies an earlier version of it for autoguidance (EARLY), where a training has kept one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +24,41 @@ from ..config import NetworkSettings
 from ..config.learning import MAX_SIGMA_DATA
 from ..core import tensorfile
 from ..core.conditioning import Conditions, ConditionSpace
-from ..core.errors import ConfigError, FileFormatError, MismatchError
+from ..core.errors import ConfigError, FileFormatError, MismatchError, StorageError
 from ..core.noise import SIGMA_MAX, server_sigmas
 from ..core.pictures import MAX_SIDE
 from ..core.texts import read_text_space, text_fields
+from .autoguidance import AutoGuided, Early
 from .denoiser import Denoiser
 
 KIND = "weights"
 VERSION = 1
 ID_DIGITS = 16
+EARLY = "early.safetensors"
+"""The name of an earlier version's file, beside that of the weights."""
 ROLES = ("server", "client", "whole")
 """Whose weights they are: either half, or a baseline's model of the whole range."""
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A denoiser and what its levels mean. ``id`` identifies the weights (from their SHA-256)."""
+    """A denoiser and what its levels mean. ``id`` identifies the weights (from their SHA-256). ``early``: an earlier
+    version of it, where there is one and it was asked for."""
 
-    denoiser: Denoiser
+    denoiser: Denoiser | AutoGuided
     role: str
     sigma_low: float
     sigma_high: float
     steps: int
     id: str = ""
+    early: Early | None = None
     mixes_labels = True
     """An image may be asked for with several labels."""
+
+    @property
+    def learned(self) -> Denoiser:
+        """The denoiser without what guides it: what learned, and what knows images best."""
+        return self.denoiser.trained if isinstance(self.denoiser, AutoGuided) else self.denoiser
 
     @property
     def space(self) -> ConditionSpace:
@@ -66,10 +78,48 @@ class TrainedModel:
         """Images at the first level, of standard normal noise [N, C, H, W]: at SIGMA_MAX nothing else is seen."""
         return noise * np.float32(sigma)
 
+    def autoguided(self, weight: float) -> TrainedModel:
+        """The same, guided by its earlier version with this weight; 1 is as it is.
+
+        Raises MismatchError where there is no earlier version.
+        """
+        if weight == 1.0:
+            return self
+        if self.early is None:
+            raise MismatchError(
+                f"sampler.autoguidance={weight:g} needs an earlier version of the trained {self.role}, which a "
+                f"training writes as {EARLY} beside its weights, and there is none: it began before there were any, "
+                "has very few steps, or validation kept one as early as that. Set sampler.autoguidance to 1, or train "
+                "it again."
+            )
+        name = hashlib.sha256(f"{self.id} {weight!r} {self.early.steps}".encode()).hexdigest()[:ID_DIGITS]
+        return replace(self, denoiser=AutoGuided(self.learned, self.early, weight), early=None, id=name)
+
 
 def save(path: Path, model: TrainedModel) -> str:
-    """Write the weights in one act, over older ones; returns their id."""
-    denoiser = model.denoiser
+    """Write the weights in one act, over older ones, before them their earlier version; returns their id.
+
+    Raises StorageError as every writer.
+    """
+    beside = path.with_name(EARLY)
+    if model.early is None:
+        _remove(beside)
+    else:
+        _save(beside, replace(model, denoiser=model.early.denoiser, steps=model.early.steps))
+    return _save(path, model)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot remove {path}: {error.strerror}; remove it by hand, it is of older weights."
+        ) from error
+
+
+def _save(path: Path, model: TrainedModel) -> str:
+    denoiser = model.learned
     fields = {
         "role": model.role,
         "network": denoiser.network_settings.model_dump(mode="json"),
@@ -84,6 +134,32 @@ def save(path: Path, model: TrainedModel) -> str:
     arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in denoiser.state_dict().items()}
     tensorfile.write(path, KIND, VERSION, fields, arrays, overwrite=True)
     return tensorfile.file_digest(path)[:ID_DIGITS]
+
+
+def load_sampling(path: Path, role: str, autoguidance: float) -> TrainedModel:
+    """Weights as a sampler of this ``autoguidance`` evaluates them. Raises as :func:`load_with_early`, and
+    MismatchError where they should be guided by an earlier version and there is none."""
+    return (load(path, role) if autoguidance == 1.0 else load_with_early(path, role)).autoguided(autoguidance)
+
+
+def load_with_early(path: Path, role: str | None = None) -> TrainedModel:
+    """Weights, with their earlier version where one lies beside them. Raises as :func:`load`, and MismatchError where
+    that is another network's."""
+    model, beside = load(path, role), path.with_name(EARLY)
+    if not beside.exists():
+        return model
+    early = load(beside, model.role)
+    for name, ours, theirs in (
+        ("network", model.denoiser.network_settings, early.denoiser.network_settings),
+        ("image shape", model.denoiser.image_shape, early.denoiser.image_shape),
+        ("labels and text", model.space, early.space),
+    ):
+        if ours != theirs:
+            raise MismatchError(
+                f"{beside} is no earlier version of {path.name}: {name} {theirs}, expected {ours}; restore the one "
+                "that belongs to it, or train again."
+            )
+    return replace(model, early=Early(early.learned, early.steps))
 
 
 def load(path: Path, role: str | None = None) -> TrainedModel:

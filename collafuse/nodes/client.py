@@ -17,6 +17,7 @@ from ..core.pictures import Pixels, contact_sheet, side_by_side, to_uint8
 from ..core.samplers import STEPS, History, run
 from ..data.dealing import group_numbers
 from ..learning import weights
+from ..learning.autoguidance import AutoGuided
 from ..learning.denoiser import Denoiser
 from ..learning.examples import TrainingData
 from ..learning.observer import Observer
@@ -56,7 +57,8 @@ class Client(Releaser):
         init: weights.TrainedModel | None = None,
         trackers: Sequence[str] = (),
     ) -> weights.TrainedModel:
-        """Train the low-noise denoiser and write its weights; ``init`` is a server's model to start from.
+        """Train the low-noise denoiser and write its weights; returns them as its sampler evaluates them. ``init`` is a
+        server's model to start from.
 
         ``overwrite`` removes an older training, once nothing is left to refuse.
         """
@@ -84,9 +86,9 @@ class Client(Releaser):
             trained = trainer.run(resume, ready)
         finally:
             watching.close()
-        model = weights.TrainedModel(trained, "client", SIGMA_MIN, data.sigma_high, trainer.step_kept)
-        weights.save(folder.weights, model)
-        return weights.load(folder.weights, "client")
+        done = (SIGMA_MIN, data.sigma_high, trainer.step_kept)
+        weights.save(folder.weights, weights.TrainedModel(trained, "client", *done, early=trainer.early))
+        return load_client(folder, self.settings)
 
     def _blank_warning(self) -> str | None:
         """What to say where devices are sent images without a condition and none is trained; None where all is well."""
@@ -115,9 +117,15 @@ class Client(Releaser):
         return contact_sheet(side_by_side(clean, to_uint8(x.numpy()), to_uint8(finished.numpy())))
 
 
+def load_client(folder: NodeFolder, settings: ClientSettings) -> weights.TrainedModel:
+    """A trained client as its sampler evaluates it. Raises FileFormatError when it is not trained or damaged, and
+    MismatchError where it is to be guided by an earlier version and has none."""
+    return weights.load_sampling(folder.weights, "client", settings.sampler.autoguidance)
+
+
 @torch.inference_mode()
 def finish(
-    denoiser: Denoiser,
+    denoiser: Denoiser | AutoGuided,
     x: Tensor,
     sigma: float,
     conditions: NDArray[np.float32],
@@ -138,7 +146,7 @@ def finish(
 
 
 def finish_all(
-    denoiser: Denoiser,
+    denoiser: Denoiser | AutoGuided,
     x: NDArray[np.floating],
     sigma: float,
     conditions: NDArray[np.float32],

@@ -32,20 +32,21 @@ def distill(
 ) -> weights.TrainedModel:
     """Train a client that finishes in one evaluation on what the trained one of ``teacher_folder`` makes in several.
 
-    ``folder`` gets it, and a configuration of one step and no guidance, which it has learned.
+    ``folder`` gets it, and a configuration of one step and no guidance of either kind, which it has learned.
     ``overwrite`` removes an older one, once nothing is left to refuse. Raises MismatchError where the configuration or
     the data fit another client than the trained one.
     """
-    trained = weights.load(teacher_folder.weights, "client")
+    trained = weights.load_with_early(teacher_folder.weights, "client")
     _check_same_task(client, trained)
     _check_blank_known(client, teacher_folder.read_config().client(client.name))
     wanted, sampler = client.settings.distillation, client.settings.sampler
-    teacher = Teacher(trained.denoiser, sampler.name, wanted.teacher_steps, sampler.sigma_low, sampler.guidance)
-    start = f"distilled from {trained.id} by {sampler.name} in {wanted.teacher_steps} steps: {sampler.sigma_low:g}, "
+    taught_by = trained.autoguided(sampler.autoguidance)
+    teacher = Teacher(taught_by.denoiser, sampler.name, wanted.teacher_steps, sampler.sigma_low, sampler.guidance)
+    start = f"distilled from {taught_by.id} by {sampler.name} in {wanted.teacher_steps} steps: {sampler.sigma_low:g}, "
     start += f"guidance {sampler.guidance:g}"
     settings = client.settings.training.model_copy(update={"steps": wanted.steps})
     once = Client(_in_one_step(client.config, client.name), client.name, client.site)
-    student, data = copy.deepcopy(trained.denoiser).requires_grad_(True), once.training_data()
+    student, data = copy.deepcopy(trained.learned).requires_grad_(True), once.training_data()
 
     def ready(step: int) -> None:
         folder.check_start(step, resume=resume)
@@ -95,5 +96,5 @@ def _in_one_step(config: Config, name: str) -> Config:
     """What a site writes beside its distilled client."""
     own = config.for_client(name)
     settings = own.client(name)
-    sampler = settings.sampler.model_copy(update={"steps": 1, "guidance": 1.0})
+    sampler = settings.sampler.model_copy(update={"steps": 1, "guidance": 1.0, "autoguidance": 1.0})
     return own.model_copy(update={"clients": {name: settings.model_copy(update={"sampler": sampler})}})

@@ -21,7 +21,7 @@ REGISTRY = "registry.sqlite"
 LIMITS = "limits.sqlite"
 """Beside it: what is left of each token's minute. It may be deleted when nothing serves."""
 RESULTS = tuple(
-    f"{CONFIG} {SPLIT} weights.safetensors checkpoints metrics.jsonl samples sites.json distilled "
+    f"{CONFIG} {SPLIT} weights.safetensors early.safetensors checkpoints metrics.jsonl samples sites.json distilled "
     "tensorboard wandb".split()
 )
 """What training a node writes."""

@@ -30,6 +30,7 @@ from ..core.samplers import History, check_taught, evaluations, run
 from ..core.texts import EncodedText
 from ..data.imageset import ImageSet
 from ..learning import gaussian, weights
+from ..learning.autoguidance import AutoGuided
 from ..learning.batchsize import evaluation_seconds, fastest_batch
 from ..learning.compiled import CompiledDenoiser, SamplingDenoiser
 from ..learning.denoiser import Denoiser, guided_together
@@ -48,7 +49,7 @@ class ServerModel(Protocol):
     """What a server learned: a network (``weights.TrainedModel``) or Gaussians (``gaussian.TrainedGaussians``)."""
 
     @property
-    def denoiser(self) -> Denoiser | gaussian.GaussianDenoiser: ...
+    def denoiser(self) -> Denoiser | AutoGuided | gaussian.GaussianDenoiser: ...
     @property
     def label_names(self) -> tuple[str, ...]: ...
     @property
@@ -76,11 +77,13 @@ class Server:
 
     @classmethod
     def load(cls, folder: NodeFolder, device: torch.device) -> Server:
-        """A server from its folder. Raises FileFormatError when it is not trained or damaged."""
+        """A server from its folder. Raises FileFormatError when it is not trained or damaged, MismatchError where it
+        is to be guided by an earlier version and has none."""
         config = folder.read_config()
         if config.server.kind == "statistics":
             return cls(config, gaussian.load(folder.weights), read_sites(folder.sites), device)
-        return cls(config, weights.load(folder.weights, "server"), read_sites(folder.sites), device)
+        model = weights.load_sampling(folder.weights, "server", config.server.sampler.autoguidance)
+        return cls(config, model, read_sites(folder.sites), device)
 
     @property
     def denoiser(self) -> SamplingDenoiser:
@@ -95,7 +98,7 @@ class Server:
     def compile(self, rows: int, note: Callable[[str], None]) -> None:
         """Sample batches of ``rows`` images with compiled kernels from now on, as :class:`CompiledDenoiser` says;
         ``note`` hears where that does not work. Raises UsageError for a server of statistics."""
-        if not isinstance(self.model.denoiser, Denoiser):
+        if not isinstance(self.model.denoiser, Denoiser | AutoGuided):
             raise UsageError("a server of statistics evaluates no network; leave compiling out.")
         self._compiled = CompiledDenoiser(self.model.denoiser, rows, note)
 

@@ -92,7 +92,7 @@ def train_server(
         trained = trainer.run(resume, ready)
     finally:
         watching.close()
-    model = replace(model, denoiser=trained, steps=trainer.step_kept)
+    model = replace(model, denoiser=trained, steps=trainer.step_kept, early=trainer.early)
     if not ranks.leads:
         return Server(config, model, sites, device)
     weights.save(folder.weights, model)

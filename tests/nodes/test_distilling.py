@@ -7,25 +7,48 @@ import torch
 
 from collafuse.core.errors import MismatchError
 from collafuse.learning import weights
+from collafuse.learning.autoguidance import AutoGuided
+from collafuse.learning.distillation import Distiller
 from collafuse.nodes.distilling import distill
 from collafuse.nodes.runfolder import NodeFolder
 from tests.nodes.sites import TRAINING, client, config
 from tests.tiny import CPU, Recorder, image_set
 
 
-def trained(tmp_path, steps: int = 4, guidance: float = 1.0):
-    settings = config(distillation={"steps": steps, "teacher_steps": 3}, sampler={"steps": 2, "guidance": guidance})
+def trained(tmp_path, steps: int = 4, **sampler: float):
+    settings = config(distillation={"steps": steps, "teacher_steps": 3}, sampler={"steps": 2} | sampler)
     site, folder = client(image_set(12), settings), NodeFolder(tmp_path)
     return site, site.train(folder, CPU, Recorder()), folder
 
 
 def test_the_configuration_beside_it_says_one_step_without_guidance(tmp_path):
-    site, model, folder = trained(tmp_path, guidance=2.0)
+    site, model, folder = trained(tmp_path, guidance=2.0, autoguidance=1.5)
     made = distill(site, folder, folder.distilled, CPU, Recorder())
     sampler = folder.distilled.read_config().client("a").sampler
-    assert (sampler.steps, sampler.guidance) == (1, 1.0)
+    assert (sampler.steps, sampler.guidance, sampler.autoguidance) == (1, 1.0, 1.0)
     assert made.sigma_high == model.sigma_high and made.id != model.id
     assert folder.read_config().client("a").sampler.steps == 2
+
+
+def test_it_learns_what_its_teacher_makes_with_autoguidance(tmp_path, monkeypatch):
+    site, _, folder = trained(tmp_path, autoguidance=2.0)
+    teachers = []
+    monkeypatch.setattr(Distiller, "run", lambda self, *_: teachers.append(self.teacher) or self.ema)
+    distill(site, folder, folder.distilled, CPU, Recorder())
+    (teacher,) = teachers
+    assert isinstance(teacher.denoiser, AutoGuided) and teacher.denoiser.weight == 2.0
+    early = weights.load(folder.path / weights.EARLY)
+    assert early.steps == 1 and torch.equal(
+        *(next(one.parameters()) for one in (teacher.denoiser.early, early.denoiser))
+    )
+
+
+def test_a_distillation_does_not_go_on_with_another_autoguidance(tmp_path):
+    site, _, folder = trained(tmp_path)
+    distill(site, folder, folder.distilled, CPU, Recorder())
+    other = client(image_set(12), trained(tmp_path / "other", autoguidance=2.0)[0].config)
+    with pytest.raises(MismatchError, match="starting weights"):
+        distill(other, folder, folder.distilled, CPU, Recorder(), resume=True)
 
 
 def test_the_trained_client_keeps_its_weights(tmp_path):

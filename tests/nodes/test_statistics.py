@@ -287,6 +287,7 @@ def test_a_network_cannot_start_from_statistics(tiny_config, tmp_path, server):
     ("server", "message"),
     [
         ({"sampler": {"guidance": 2.0}}, "without guidance"),
+        ({"sampler": {"autoguidance": 2.0}}, "without guidance"),
         ({"send_previous": True}, "last estimate"),
     ],
 )

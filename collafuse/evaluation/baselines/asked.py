@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...config import Config
+from ...config import Config, SamplerSettings
 from ...core.conditioning import ConditionSpace
 from ...data.imageset import ImageSet
 from ...nodes.planned import Planned, planned_like
@@ -30,6 +30,11 @@ class Asked:
     seed: int
     device: torch.device
     like: ImageSet | None = None
+
+    def model(self, node: str, sampler: SamplerSettings) -> Any:
+        """A node's model as this sampler evaluates it. Raises MismatchError as ``TrainedModel.autoguided``."""
+        model = self.models[node]
+        return model if sampler.autoguidance == 1.0 else model.autoguided(sampler.autoguidance)
 
     def planned(self, space: ConditionSpace) -> Planned:
         """What each image shows, of what the client shares, for a model of this space."""

@@ -46,10 +46,11 @@ def client_part(config: Config, name: str, site: SiteData, sigma_high: float | N
 
 def sample(asked: Asked, hand_over: HandOver = lambda x, sigma, settings: (x, sigma)) -> Generated:
     """What is asked for: the server delivers, ``hand_over`` says how the client takes it, it finishes."""
-    server = Server(asked.config, asked.models[SERVER], asked.sites, asked.device)
+    server = Server(asked.config, asked.model(SERVER, asked.config.server.sampler), asked.sites, asked.device)
     planned = asked.planned(server.model.space)
     delivered = server.deliver(asked.client, asked.count, planned=planned, seed=asked.seed)
-    settings, model = asked.config.client(asked.client), asked.models[asked.client]
+    settings = asked.config.client(asked.client)
+    model = asked.model(asked.client, settings.sampler)
     conditions = conditions_for(delivered, model.space)
     x, sigma = hand_over(delivered.x, delivered.sigma, settings)
     # The server's last step belongs to what it delivered, not to what another method takes that for.

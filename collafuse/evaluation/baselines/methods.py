@@ -137,7 +137,9 @@ def generate(
     method = _method(config)
     config.client(client)
     check_trained(run, [client])
-    models = {path.parent.name: weights.load(path) for path in sorted(run.models.glob("*/weights.safetensors"))}
+    models = {
+        path.parent.name: weights.load_with_early(path) for path in sorted(run.models.glob("*/weights.safetensors"))
+    }
     return method.sample(Asked(config, models, read_sites(run.models / SITES), client, count, seed, device, like))
 
 

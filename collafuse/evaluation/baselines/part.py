@@ -98,13 +98,13 @@ class Part:
             trained = trainer.run(resume, lambda step: folder.check_start(step, resume=resume))
         finally:
             watching.close()
-        return self.keep(trained, trainer.step_kept, folder)
+        return self.keep(trained, trainer, folder)
 
-    def keep(self, trained: Denoiser, step: int, folder: NodeFolder) -> weights.TrainedModel:
-        """Write the trained weights of a step; returns them as they were read back."""
-        done = (self.sigma_low, self.data.sigma_high, step)
-        weights.save(folder.weights, weights.TrainedModel(trained, self.role, *done))
-        return weights.load(folder.weights, self.role)
+    def keep(self, trained: Denoiser, trainer: Trainer, folder: NodeFolder) -> weights.TrainedModel:
+        """Write what a training has made; returns it as it was read back, with its earlier version."""
+        done = (self.sigma_low, self.data.sigma_high, trainer.step_kept)
+        weights.save(folder.weights, weights.TrainedModel(trained, self.role, *done, early=trainer.early))
+        return weights.load_with_early(folder.weights, self.role)
 
     @torch.inference_mode()
     def _sheet(self, denoiser: Denoiser, device: torch.device) -> Pixels:

@@ -31,14 +31,14 @@ def sample(asked: Asked, node: str = WHOLE) -> Generated:
     planned = asked.planned(model.space)
     conditions = planned.conditions(count, model.space)
     guidances = [each.guidance if planned.conditioned else 1.0 for each in (sampler, mine.sampler)]
-    denoiser = model.denoiser.to(device)
+    denoisers = [asked.model(node, each).denoiser.to(device) for each in (sampler, mine.sampler)]
     parts = []
     for start in range(0, count, BATCH):
         rows = range(start, min(start + BATCH, count))
         own = streams(rows, asked.seed)
-        x = torch.from_numpy(draw(own, denoiser.image_shape)).to(device) * SIGMA_MAX
+        x = torch.from_numpy(draw(own, denoisers[0].image_shape)).to(device) * SIGMA_MAX
         given = torch.from_numpy(conditions[rows.start : rows.stop]).to(device)
-        high, low = (guided(denoiser, given, guidance) for guidance in guidances)
+        high, low = (guided(*one) for one in zip(denoisers, (given, given), guidances, strict=True))
         x, state = run(server_step(sampler.name, own), high, x, sigmas[: k + 1])
         state = state if mine.sampler.name == sampler.name else None
         parts.append(run(STEPS[mine.sampler.name], low, x, sigmas[k:], state)[0].cpu().numpy())

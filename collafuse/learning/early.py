@@ -1,0 +1,49 @@
+"""The averaged weights of a quarter of a training, kept for autoguidance."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .autoguidance import EARLY_SHARE, Early
+from .denoiser import Denoiser
+
+SAVED = "early."
+"""Before the names of the early weights in a checkpoint."""
+
+
+class EarlyWeights:
+    """What a training keeps of itself on its way, on the host of the first rank."""
+
+    def __init__(self, steps: int) -> None:
+        """steps: of the whole training."""
+        self.step = round(EARLY_SHARE * steps)
+        self._weights: Mapping[str, Tensor] | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether the averages of this step are the ones to keep."""
+        return step == self.step
+
+    def take(self, averaged: Denoiser) -> None:
+        """Keep them."""
+        self._weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in averaged.state_dict().items()}
+
+    def before(self, step: int, like: Denoiser) -> Early | None:
+        """The early version of ``like``, of which the weights of this step are kept; None where there is none, since
+        that step came no later or the training began before there were early weights."""
+        if self._weights is None or self.step >= step:
+            return None
+        denoiser = copy.deepcopy(like).cpu()
+        denoiser.load_state_dict(self._weights)
+        return Early(denoiser, self.step)
+
+    def saved(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of it."""
+        return {f"{SAVED}{name}": tensor for name, tensor in (self._weights or {}).items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a checkpoint's tensors."""
+        kept = {name.removeprefix(SAVED): tensor for name, tensor in tensors.items() if name.startswith(SAVED)}
+        self._weights = kept or None
