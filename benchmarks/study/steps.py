@@ -1,9 +1,9 @@
 """``python -m benchmarks.study.steps DATA --work DIR``: what evaluations and guidance do to a figure.
 
 Every other figure of the study is made with one number of the client's evaluations and, but for variants, without
-guidance. Models that are trained this shortly look better with fewer evaluations and with guidance, whatever their
-method, so methods can be compared only where each is seen with several. The Fréchet distance of each cell that is
-trained in a work folder, with fewer samples than the study's, so larger.
+guidance of either kind. Models that are trained this shortly look better with fewer evaluations and with guidance,
+whatever their method, so methods can be compared only where each is seen with several. The Fréchet distance of each
+cell that is trained in a work folder, with fewer samples than the study's, so larger.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .table import name_of
 DATA = "one-site"
 METHODS = (WHOLE, "collafuse", "reference")
 VARIANTS = (None, "handover-1")
+KINDS = ("guidance", "autoguidance")
 STEPS = (4, 8, 24)
 """Evaluations below where a client takes over; a whole model makes as many there."""
 SAMPLES = 2_000
@@ -35,10 +36,10 @@ def finishing_in(config: Config, steps: int) -> Config:
     return _sampling(config, {}, {"steps": steps})
 
 
-def guided_by(config: Config, weights: tuple[float, float]) -> Config:
-    """A configuration whose server and clients guide with these weights."""
+def guided_by(config: Config, weights: tuple[float, float], kind: str = "guidance") -> Config:
+    """A configuration whose server and clients guide with these weights, by either kind of guidance."""
     of_server, of_clients = weights
-    return _sampling(config, {"guidance": of_server}, {"guidance": of_clients})
+    return _sampling(config, {kind: of_server}, {kind: of_clients})
 
 
 def _sampling(config: Config, server: Mapping[str, float], clients: Mapping[str, float]) -> Config:
@@ -54,7 +55,7 @@ def _sampling(config: Config, server: Mapping[str, float], clients: Mapping[str,
 def frechet(
     cell: Cell, study: Study, images: Images, judge: Judge, arguments: argparse.Namespace
 ) -> list[float] | None:
-    """The cell's Fréchet distance for each number of evaluations, or each guidance; None where it is not trained."""
+    """The cell's Fréchet distance for each number of evaluations, or each weight; None where it is not trained."""
     data, work = arguments.images, arguments.work
     config = study.config_of(cell, data, work / "cache")
     sites = images.sites(config, study.images_per_site(cell))
@@ -63,7 +64,8 @@ def frechet(
     if None in models.values():
         return None
     walks = [finishing_in(config, steps) for steps in arguments.steps]
-    walks = [guided_by(config, weights) for weights in arguments.guidance or ()] or walks
+    for kind in KINDS:
+        walks = [guided_by(config, weights, kind) for weights in getattr(arguments, kind) or ()] or walks
     made = (generate(cell, walk, sites, models, SAMPLES) for walk in walks)
     return [judge.figures(pooled(one), reference_of(sites))["frechet"][0] for one in made]
 
@@ -80,9 +82,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a work folder of the study")
     parser.add_argument("--cuts", type=float, nargs="+", help="those of these cuts alone")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="these numbers of evaluations")
-    parser.add_argument(
-        "--guidance", type=_weights, nargs="+", metavar="SERVER,CLIENT", help="in place of them, these guidances"
-    )
+    either = parser.add_mutually_exclusive_group()
+    for kind in KINDS:
+        said = f"in place of them, these weights of {kind}"
+        either.add_argument(f"--{kind}", type=_weights, nargs="+", metavar="SERVER,CLIENT", help=said)
     parser.add_argument("--variants", nargs="+", default=VARIANTS, help="the cells of these variants")
     parser.add_argument("--seed", type=int, default=0, help="the cells of this seed")
     arguments = parser.parse_args()
@@ -97,9 +100,10 @@ def main() -> None:
     ]
     images = Images.of(study.config_of(cells[0], arguments.images, work / "cache"))
     judge = Judge(images.judge, images.reference, work)
-    what = "guidance of server and client" if arguments.guidance else "the client's evaluations"
+    kind, weights = next(((kind, found) for kind in KINDS if (found := getattr(arguments, kind))), ("", ()))
+    what = f"{kind} of server and client" if kind else "the client's evaluations"
     print(f"Fréchet distance by {what}, {SAMPLES:,} samples:\n")
-    columns = [f"{server:g}, {client:g}" for server, client in arguments.guidance or ()] or arguments.steps
+    columns = [f"{server:g}, {client:g}" for server, client in weights] or arguments.steps
     print(f"| method | cut | {' | '.join(map(str, columns))} |\n|{'---|' * (2 + len(columns))}", flush=True)
     for cell in sorted(cells, key=lambda cell: cell.cut or 0):
         if arguments.cuts and cell.cut not in arguments.cuts:

@@ -30,6 +30,7 @@ def test_every_cell_is_a_configuration_with_the_networks_and_steps_of_all(cell):
     network = config.server.network.model_copy(update={"dropout": 0.2 * (cell.variant == "client-dropout")})
     for client in config.clients.values():
         assert client.network == network and client.training.seed == cell.seed
+        assert client.sampler.autoguidance == config.server.sampler.autoguidance
         times = {"server-longer": 3, "server-longest": 9, "best-step-longer": 4, "best-step-longer-guided": 4}
         times = times.get(cell.variant, 1)
         assert config.server.training.steps == times * client.training.steps
@@ -68,6 +69,7 @@ def test_cells_share_a_training_where_it_is_the_same_and_nowhere_else(tmp_path):
     before = parts(tmp_path, replace(MAIN, variant="clean-weight"))
     assert before["all"] == cut["all"] and before["server"] != cut["server"]
     assert parts(tmp_path, Cell("one-site", "reference", 1.0))["all"] == cut["all"]
+    assert parts(tmp_path, replace(MAIN, variant="autoguided")) == main
     for nothing_trained in methods.UNTRAINED:
         assert parts(tmp_path, replace(MAIN, variant=nothing_trained)) == {"all": cut["all"]}
     assert not set(parts(tmp_path, replace(MAIN, seed=1)).values()) & set(main.values())
@@ -148,6 +150,7 @@ def test_figures_of_two_judges_have_no_ratio_and_the_table_names_both():
         (replace(MAIN, variant="ancestral", seed=1), "ancestral"),
         (replace(MAIN, variant="ancestral", method="reference"), "ancestral"),
         (replace(MAIN, variant="longer"), "longer"),
+        (replace(MAIN, variant="autoguided"), "autoguided"),
         (replace(MAIN, variant="client-dropout"), None),
     ],
 )
@@ -170,6 +173,9 @@ def test_a_figure_by_evaluations_changes_those_of_clients_alone():
     assert {c.sampler.steps for c in changed.clients.values()} == {24} and changed.server == config.server
     changed = steps.guided_by(config, (1.5, 2.0))
     assert {c.sampler.guidance for c in changed.clients.values()} == {2.0} and changed.server.sampler.guidance == 1.5
+    changed = steps.guided_by(config, (1.5, 2.0), "autoguidance")
+    assert {c.sampler.autoguidance for c in changed.clients.values()} == {2.0}
+    assert (changed.server.sampler.autoguidance, changed.server.sampler.guidance) == (1.5, 1.0)
     assert changed.server.sampler.steps == config.server.sampler.steps
 
 
