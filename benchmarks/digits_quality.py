@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from collafuse.core.errors import UsageError
 from collafuse.evaluation.quality import nearest_distances
-from collafuse.learning import weights
+from collafuse.nodes.client import load_client
 from collafuse.nodes.runfolder import RunFolder
 from collafuse.nodes.server import Server
 from edge_client import Finisher
@@ -63,7 +63,7 @@ def _finished(run: Path, server: Server, seed: int) -> tuple[NDArray[np.uint8], 
         delivered = server.deliver(name, IMAGES_PER_LABEL * len(labels), seed=seed)
         with tempfile.TemporaryDirectory() as scratch:
             bundle = Path(scratch) / "client.onnx"
-            export_client(weights.load(folder.weights, "client"), settings, name, bundle)
+            export_client(load_client(folder, settings), settings, name, bundle)
             images = Finisher.load(bundle).finish(delivered, batch_size=64)
         pixels.append(images.transpose(0, 3, 1, 2))
         asked.append(names_of(delivered.labels, delivered.label_names))

@@ -17,7 +17,7 @@ from cli.console import reporting
 from collafuse.config import Config, TrainingSettings, load
 from collafuse.data.dealing import SiteData, load_site
 from collafuse.learning import weights
-from collafuse.nodes.client import Client
+from collafuse.nodes.client import Client, load_client
 from collafuse.nodes.experiment import run_experiment
 from collafuse.nodes.runfolder import RunFolder
 from collafuse.nodes.server import Server
@@ -48,7 +48,7 @@ def open_run(path: Path, client: str | None) -> EdgeRun:
     config = folder.read_config()
     name = client or next(iter(config.clients))
     site = load_site(config, name)
-    device = weights.load(folder.trained_client(name).weights, "client")
+    device = load_client(folder.trained_client(name), config.client(name))
     return EdgeRun(
         folder, name, config, site, Server.load(folder.server, CPU), device, _twin(folder, config, name, site)
     )
@@ -73,7 +73,7 @@ def _twin(folder: RunFolder, config: Config, name: str, site: SiteData) -> weigh
         settings = _with_network(config, name)
         with reporting() as reporter:
             Client(settings, name, site).train(node, CPU, reporter.observer("twin"), resume=True)
-    return weights.load(node.weights, "client")
+    return load_client(node, config.client(name))
 
 
 def _with_network(config: Config, name: str) -> Config:

@@ -23,7 +23,7 @@ from collafuse.core.noise import client_sigmas
 from collafuse.core.pairing import conditions_for
 from collafuse.core.pictures import to_uint8
 from collafuse.core.samplers import EVALUATES_AT_END, STEPS, run
-from collafuse.learning import weights
+from collafuse.nodes.client import load_client
 from collafuse.nodes.runfolder import NodeFolder, RunFolder
 from collafuse.nodes.server import Server
 from edge_client import Finisher
@@ -136,7 +136,8 @@ def _clients(folder: Path) -> list[Part]:
 def _exported(node: NodeFolder, name: str) -> Finisher:
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "client.onnx"
-        export_client(weights.load(node.weights, "client"), node.read_config().client(name), name, bundle)
+        settings = node.read_config().client(name)
+        export_client(load_client(node, settings), settings, name, bundle)
         return Finisher.load(bundle)
 
 

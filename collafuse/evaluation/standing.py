@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
+from ..config import ClientSettings, ServerSettings
 from ..core.tensorfile import file_digest
 from ..nodes.runfolder import CONFIG, RunFolder
 
@@ -19,9 +22,21 @@ def standing_of(run: RunFolder) -> str:
     if not (run.path / CONFIG).is_file():
         return ""
     config = run.read_config()
-    nodes = {"server": config.server, **{f"clients/{name}": client for name, client in config.clients.items()}}
-    sampling = {name: node.model_dump(mode="json", include=SAMPLING) for name, node in nodes.items()}
+    nodes: Mapping[str, ServerSettings | ClientSettings] = {
+        "server": config.server,
+        **{f"clients/{name}": client for name, client in config.clients.items()},
+    }
+    sampling = {name: _sampling(node) for name, node in nodes.items()}
     digest = hashlib.sha256(json.dumps([config.method, sampling]).encode())
     for path in sorted(path for folder in WEIGHTS for path in run.path.glob(f"{folder}/weights.safetensors")):
         digest.update(f"{path.relative_to(run.path)} {file_digest(path)}".encode())
     return digest.hexdigest()[:16]
+
+
+def _sampling(node: ServerSettings | ClientSettings) -> dict[str, Any]:
+    """How a node samples. Autoguidance is left out where it is off, so that runs from before there was any are as they
+    were."""
+    values = node.model_dump(mode="json", include=SAMPLING)
+    if node.sampler.autoguidance == 1.0:
+        del values["sampler"]["autoguidance"]
+    return values

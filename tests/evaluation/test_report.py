@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -154,6 +155,19 @@ def test_figures_of_a_run_that_samples_otherwise_since_are_said_to_be_of_before(
     assert said not in html and "".join(_results(copy, "collafuse")).count("others now") == 1
     copy.write_config(config)
     shutil.copy(copy.client("south").weights, copy.client("north").weights)
+    assert standing_of(copy) != before
+
+
+def test_autoguidance_that_is_off_does_not_make_a_run_another(run, tmp_path, monkeypatch):
+    """Runs that were measured before there was any would all be said to be others now."""
+    copy = RunFolder(Path(shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))))
+    hashed, dumps = [], json.dumps
+    monkeypatch.setattr("collafuse.evaluation.standing.json.dumps", lambda value: hashed.append(value) or dumps(value))
+    before, config = standing_of(copy), copy.read_config()
+    assert "autoguidance" not in str(hashed) and "guidance" in str(hashed)
+    north = config.client("north")
+    guided = north.model_copy(update={"sampler": north.sampler.model_copy(update={"autoguidance": 2.0})})
+    copy.write_config(config.model_copy(update={"clients": {**config.clients, "north": guided}}))
     assert standing_of(copy) != before
 
 
