@@ -116,6 +116,8 @@ def contact_sheet_of(folder: Path, intermediate: Source) -> Pixels:
 def common_text(finisher: Finisher, intermediate: Source) -> dict[str, str]:
     """The settings that make every picture of a job: both models, the level between them and the samplers."""
     info = finisher.bundle.info
+    by_itself = "" if intermediate.autoguidance == 1.0 else f", autoguidance {intermediate.autoguidance:g}"
+    server = f"{intermediate.sampler}, NFE {intermediate.nfe}, guidance {intermediate.guidance:g}{by_itself}"
     return {
         SOFTWARE_KEY: f"collafuse {collafuse.__version__}",
         "collafuse:client": info.client,
@@ -123,7 +125,7 @@ def common_text(finisher: Finisher, intermediate: Source) -> dict[str, str]:
         "collafuse:intermediates": intermediate.digest,
         "collafuse:server_model": intermediate.server_model,
         "collafuse:sigma": f"{intermediate.sigma:g}",
-        "collafuse:server": f"{intermediate.sampler}, NFE {intermediate.nfe}, guidance {intermediate.guidance:g}",
+        "collafuse:server": server,
         **{f"collafuse:{name}": value for name, value in finisher.settings.describe().items()},
     }
 

@@ -118,6 +118,7 @@ def _intermediate(path: Path) -> dict[str, Any]:
             "sampler": header.sampler,
             "nfe": header.nfe,
             "guidance": header.guidance,
+            "autoguidance": header.autoguidance,
             "warm_start": header.previous_sigma is not None,
         }
 

@@ -10,7 +10,7 @@ File format (safetensors, ``kind`` "intermediate", version 1); over HTTP the sam
 
     metadata: sigma, label_names (or null), guidance, sampler, nfe, server_model,
               previous_sigma (above sigma by more than a millionth; null without previous_x0_hat),
-              and with text its text_encoder
+              autoguidance where it is not 1, and with text its text_encoder
 
 Limits as for a release. A device checks that sigma, shape, labels and text fit its bundle before it starts.
 """
@@ -42,8 +42,8 @@ class Intermediate:
     """A batch where a client takes over.
 
     x: [N, C, H, W] float32 or float16 at level sigma. labels: [N, K] in the order of label_names, or None.
-    text: what each image was asked to show, or None. guidance, sampler and nfe say how the server made it; server_model
-    identifies its weights.
+    text: what each image was asked to show, or None. guidance, autoguidance, sampler and nfe say how the server made
+    it; server_model identifies its weights.
     """
 
     x: NDArray[Any]
@@ -57,6 +57,7 @@ class Intermediate:
     previous_x0_hat: NDArray[Any] | None = None
     previous_sigma: float | None = None
     text: EncodedText | None = None
+    autoguidance: float = 1.0
 
     def __len__(self) -> int:
         return len(self.x)
@@ -92,6 +93,7 @@ class Intermediate:
             guidance=self.guidance,
             previous_sigma=self.previous_sigma,
             text_space=self.text_space,
+            autoguidance=self.autoguidance,
         )
 
     @property
@@ -137,6 +139,8 @@ class Source(Protocol):
     def nfe(self) -> int: ...
     @property
     def guidance(self) -> float: ...
+    @property
+    def autoguidance(self) -> float: ...
     @property
     def image_shape(self) -> tuple[int, int, int]: ...
     @property
@@ -204,6 +208,7 @@ def _made(header: Header, tensors: Mapping[str, NDArray[Any]]) -> Intermediate:
         previous_x0_hat=tensors.get("previous_x0_hat"),
         previous_sigma=header.previous_sigma,
         text=texts.found_in(tensors, header.text_space),
+        autoguidance=header.autoguidance,
     )
 
 

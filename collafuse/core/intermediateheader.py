@@ -36,6 +36,7 @@ class Header:
     guidance: float
     previous_sigma: float | None
     text_space: TextSpace | None = None
+    autoguidance: float = 1.0
 
     def fields(self, *, labelled: bool) -> dict[str, Any]:
         """The metadata of a file."""
@@ -47,6 +48,8 @@ class Header:
             "nfe": self.nfe,
             "guidance": self.guidance,
             "previous_sigma": self.previous_sigma,
+            # Left out where it is off, for readers from before there was any.
+            **({} if self.autoguidance == 1.0 else {"autoguidance": self.autoguidance}),
             **texts.encoder_field(self.text_space),
         }
 
@@ -77,6 +80,7 @@ def read_header(fields: Fields, tensors: Mapping[str, tensorfile.HasLayout], sou
         guidance=fields.number("guidance", at_least=0.0, at_most=MAX_GUIDANCE),
         previous_sigma=previous_sigma,
         text_space=texts.read_layout(fields, left, x.shape[0], source),
+        autoguidance=fields.number("autoguidance", at_least=1.0, at_most=MAX_GUIDANCE, missing=1.0),
     )
     fields.done()
     tensorfile.expect_nothing_else(left, source)
@@ -119,6 +123,11 @@ class Described:
     def guidance(self) -> float:
         """The server's guidance weight."""
         return self.header.guidance
+
+    @property
+    def autoguidance(self) -> float:
+        """The server's weight of guidance by itself; 1 is none."""
+        return self.header.autoguidance
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

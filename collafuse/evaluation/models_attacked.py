@@ -75,6 +75,11 @@ def memberships(run: WholeRun, seed: int, note: Callable[[str], None]) -> dict[s
                 levels = levels_between(max(LOWEST_ASKED, info.sigma_min), info.sigma_max)
                 knows = partial(conditions_of, space=info.space)
                 found[f"bundle {path.name}"] = attacked(run, info.client, finisher.model, knows, levels, seed)
+                if "autoguidance" in info.provenance:
+                    note(
+                        f"{path.name} holds two networks and was asked for what they make together (autoguidance); who "
+                        f"takes it apart asks the trained one alone, as client {info.client} was."
+                    )
         except CollaFuseError as error:
             note(f"{path.name} was not asked: {error}")
     return found

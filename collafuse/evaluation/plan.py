@@ -30,6 +30,7 @@ from .budgets import EPSILONS, BudgetCut, BudgetFigures, Sent, simulated
 from .cuts import cuts_for, none_can_be_tried, say_what_is_left_out
 from .features import Extractor, choose, classifier_of
 from .one_cut import CutFigures, OneCut
+from .standing import without_idle
 from .tables import FOLDER
 from .trial import recut
 from .whole_run import WholeRun
@@ -141,8 +142,8 @@ def key_of(run: WholeRun, name: str, sigma: float, settings: Settings, extractor
     config = recut(run.config, name, sigma, settings.train_steps)
     return {
         "server": run.server.model.id,
-        "sampling": json.loads(config.server.model_dump_json(exclude={"network", "training"})),
-        "client": json.loads(config.client(name).model_dump_json()),
+        "sampling": without_idle(config.server.model_dump(mode="json", exclude={"network", "training"})),
+        "client": without_idle(config.client(name).model_dump(mode="json")),
         "budgets": None if run.server_model is not None else list(settings.epsilons or EPSILONS),
         "seed": settings.seed,
         "features": extractor,

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import ClientSettings, ServerSettings
 from ..core.tensorfile import file_digest
+from ..learning.weights import EARLY
 from ..nodes.runfolder import CONFIG, RunFolder
 
 WEIGHTS = ("server", "clients/*", "models/*")
@@ -28,15 +29,20 @@ def standing_of(run: RunFolder) -> str:
     }
     sampling = {name: _sampling(node) for name, node in nodes.items()}
     digest = hashlib.sha256(json.dumps([config.method, sampling]).encode())
-    for path in sorted(path for folder in WEIGHTS for path in run.path.glob(f"{folder}/weights.safetensors")):
+    names = ("weights.safetensors", EARLY)
+    for path in sorted(path for folder in WEIGHTS for name in names for path in run.path.glob(f"{folder}/{name}")):
         digest.update(f"{path.relative_to(run.path)} {file_digest(path)}".encode())
     return digest.hexdigest()[:16]
 
 
 def _sampling(node: ServerSettings | ClientSettings) -> dict[str, Any]:
-    """How a node samples. Autoguidance is left out where it is off, so that runs from before there was any are as they
-    were."""
-    values = node.model_dump(mode="json", include=SAMPLING)
-    if node.sampler.autoguidance == 1.0:
-        del values["sampler"]["autoguidance"]
-    return values
+    """How a node samples."""
+    return without_idle(node.model_dump(mode="json", include=SAMPLING))
+
+
+def without_idle(node: dict[str, Any]) -> dict[str, Any]:
+    """A node's settings as plain values, without autoguidance where it is off, so that what was measured before there
+    was any counts."""
+    if node["sampler"]["autoguidance"] == 1.0:
+        node["sampler"] = {name: value for name, value in node["sampler"].items() if name != "autoguidance"}
+    return node

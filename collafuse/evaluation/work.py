@@ -67,7 +67,8 @@ def work_tables(split: SplitRun, folder: RunFolder) -> tuple[Table, Table]:
     )
     notes = (
         "MACs are multiply-accumulates of convolutions and matrix products, counted on one image. NFE are network "
-        "evaluations of one image, guidance included. Training counts forward and backward over every image seen.",
+        "evaluations of one image, guidance included; with autoguidance each is one of two networks. Training counts "
+        "forward and backward over every image seen.",
         f"Time is torch on {_machine(split.device)}, batches of {BATCH}, median of {REPETITIONS}; what a device takes, "
         "`collafuse bench` measures.",
         *(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ..config import MixedPrecision, NetworkSettings
@@ -24,10 +23,11 @@ EARLY_SHARE = 0.25
 
 
 class Early(NamedTuple):
-    """An earlier version of a denoiser: its averaged weights after so many steps."""
+    """An earlier version of a denoiser: its averaged weights after so many steps. id: of its file, once it is read."""
 
     denoiser: Denoiser
     steps: int
+    id: str = ""
 
 
 class AutoGuided(nn.Module):
@@ -62,19 +62,9 @@ class AutoGuided(nn.Module):
         return self.trained.space
 
     @property
-    def sigma_data(self) -> float:
-        """Standard deviation of clean data."""
-        return self.trained.sigma_data
-
-    @property
     def condition_width(self) -> int:
         """Numbers in a condition."""
         return self.trained.condition_width
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weights' precision."""
-        return self.trained.dtype
 
     @property
     def mixed_precision(self) -> MixedPrecision:

@@ -21,6 +21,7 @@ from ..core.conditioning import guided
 from ..core.samplers import STEPS, Denoise
 from .autoguidance import AutoGuided
 from .denoiser import Denoiser, loss_weight
+from .early import EarlyWeights
 from .examples import Batch, TrainingData
 from .observer import Observer
 from .training import Trainer
@@ -77,6 +78,7 @@ class Distiller(Trainer):
     ) -> None:
         """``start`` identifies the teacher, see Trainer. data: a client's own clean images."""
         super().__init__(student, data, settings, folder, device, observer, start)
+        self._early_weights = EarlyWeights(0)  # a student samples in one evaluation, guided by nobody
         self.teacher = teacher
         teacher.denoiser.to(device)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from .autoguidance import EARLY_SHARE, Early
+from .autoguidance import Early
 from .denoiser import Denoiser
 
 SAVED = "early."
@@ -17,9 +16,9 @@ SAVED = "early."
 class EarlyWeights:
     """What a training keeps of itself on its way, on the host of the first rank."""
 
-    def __init__(self, steps: int) -> None:
-        """steps: of the whole training."""
-        self.step = round(EARLY_SHARE * steps)
+    def __init__(self, step: int) -> None:
+        """step: whose averages to keep; 0 keeps none."""
+        self.step = step
         self._weights: Mapping[str, Tensor] | None = None
 
     def due(self, step: int) -> bool:
@@ -30,14 +29,19 @@ class EarlyWeights:
         """Keep them."""
         self._weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in averaged.state_dict().items()}
 
+    def to_come(self, start: int) -> bool:
+        """Whether a training that goes on from ``start`` has them or will."""
+        return self._weights is not None or start < self.step
+
     def before(self, step: int, like: Denoiser) -> Early | None:
         """The early version of ``like``, of which the weights of this step are kept; None where there is none, since
         that step came no later or the training began before there were early weights."""
         if self._weights is None or self.step >= step:
             return None
-        denoiser = copy.deepcopy(like).cpu()
+        # Made on the host: at the end of a training a GPU may have no room for another network.
+        denoiser = Denoiser(like.network_settings, like.image_shape, like.space, like.sigma_data)
         denoiser.load_state_dict(self._weights)
-        return Early(denoiser, self.step)
+        return Early(denoiser.eval().requires_grad_(False), self.step)
 
     def saved(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of it."""

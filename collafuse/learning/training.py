@@ -21,7 +21,7 @@ from ..config import NetworkSettings, TrainingSettings
 from ..core.conditioning import ConditionSpace
 from ..core.errors import CollaFuseError, ConfigError, first_line
 from . import checkpoint
-from .autoguidance import Early
+from .autoguidance import EARLY_SHARE, Early
 from .compiled import COMPILING_FAILS_WITH
 from .denoiser import Denoiser
 from .distributed import ALONE, Ranks
@@ -104,7 +104,7 @@ class Trainer:
         self._validation = Validation(kept_back, settings.seed) if len(kept_back) else None
         self.step_kept = settings.steps
         self.early: Early | None = None
-        self._early_weights = EarlyWeights(settings.steps)
+        self._early_weights = EarlyWeights(round(EARLY_SHARE * settings.steps))
         self._feed = feed(self.data.images, self._rows, device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -143,6 +143,16 @@ class Trainer:
         chosen = self._chosen(self._held.averaged()) if averaged is None else averaged
         self.early = self._early_weights.before(self.step_kept, chosen)
         return chosen
+
+    def check_early(self, start: int, autoguidance: float) -> None:
+        """Raise ConfigError where a training that goes on from ``start`` has and will have no earlier version to sample
+        with this ``autoguidance``; on the first rank, for the place where a training is ready."""
+        if autoguidance != 1.0 and not self._early_weights.to_come(start):
+            began = f"is at step {start} already and kept none" if start else f"has {self.settings.steps} steps"
+            raise ConfigError(
+                f"sampler.autoguidance={autoguidance:g} needs the weights of a quarter of the training, which {began}; "
+                "set it to 1, or train from the start, three steps or more."
+            )
 
     def _say_first(self) -> None:
         if self.settings.steps <= self.settings.warmup_steps:

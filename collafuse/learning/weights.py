@@ -30,6 +30,7 @@ from ..core.pictures import MAX_SIDE
 from ..core.texts import read_text_space, text_fields
 from .autoguidance import AutoGuided, Early
 from .denoiser import Denoiser
+from .observer import Observer
 
 KIND = "weights"
 VERSION = 1
@@ -86,14 +87,24 @@ class TrainedModel:
         if weight == 1.0:
             return self
         if self.early is None:
-            raise MismatchError(
-                f"sampler.autoguidance={weight:g} needs an earlier version of the trained {self.role}, which a "
-                f"training writes as {EARLY} beside its weights, and there is none: it began before there were any, "
-                "has very few steps, or validation kept one as early as that. Set sampler.autoguidance to 1, or train "
-                "it again."
-            )
-        name = hashlib.sha256(f"{self.id} {weight!r} {self.early.steps}".encode()).hexdigest()[:ID_DIGITS]
+            raise _no_early(self.role, weight)
+        name = hashlib.sha256(f"{self.id} {weight!r} {self.early.id}".encode()).hexdigest()[:ID_DIGITS]
         return replace(self, denoiser=AutoGuided(self.learned, self.early, weight), early=None, id=name)
+
+
+def check_early(path: Path, role: str, autoguidance: float) -> None:
+    """Raise MismatchError where there are weights, and no earlier version of them to be guided by."""
+    if autoguidance != 1.0 and path.exists() and not path.with_name(EARLY).exists():
+        raise _no_early(role, autoguidance)
+
+
+def _no_early(role: str, autoguidance: float) -> MismatchError:
+    return MismatchError(
+        f"sampler.autoguidance={autoguidance:g} needs an earlier version of the trained {role}, which a training "
+        f"writes as {EARLY} beside its weights, and there is none. Restore it from where the weights came from, or "
+        "set sampler.autoguidance to 1; a training that began before there were any, has hardly a step, or whose "
+        "validation kept one as early as that, has none."
+    )
 
 
 def save(path: Path, model: TrainedModel) -> str:
@@ -153,13 +164,29 @@ def load_with_early(path: Path, role: str | None = None) -> TrainedModel:
         ("network", model.denoiser.network_settings, early.denoiser.network_settings),
         ("image shape", model.denoiser.image_shape, early.denoiser.image_shape),
         ("labels and text", model.space, early.space),
+        ("levels", (model.sigma_low, model.sigma_high), (early.sigma_low, early.sigma_high)),
     ):
         if ours != theirs:
             raise MismatchError(
                 f"{beside} is no earlier version of {path.name}: {name} {theirs}, expected {ours}; restore the one "
                 "that belongs to it, or train again."
             )
-    return replace(model, early=Early(early.learned, early.steps))
+    if early.steps >= model.steps:
+        raise MismatchError(
+            f"{beside} is of step {early.steps}, no earlier than {path.name} of step {model.steps}; restore the one "
+            "that belongs to it, or train again."
+        )
+    return replace(model, early=Early(early.learned, early.steps, early.id))
+
+
+def load_trained(path: Path, role: str, autoguidance: float, observer: Observer) -> TrainedModel:
+    """As :func:`load_sampling`, for the end of a training: where there is no earlier version the observer hears it, and
+    the model is as without, so that what else there is to train is trained."""
+    try:
+        return load_sampling(path, role, autoguidance)
+    except MismatchError as error:
+        observer.note(f"warning: {error}")
+        return load(path, role)
 
 
 def load(path: Path, role: str | None = None) -> TrainedModel:
@@ -221,7 +248,7 @@ def warm_start(denoiser: Denoiser, teacher: TrainedModel) -> None:
     A label that the teacher does not know starts as "no condition"; where the teacher has no text, ours starts as it
     was. Raises MismatchError, naming both sizes or both text encoders.
     """
-    theirs = teacher.denoiser
+    theirs = teacher.learned
     for name, ours, other in (
         ("network", denoiser.network_settings, theirs.network_settings),
         ("image shape", denoiser.image_shape, theirs.image_shape),

@@ -62,7 +62,7 @@ class Client(Releaser):
 
         ``overwrite`` removes an older training, once nothing is left to refuse.
         """
-        data, settings = self.training_data(), self.settings.training
+        data, settings, autoguidance = self.training_data(), self.settings.training, self.settings.sampler.autoguidance
         if (warning := self._blank_warning()) is not None:
             observer.note(f"warning: {warning}")
         space, shape = self.site.train.space, self.config.data.image_shape
@@ -72,6 +72,7 @@ class Client(Releaser):
 
         def ready(step: int) -> None:
             folder.check_start(step, resume=resume)
+            trainer.check_early(step, autoguidance)
             # Not before a resume is accepted: the configuration must stay that of the weights that lie there.
             folder.write_config(self.config.for_client(self.name))
             folder.write_split(self.site)
@@ -88,7 +89,7 @@ class Client(Releaser):
             watching.close()
         done = (SIGMA_MIN, data.sigma_high, trainer.step_kept)
         weights.save(folder.weights, weights.TrainedModel(trained, "client", *done, early=trainer.early))
-        return load_client(folder, self.settings)
+        return weights.load_trained(folder.weights, "client", autoguidance, observer)
 
     def _blank_warning(self) -> str | None:
         """What to say where devices are sent images without a condition and none is trained; None where all is well."""

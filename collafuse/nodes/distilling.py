@@ -13,7 +13,7 @@ from ..core.noise import SIGMA_MIN
 from ..learning import weights
 from ..learning.distillation import Distiller, Teacher
 from ..learning.observer import Observer
-from .client import Client
+from .client import Client, load_client
 from .metrics import check_trackers
 from .runfolder import NodeFolder
 from .watching import NodeObserver
@@ -36,13 +36,12 @@ def distill(
     ``overwrite`` removes an older one, once nothing is left to refuse. Raises MismatchError where the configuration or
     the data fit another client than the trained one.
     """
-    trained = weights.load_with_early(teacher_folder.weights, "client")
+    trained = load_client(teacher_folder, client.settings)
     _check_same_task(client, trained)
     _check_blank_known(client, teacher_folder.read_config().client(client.name))
     wanted, sampler = client.settings.distillation, client.settings.sampler
-    taught_by = trained.autoguided(sampler.autoguidance)
-    teacher = Teacher(taught_by.denoiser, sampler.name, wanted.teacher_steps, sampler.sigma_low, sampler.guidance)
-    start = f"distilled from {taught_by.id} by {sampler.name} in {wanted.teacher_steps} steps: {sampler.sigma_low:g}, "
+    teacher = Teacher(trained.denoiser, sampler.name, wanted.teacher_steps, sampler.sigma_low, sampler.guidance)
+    start = f"distilled from {trained.id} by {sampler.name} in {wanted.teacher_steps} steps: {sampler.sigma_low:g}, "
     start += f"guidance {sampler.guidance:g}"
     settings = client.settings.training.model_copy(update={"steps": wanted.steps})
     once = Client(_in_one_step(client.config, client.name), client.name, client.site)

@@ -78,6 +78,7 @@ def run_experiment(
     run.check(resume=resume, overwrite=overwrite)
     if resume:
         refuse_another(run, config)
+        refuse_no_early(run, config)
     clients = {name: Client(config, name, site) for name, site in load_sites(config, listener).items()}
     ledgers = {name: Ledger(run.client(name).ledger) for name in clients}
     if resume:
@@ -128,6 +129,14 @@ def refuse_another(run: RunFolder, config: Config) -> None:
                 f"{run.path} was trained with {key}={before.get(key)}, the configuration says {now.get(key)}; "
                 "restore it, or train into a new run folder."
             )
+
+
+def refuse_no_early(run: RunFolder, config: Config) -> None:
+    """Raise MismatchError where a node that is trained is to be guided by an earlier version that it does not have.
+    Before anything is changed, as :func:`refuse_another`."""
+    weights.check_early(run.server.weights, "server", config.server.sampler.autoguidance)
+    for name, client in config.clients.items():
+        weights.check_early(run.client(name).weights, "client", client.sampler.autoguidance)
 
 
 def refuse_other_images(run: RunFolder, clients: Mapping[str, Client], ledgers: Mapping[str, Ledger]) -> None:

@@ -177,6 +177,7 @@ class Server:
             previous_x0_hat=None if previous is None else previous.astype(dtype),
             previous_sigma=None if previous is None else sigmas[-2],
             text=planned.text,
+            autoguidance=settings.autoguidance,
         )
 
     def site(self, client: str) -> Site:

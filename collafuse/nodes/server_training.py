@@ -49,7 +49,7 @@ def train_server(
     check_names(config, sites, observer)
     space = space_of(found)
     data = training_data(found, space, config.data.horizontal_flip)
-    settings = config.server.training
+    settings, autoguidance = config.server.training, config.server.sampler.autoguidance
     shape = next(iter(found.values()))[0].image_shape
     if shape != config.data.image_shape:
         raise MismatchError(
@@ -79,6 +79,7 @@ def train_server(
 
     def ready(step: int) -> None:
         folder.check_start(step, resume=resume)
+        trainer.check_early(step, autoguidance)
         # Not before a resume is accepted: both must stay those of the weights that lie there.
         folder.write_config(config.for_server())
         write_sites(folder.sites, sites)
@@ -96,4 +97,5 @@ def train_server(
     if not ranks.leads:
         return Server(config, model, sites, device)
     weights.save(folder.weights, model)
-    return Server.load(folder, device)
+    model = weights.load_trained(folder.weights, "server", autoguidance, observer)
+    return Server(folder.read_config(), model, sites, device)

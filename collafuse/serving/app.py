@@ -237,6 +237,7 @@ def _describe(engine: Engine, service: Service, token: Token) -> ModelReply:
         sampler=settings.name,
         steps=settings.steps if server.config.server.kind == "images" else 0,
         guidance=settings.guidance,
+        autoguidance=settings.autoguidance,
         batch=engine.state().slots,
         request_images=service.limits.request_images,
         deadline_seconds=service.limits.deadline_seconds,

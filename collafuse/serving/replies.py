@@ -138,6 +138,7 @@ class ModelReply(BaseModel):
     sampler: str
     steps: int
     guidance: float
+    autoguidance: float
     batch: int
     """Rows of the shared batch: a file made with this batch size has the same bytes."""
     request_images: int

@@ -68,6 +68,12 @@ def test_every_picture_carries_its_settings(finisher, tmp_path):
     assert "collafuse:index" not in opened(tmp_path / "out" / "sheet.png").text
 
 
+def test_pictures_of_a_server_that_guides_by_itself_say_so(finisher, tmp_path):
+    finish_to_folder(finisher, batch(autoguidance=2.0), tmp_path / "out")
+    said = opened(tmp_path / "out" / "000001.png").text["collafuse:server"]
+    assert said == "euler, NFE 16, guidance 1.5, autoguidance 2"
+
+
 def test_pictures_without_labels_say_nothing_of_labels(finisher, tmp_path):
     finish_to_folder(finisher, batch(labels=None, label_names=()), tmp_path / "out")
     assert "collafuse:labels" not in opened(tmp_path / "out" / "000000.png").text

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from collafuse.core.errors import FileFormatError, MismatchError
+from collafuse.core.errors import ConfigError, FileFormatError, MismatchError
 from collafuse.learning import weights
 from collafuse.learning.autoguidance import AutoGuided, Early
 from collafuse.learning.weights import TrainedModel
@@ -59,7 +59,7 @@ def test_keeping_it_changes_nothing_else(tmp_path, uninterrupted_averages):
 def uninterrupted_averages(tmp_path_factory):
     """Of a training that keeps no early version."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("collafuse.learning.early.EARLY_SHARE", 0.0)
+        patch.setattr("collafuse.learning.training.EARLY_SHARE", 0.0)
         training = trainer(tmp_path_factory.mktemp("plain"))
         final = training.run().state_dict()
     assert training.early is None
@@ -87,18 +87,30 @@ def test_a_training_that_is_done_gives_it_again(tmp_path):
 
 def test_one_that_goes_on_from_before_there_were_any_has_none(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("collafuse.learning.early.EARLY_SHARE", 0.0)
+        patch.setattr("collafuse.learning.training.EARLY_SHARE", 0.0)
         interrupted(tmp_path, at=4)
     resumed = trainer(tmp_path)
-    resumed.run(resume=True)
+    with pytest.raises(ConfigError, match="autoguidance=2 needs .* quarter of the training, which is at step 3"):
+        resumed.run(resume=True, ready=lambda step: resumed.check_early(step, 2.0))
+    resumed.run(resume=True, ready=lambda step: resumed.check_early(step, 1.0))
     assert resumed.early is None
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_training_of_hardly_a_step_has_none(tmp_path, steps):
     training = trainer(tmp_path, steps=steps, warmup_steps=0)
+    with pytest.raises(ConfigError, match=rf"which has {steps} steps; set it to 1, or .* three steps or more"):
+        training.check_early(0, 2.0)
     training.run()
     assert training.early is None
+
+
+def test_one_that_has_it_or_will_may_be_guided(tmp_path):
+    interrupted(tmp_path, at=4)
+    for resume in (False, True):
+        training = trainer(tmp_path)
+        training.run(resume=resume, ready=lambda step, training=training: training.check_early(step, 2.0))
+        assert training.early is not None
 
 
 def test_it_is_earlier_than_the_step_that_is_kept(tmp_path):
@@ -135,7 +147,7 @@ def test_weights_without_one_leave_no_older_one_beside_them(tmp_path):
 def test_without_one_nothing_can_be_guided_by_it(tmp_path):
     path = tmp_path / "weights.safetensors"
     weights.save(path, with_early(early=None))
-    said = r"autoguidance=2.5 needs an earlier version of the trained server, .*early.safetensors.*Set .*to 1, or train"
+    said = r"autoguidance=2.5 needs an earlier version of the trained server, .*early.safetensors.*set .* to 1"
     with pytest.raises(MismatchError, match=said):
         weights.load_sampling(path, "server", 2.5)
     assert weights.load_sampling(path, "server", 1.0).steps == 40
@@ -150,6 +162,36 @@ def test_another_networks_is_refused(tmp_path):
     with pytest.raises(MismatchError, match="is no earlier version of weights.safetensors: network .*channels=16"):
         weights.load_sampling(path, "server", 2.0)
     assert weights.load_sampling(path, "server", 1.0).early is None  # where it is not needed nobody looks
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sigma_low": 3.0, "sigma_high": 7.0}, r"levels \(3.0, 7.0\), expected \(0.5, 80.0\)"),
+        ({"steps": 40}, "is of step 40, no earlier than weights.safetensors of step 40"),
+    ],
+)
+def test_one_of_another_training_is_refused(tmp_path, changes, said):
+    path, other = tmp_path / "weights.safetensors", tmp_path / "other" / "weights.safetensors"
+    weights.save(path, with_early())
+    weights.save(other, with_early(early=None, **{"steps": 10} | changes))
+    other.replace(tmp_path / weights.EARLY)
+    with pytest.raises(MismatchError, match=said):
+        weights.load_sampling(path, "server", 2.0)
+
+
+def test_what_is_guided_by_another_is_another(tmp_path):
+    ids = []
+    for seed in (1, 2):
+        weights.save(tmp_path / "weights.safetensors", with_early(seed))
+        ids.append(weights.load_sampling(tmp_path / "weights.safetensors", "server", 2.0).id)
+    assert ids[0] != ids[1]
+
+
+def test_a_warm_start_takes_what_a_guided_model_learned():
+    ours = denoiser(seed=5)
+    weights.warm_start(ours, with_early().autoguided(2.0))
+    assert same(ours.state_dict(), with_early().denoiser.state_dict())
 
 
 def test_a_damaged_one_is_refused(tmp_path):

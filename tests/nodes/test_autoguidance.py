@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from collafuse.config import from_mapping
+from collafuse.core import intermediate as intermediates
+from collafuse.core.atomic import write_bytes
 from collafuse.core.errors import MismatchError
 from collafuse.learning import weights
 from collafuse.learning.autoguidance import AutoGuided
-from collafuse.nodes.client import Client, load_client
+from collafuse.nodes.client import load_client
 from collafuse.nodes.experiment import run_experiment
 from collafuse.nodes.runfolder import NodeFolder, RunFolder
 from collafuse.nodes.server import Server
@@ -96,4 +98,36 @@ def test_a_run_takes_another_autoguidance_without_training_again(tiny_config, tm
     assert not isinstance(plain.server.model.denoiser, AutoGuided)
     everyone = [guided.server.model, *guided.models.values()]
     assert all(isinstance(model.denoiser, AutoGuided) and model.denoiser.weight == 1.5 for model in everyone)
-    assert isinstance(next(iter(guided.clients.values())), Client)
+
+
+def test_a_run_from_before_there_were_early_versions_is_left_as_it_was(tiny_config, tmp_path):
+    """Its configuration said 2.0 before it was refused, so that nothing could be done with it any more."""
+    run = RunFolder(tmp_path / "run")
+    run_experiment(tiny_config, run, CPU, lambda name: Recorder())
+    for path in run.path.rglob(weights.EARLY):
+        path.unlink()
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.suffix != ".sqlite"}
+    values = tiny_config.model_dump(mode="json", exclude_none=True)
+    values["server"]["sampler"] |= {"autoguidance": 2.0}
+    with pytest.raises(MismatchError, match="the trained server, .*Restore it .*or set sampler.autoguidance to 1"):
+        run_experiment(from_mapping(values), run, CPU, lambda name: Recorder(), resume=True)
+    assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_validation_that_keeps_an_early_step_leaves_the_rest_of_a_run_to_be_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("collafuse.learning.early.EarlyWeights.before", lambda self, step, like: None)
+    site, heard = client(image_set(12), config(sampler={"steps": 2, "autoguidance": 2.0}, **STEPS)), Recorder()
+    model = site.train(NodeFolder(tmp_path), CPU, heard)
+    assert not isinstance(model.denoiser, AutoGuided) and model.id == weights.load(tmp_path / "weights.safetensors").id
+    assert any(note.startswith("warning: sampler.autoguidance=2 needs an earlier version") for note in heard.notes)
+    server = trained_server(NodeFolder(tmp_path / "server"), 2.0)
+    assert server.deliver("a", 1).x.shape == (1, 1, 4, 4)
+
+
+def test_what_is_delivered_says_how_it_was_guided(tmp_path):
+    server = trained_server(NodeFolder(tmp_path), 2.5)
+    delivered = server.deliver("a", 2)
+    write_bytes(tmp_path / "x.safetensors", intermediates.to_bytes(delivered))
+    assert intermediates.read(tmp_path / "x.safetensors").autoguidance == delivered.autoguidance == 2.5
+    with intermediates.IntermediateFile(tmp_path / "x.safetensors") as file:
+        assert file.autoguidance == 2.5

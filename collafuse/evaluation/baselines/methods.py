@@ -137,9 +137,10 @@ def generate(
     method = _method(config)
     config.client(client)
     check_trained(run, [client])
-    models = {
-        path.parent.name: weights.load_with_early(path) for path in sorted(run.models.glob("*/weights.safetensors"))
-    }
+    samplers = (config.server.sampler, *(one.sampler for one in config.clients.values()))
+    guided = any(sampler.autoguidance != 1.0 for sampler in samplers)
+    read = weights.load_with_early if guided else weights.load
+    models = {path.parent.name: read(path) for path in sorted(run.models.glob("*/weights.safetensors"))}
     return method.sample(Asked(config, models, read_sites(run.models / SITES), client, count, seed, device, like))
 
 

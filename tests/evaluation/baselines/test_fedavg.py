@@ -51,6 +51,20 @@ def test_a_single_site_trains_as_if_nobody_averaged(tmp_path):
     assert same(federated, alone(whole, "only", slice(0, 8), tmp_path / "a").run())
 
 
+@pytest.mark.parametrize(("steps", "early"), [(12, 3), (20, 3), (24, 6), (8, None)])
+def test_the_early_version_is_of_the_end_of_a_round(tmp_path, steps, early):
+    """Within one there is none that all sites share; it was that of the round before, or of no training at all."""
+    training = part(COUNTS, steps=steps).trainer_in(NodeFolder(tmp_path / "f"), CPU, Recorder())
+    training.run()
+    if early is None:
+        assert training.early is None
+        return
+    shorter = part(COUNTS, steps=steps).trainer_in(NodeFolder(tmp_path / "g"), CPU, Recorder())
+    for step in range(early):
+        shorter.take_step(step)
+    assert training.early.steps == early and same(training.early.denoiser, shorter.ema)
+
+
 def test_a_round_ends_with_the_mean_of_the_sites_counted_by_their_images(tmp_path):
     whole = part(COUNTS, steps=3)
     averaged = whole.trainer_in(NodeFolder(tmp_path / "f"), CPU, Recorder()).run()
