@@ -78,7 +78,7 @@ class Distiller(Trainer):
     ) -> None:
         """``start`` identifies the teacher, see Trainer. data: a client's own clean images."""
         super().__init__(student, data, settings, folder, device, observer, start)
-        self._early_weights = EarlyWeights(0)  # a student samples in one evaluation, guided by nobody
+        self.early_weights = EarlyWeights(0)  # a student samples in one evaluation, guided by nobody
         self.teacher = teacher
         teacher.denoiser.to(device)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ..core.errors import ConfigError
 from .autoguidance import Early
 from .denoiser import Denoiser
 
@@ -29,9 +30,16 @@ class EarlyWeights:
         """Keep them."""
         self._weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in averaged.state_dict().items()}
 
-    def to_come(self, start: int) -> bool:
-        """Whether a training that goes on from ``start`` has them or will."""
-        return self._weights is not None or start < self.step
+    def check(self, start: int, autoguidance: float) -> None:
+        """Raise ConfigError where a training that goes on from ``start`` has none and will have none, to sample with
+        this ``autoguidance``; on the first rank, once a resume has been accepted."""
+        if autoguidance == 1.0 or self._weights is not None or start < self.step:
+            return
+        why = f"is at step {start} already and kept none" if start else "has too few steps"
+        raise ConfigError(
+            f"sampler.autoguidance={autoguidance:g} needs the weights of a quarter of the training, which {why}; set "
+            "it to 1, or train from the start, three steps or more."
+        )
 
     def before(self, step: int, like: Denoiser) -> Early | None:
         """The early version of ``like``, of which the weights of this step are kept; None where there is none, since

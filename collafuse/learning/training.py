@@ -64,7 +64,7 @@ class Trainer:
 
     learned: the rows of the data that it learns from. step_kept: the step whose weights ``run`` returned, the last one
     unless images were kept back to choose by. early: an earlier version of these, for autoguidance, on the first rank;
-    None where there is none.
+    None where there is none. early_weights: says before the first step whether there will be.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Trainer:
         self._validation = Validation(kept_back, settings.seed) if len(kept_back) else None
         self.step_kept = settings.steps
         self.early: Early | None = None
-        self._early_weights = EarlyWeights(round(EARLY_SHARE * settings.steps))
+        self.early_weights = EarlyWeights(round(EARLY_SHARE * settings.steps))
         self._feed = feed(self.data.images, self._rows, device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -141,18 +141,8 @@ class Trainer:
         with self._feed:
             averaged = self._train(start)
         chosen = self._chosen(self._held.averaged()) if averaged is None else averaged
-        self.early = self._early_weights.before(self.step_kept, chosen)
+        self.early = self.early_weights.before(self.step_kept, chosen)
         return chosen
-
-    def check_early(self, start: int, autoguidance: float) -> None:
-        """Raise ConfigError where a training that goes on from ``start`` has and will have no earlier version to sample
-        with this ``autoguidance``; on the first rank, for the place where a training is ready."""
-        if autoguidance != 1.0 and not self._early_weights.to_come(start):
-            began = f"is at step {start} already and kept none" if start else f"has {self.settings.steps} steps"
-            raise ConfigError(
-                f"sampler.autoguidance={autoguidance:g} needs the weights of a quarter of the training, which {began}; "
-                "set it to 1, or train from the start, three steps or more."
-            )
 
     def _say_first(self) -> None:
         if self.settings.steps <= self.settings.warmup_steps:
@@ -170,7 +160,7 @@ class Trainer:
         start = self.ranks.same(start, self.device)
         if start > 0:
             self._held.fill(self.optimizer, tensors)
-            self._early_weights.restore(tensors)
+            self.early_weights.restore(tensors)
             if self._validation is not None:
                 self._validation.restore(tensors)
         return start
@@ -335,10 +325,10 @@ class Trainer:
         settings, last = self.settings, step == self.settings.steps
         log_now, save_now = (step % every == 0 or last for every in (settings.log_every, settings.checkpoint_every))
         validate_now = log_now and self._validation is not None
-        sample_now, keep_now = last or step % settings.sample_every == 0, self._early_weights.due(step)
+        sample_now, keep_now = last or step % settings.sample_every == 0, self.early_weights.due(step)
         averaged = self._held.averaged() if sample_now or validate_now or keep_now else None
         if averaged is not None and keep_now and self.ranks.leads:
-            self._early_weights.take(averaged)
+            self.early_weights.take(averaged)
         if log_now or save_now:
             losses = window.all()
             if not math.isfinite(losses.mean):
@@ -376,7 +366,7 @@ class Trainer:
                 f"{bad} values of weights and moments are not finite after step {step}; {self._remedy}"
             )
         best = {} if self._validation is None else self._validation.saved()
-        return tensors | best | self._early_weights.saved()
+        return tensors | best | self.early_weights.saved()
 
     @property
     def _remedy(self) -> str:

@@ -72,7 +72,7 @@ class Client(Releaser):
 
         def ready(step: int) -> None:
             folder.check_start(step, resume=resume)
-            trainer.check_early(step, autoguidance)
+            trainer.early_weights.check(step, autoguidance)
             # Not before a resume is accepted: the configuration must stay that of the weights that lie there.
             folder.write_config(self.config.for_client(self.name))
             folder.write_split(self.site)

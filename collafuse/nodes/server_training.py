@@ -79,7 +79,7 @@ def train_server(
 
     def ready(step: int) -> None:
         folder.check_start(step, resume=resume)
-        trainer.check_early(step, autoguidance)
+        trainer.early_weights.check(step, autoguidance)
         # Not before a resume is accepted: both must stay those of the weights that lie there.
         folder.write_config(config.for_server())
         write_sites(folder.sites, sites)

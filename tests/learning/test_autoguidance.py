@@ -91,16 +91,16 @@ def test_one_that_goes_on_from_before_there_were_any_has_none(tmp_path, monkeypa
         interrupted(tmp_path, at=4)
     resumed = trainer(tmp_path)
     with pytest.raises(ConfigError, match="autoguidance=2 needs .* quarter of the training, which is at step 3"):
-        resumed.run(resume=True, ready=lambda step: resumed.check_early(step, 2.0))
-    resumed.run(resume=True, ready=lambda step: resumed.check_early(step, 1.0))
+        resumed.run(resume=True, ready=lambda step: resumed.early_weights.check(step, 2.0))
+    resumed.run(resume=True, ready=lambda step: resumed.early_weights.check(step, 1.0))
     assert resumed.early is None
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_training_of_hardly_a_step_has_none(tmp_path, steps):
     training = trainer(tmp_path, steps=steps, warmup_steps=0)
-    with pytest.raises(ConfigError, match=rf"which has {steps} steps; set it to 1, or .* three steps or more"):
-        training.check_early(0, 2.0)
+    with pytest.raises(ConfigError, match="which has too few steps; set it to 1, or .* three steps or more"):
+        training.early_weights.check(0, 2.0)
     training.run()
     assert training.early is None
 
@@ -109,7 +109,7 @@ def test_one_that_has_it_or_will_may_be_guided(tmp_path):
     interrupted(tmp_path, at=4)
     for resume in (False, True):
         training = trainer(tmp_path)
-        training.run(resume=resume, ready=lambda step, training=training: training.check_early(step, 2.0))
+        training.run(resume=resume, ready=lambda step, training=training: training.early_weights.check(step, 2.0))
         assert training.early is not None
 
 

@@ -76,7 +76,7 @@ class FederatedTrainer(Trainer):
         self.shares = [len(own) / len(self.learned) for own in rows.values() if len(own)]
         self.sites = [self._site(name, own) for name, own in rows.items() if len(own)]
         # What all sites share is of the end of a round, see parts().
-        self._early_weights = EarlyWeights(self._early_weights.step // LOCAL_STEPS * LOCAL_STEPS)
+        self.early_weights = EarlyWeights(self.early_weights.step // LOCAL_STEPS * LOCAL_STEPS)
 
     def _site(self, name: str, rows: Tensor) -> Trainer:
         """A site's own loop on its own images; it draws other batches and noise than the others."""
