@@ -22,7 +22,7 @@ from collafuse.core.errors import ConfigError
 from collafuse.core.release import to_bytes
 from collafuse.learning import distributed
 from collafuse.learning.distributed import ALONE, Ranks, meeting
-from tests.learning.two_ranks import KINDS, trainer
+from tests.learning.two_ranks import KINDS, early_of, trainer
 from tests.nodes.sites import NETWORK, TRAINING, release_of
 from tests.tiny import CPU, Recorder
 
@@ -165,6 +165,13 @@ def test_all_ranks_keep_the_step_that_the_first_one_measured_as_the_best(folder,
     told = [json.loads((folder / f"{name}-on-{rank}.json").read_text()) for rank in (0, 1)]
     best = 1 + int(np.argmin(measured))
     assert best < len(measured) and [about["step_kept"] for about in told] == [best] * 2 == [one.step_kept] * 2
+
+
+@pytest.mark.parametrize(("name", "step"), [("two", 10), ("parts", 2), ("parts-one", 2)])
+def test_the_first_rank_has_the_early_version_that_one_process_has(folder, tmp_path, name, step):
+    (alone := trainer(tmp_path / name.removesuffix("-one"), Recorder())).run()
+    first, second = (json.loads((folder / f"{name}-on-{rank}.json").read_text())["early"] for rank in (0, 1))
+    assert first == pytest.approx(early_of(alone), rel=1e-5) and first[0] == step and second is None
 
 
 def test_only_the_first_rank_tells_anything(folder):

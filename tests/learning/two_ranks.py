@@ -59,6 +59,14 @@ def held(training: Trainer) -> float:
     )
 
 
+def early_of(training: Trainer) -> tuple[int, float] | None:
+    """The step of the early version that this process has, and how large its weights are."""
+    if training.early is None:
+        return None
+    weights = torch.cat([one.flatten() for one in training.early.denoiser.parameters()])
+    return training.early.steps, float(weights.double().norm())
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     with meeting(CPU) as (ranks, _):
@@ -74,6 +82,7 @@ def main() -> None:
                 "sheets": observer.sheets,
                 "weights": digest_of_tensors(*trained.parameters()),
                 "step_kept": training.step_kept,
+                "early": early_of(training),
             }
             (folder / f"{name}-on-{ranks.rank}.json").write_text(json.dumps(about))
 
