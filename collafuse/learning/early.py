@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
@@ -47,7 +48,8 @@ class EarlyWeights:
         if self._weights is None or self.step >= step:
             return None
         # Made on the host: at the end of a training a GPU may have no room for another network.
-        denoiser = Denoiser(like.network_settings, like.image_shape, like.space, like.sigma_data)
+        with torch.random.fork_rng(devices=[]):  # the weights that it begins with are nobody's
+            denoiser = Denoiser(like.network_settings, like.image_shape, like.space, like.sigma_data)
         denoiser.load_state_dict(self._weights)
         return Early(denoiser.eval().requires_grad_(False), self.step)
 
