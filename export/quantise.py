@@ -43,19 +43,19 @@ def quantise(model: onnx.ModelProto, inputs: Iterable[Inputs]) -> onnx.ModelProt
     there is no room for temporary files.
     """
     convolutions = [node.name for node in model.graph.node if node.op_type in QUANTISED]
-    if len(convolutions) < 3:
+    kept = {*_outermost(model.graph.node), *_outermost(reversed(model.graph.node), backwards=True)}
+    if kept.issuperset(convolutions):
         raise ExportError(
             f"the client's network has {len(convolutions)} convolutions, of which the first and the last stay in fp32: "
             "none is left for int8. No bundle was written; export it with --precision fp16 or fp32."
         )
-    kept = [*_outermost(model.graph.node), *_outermost(reversed(model.graph.node), backwards=True)]
     prepared = onnx.ModelProto()
     prepared.CopyFrom(model)
     # Says that the graph needs no preparation: torch's exporter has folded what there is to fold.
     onnx.helper.set_model_props(prepared, {"onnx.quant.pre_process": "onnxruntime.quant"})
     try:
         with tempfile.TemporaryDirectory() as folder, quiet():
-            quantised = _quantised_in(Path(folder), prepared, inputs, kept)
+            quantised = _quantised_in(Path(folder), prepared, inputs, sorted(kept))
     except OSError as error:
         raise StorageError(
             f"cannot write a temporary file ({error.strerror or error}), which quantising needs; set TMPDIR to a "

@@ -9,7 +9,8 @@ cell that is trained in a work folder, with fewer samples than the study's, so l
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +53,32 @@ def _sampling(config: Config, server: Mapping[str, float], clients: Mapping[str,
     return config.model_copy(update={"server": changed(config.server, server), "clients": others})
 
 
+Way = Callable[[Config], Config]
+"""How else to sample."""
+
+
+def ways_of(arguments: argparse.Namespace) -> tuple[str, dict[str, Way]]:
+    """What differs between the ways that a command asks for, and each by its column's name."""
+    ways: dict[str, Way] = {}
+    for kind in KINDS:
+        if weights := getattr(arguments, kind):
+            ways |= {f"{one[0]:g}, {one[1]:g}": partial(guided_by, weights=one, kind=kind) for one in weights}
+            return f"{kind} of server and client", ways
+    ways |= {str(steps): partial(finishing_in, steps=steps) for steps in arguments.steps}
+    return "the client's evaluations", ways
+
+
 def frechet(
-    cell: Cell, study: Study, images: Images, judge: Judge, arguments: argparse.Namespace
+    cell: Cell, study: Study, images: Images, judge: Judge, ways: Iterable[Way], data: Path, work: Path
 ) -> list[float] | None:
-    """The cell's Fréchet distance for each number of evaluations, or each weight; None where it is not trained."""
-    data, work = arguments.images, arguments.work
+    """The cell's Fréchet distance for each way to sample; None where it is not trained."""
     config = study.config_of(cell, data, work / "cache")
     sites = images.sites(config, study.images_per_site(cell))
     parts = methods.parts_of(cell, config, sites, work)
     models = {part.node: methods.trained(part, work) for part in parts}
     if None in models.values():
         return None
-    walks = [finishing_in(config, steps) for steps in arguments.steps]
-    for kind in KINDS:
-        walks = [guided_by(config, weights, kind) for weights in getattr(arguments, kind) or ()] or walks
-    made = (generate(cell, walk, sites, models, SAMPLES) for walk in walks)
+    made = (generate(cell, way(config), sites, models, SAMPLES) for way in ways)
     return [judge.figures(pooled(one), reference_of(sites))["frechet"][0] for one in made]
 
 
@@ -100,15 +112,13 @@ def main() -> None:
     ]
     images = Images.of(study.config_of(cells[0], arguments.images, work / "cache"))
     judge = Judge(images.judge, images.reference, work)
-    kind, weights = next(((kind, found) for kind in KINDS if (found := getattr(arguments, kind))), ("", ()))
-    what = f"{kind} of server and client" if kind else "the client's evaluations"
+    what, ways = ways_of(arguments)
     print(f"Fréchet distance by {what}, {SAMPLES:,} samples:\n")
-    columns = [f"{server:g}, {client:g}" for server, client in weights] or arguments.steps
-    print(f"| method | cut | {' | '.join(map(str, columns))} |\n|{'---|' * (2 + len(columns))}", flush=True)
+    print(f"| method | cut | {' | '.join(ways)} |\n|{'---|' * (2 + len(ways))}", flush=True)
     for cell in sorted(cells, key=lambda cell: cell.cut or 0):
         if arguments.cuts and cell.cut not in arguments.cuts:
             continue
-        found = frechet(cell, study, images, judge, arguments)
+        found = frechet(cell, study, images, judge, ways.values(), arguments.images, work)
         if found is not None:
             print(f"| {' | '.join((*name_of(cell), *(f'{value:.1f}' for value in found)))} |", flush=True)
 

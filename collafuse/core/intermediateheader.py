@@ -69,6 +69,9 @@ def read_header(fields: Fields, tensors: Mapping[str, tensorfile.HasLayout], sou
             raise FileFormatError(f"{source}: previous_x0_hat has shape {list(previous.shape)}, x {list(x.shape)}.")
     elif fields.take("previous_sigma") is not None:
         raise FileFormatError(f"{source} names previous_sigma but holds no previous_x0_hat; get the file anew.")
+    autoguidance = 1.0
+    if fields.holds("autoguidance"):
+        autoguidance = fields.number("autoguidance", at_least=1.0, at_most=MAX_GUIDANCE)
     header = Header(
         shape=tuple(x.shape),
         dtype=x.dtype.name,
@@ -80,7 +83,7 @@ def read_header(fields: Fields, tensors: Mapping[str, tensorfile.HasLayout], sou
         guidance=fields.number("guidance", at_least=0.0, at_most=MAX_GUIDANCE),
         previous_sigma=previous_sigma,
         text_space=texts.read_layout(fields, left, x.shape[0], source),
-        autoguidance=fields.number("autoguidance", at_least=1.0, at_most=MAX_GUIDANCE, missing=1.0),
+        autoguidance=autoguidance,
     )
     fields.done()
     tensorfile.expect_nothing_else(left, source)

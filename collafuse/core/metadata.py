@@ -103,16 +103,10 @@ class Fields:
         return self._values.pop(key)
 
     def number(
-        self,
-        key: str,
-        *,
-        above: float = -math.inf,
-        at_least: float = -math.inf,
-        at_most: float = math.inf,
-        missing: float | None = None,
+        self, key: str, *, above: float = -math.inf, at_least: float = -math.inf, at_most: float = math.inf
     ) -> float:
-        """A finite number in (above, at_most] and not below at_least. missing: what it is where it is not there."""
-        value = self.take(key) if missing is None else self._values.pop(key, missing)
+        """A finite number in (above, at_most] and not below at_least."""
+        value = self.take(key)
         if not _is_finite(value) or not above < value <= at_most or value < at_least:
             low = f"[{at_least:g}" if at_least > above else f"({above:g}"
             raise self._bad(key, value, f"a number in {low}, {at_most:g}]")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
-from ..config import ClientSettings, ServerSettings
 from ..core.tensorfile import file_digest
 from ..learning.weights import EARLY
 from ..nodes.runfolder import CONFIG, RunFolder
@@ -23,11 +21,8 @@ def standing_of(run: RunFolder) -> str:
     if not (run.path / CONFIG).is_file():
         return ""
     config = run.read_config()
-    nodes: Mapping[str, ServerSettings | ClientSettings] = {
-        "server": config.server,
-        **{f"clients/{name}": client for name, client in config.clients.items()},
-    }
-    sampling = {name: _sampling(node) for name, node in nodes.items()}
+    nodes = {"server": config.server, **{f"clients/{name}": client for name, client in config.clients.items()}}
+    sampling = {n: without_idle(node.model_dump(mode="json", include=SAMPLING)) for n, node in nodes.items()}
     digest = hashlib.sha256(json.dumps([config.method, sampling]).encode())
     names = ("weights.safetensors", EARLY)
     for path in sorted(path for folder in WEIGHTS for name in names for path in run.path.glob(f"{folder}/{name}")):
@@ -35,14 +30,9 @@ def standing_of(run: RunFolder) -> str:
     return digest.hexdigest()[:16]
 
 
-def _sampling(node: ServerSettings | ClientSettings) -> dict[str, Any]:
-    """How a node samples."""
-    return without_idle(node.model_dump(mode="json", include=SAMPLING))
-
-
 def without_idle(node: dict[str, Any]) -> dict[str, Any]:
     """A node's settings as plain values, without autoguidance where it is off, so that what was measured before there
     was any counts."""
     if node["sampler"]["autoguidance"] == 1.0:
-        node["sampler"] = {name: value for name, value in node["sampler"].items() if name != "autoguidance"}
+        del node["sampler"]["autoguidance"]
     return node

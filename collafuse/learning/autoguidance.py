@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..config import MixedPrecision, NetworkSettings
+from ..config import MixedPrecision
 from ..core.conditioning import ConditionSpace
 from .denoiser import Denoiser
 
@@ -31,7 +31,7 @@ class Early(NamedTuple):
 
 
 class AutoGuided(nn.Module):
-    """Two denoisers as one, with the interface of a :class:`Denoiser`; each evaluation is one of both networks.
+    """Two denoisers as one, to sample with like a :class:`Denoiser`; each evaluation is one of both networks.
 
     early_steps: the training's steps that the early one has seen.
     """
@@ -45,11 +45,6 @@ class AutoGuided(nn.Module):
     def said(self) -> str:
         """How it is guided, in few words."""
         return f"{self.weight:g}, by itself after {self.early_steps} steps"
-
-    @property
-    def network_settings(self) -> NetworkSettings:
-        """Of either network."""
-        return self.trained.network_settings
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

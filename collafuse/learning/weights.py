@@ -23,8 +23,9 @@ from torch import Tensor
 from ..config import NetworkSettings
 from ..config.learning import MAX_SIGMA_DATA
 from ..core import tensorfile
+from ..core.atomic import storage_error
 from ..core.conditioning import Conditions, ConditionSpace
-from ..core.errors import ConfigError, FileFormatError, MismatchError, StorageError
+from ..core.errors import ConfigError, FileFormatError, MismatchError
 from ..core.noise import SIGMA_MAX, server_sigmas
 from ..core.pictures import MAX_SIDE
 from ..core.texts import read_text_space, text_fields
@@ -114,19 +115,13 @@ def save(path: Path, model: TrainedModel) -> str:
     """
     beside = path.with_name(EARLY)
     if model.early is None:
-        _remove(beside)
+        try:
+            beside.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(beside, error) from error
     else:
         _save(beside, replace(model, denoiser=model.early.denoiser, steps=model.early.steps))
     return _save(path, model)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"cannot remove {path}: {error.strerror}; remove it by hand, it is of older weights."
-        ) from error
 
 
 def _save(path: Path, model: TrainedModel) -> str:
@@ -161,7 +156,7 @@ def load_with_early(path: Path, role: str | None = None) -> TrainedModel:
         return model
     early = load(beside, model.role)
     for name, ours, theirs in (
-        ("network", model.denoiser.network_settings, early.denoiser.network_settings),
+        ("network", model.learned.network_settings, early.learned.network_settings),
         ("image shape", model.denoiser.image_shape, early.denoiser.image_shape),
         ("labels and text", model.space, early.space),
         ("levels", (model.sigma_low, model.sigma_high), (early.sigma_low, early.sigma_high)),

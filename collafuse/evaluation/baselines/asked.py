@@ -34,6 +34,7 @@ class Asked:
     def model(self, node: str, sampler: SamplerSettings) -> Any:
         """A node's model as this sampler evaluates it. Raises MismatchError as ``TrainedModel.autoguided``."""
         model = self.models[node]
+        # Gaussians, which a server of statistics has, cannot be guided, and are not asked to be.
         return model if sampler.autoguidance == 1.0 else model.autoguided(sampler.autoguidance)
 
     def planned(self, space: ConditionSpace) -> Planned:

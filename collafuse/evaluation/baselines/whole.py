@@ -38,7 +38,7 @@ def sample(asked: Asked, node: str = WHOLE) -> Generated:
         own = streams(rows, asked.seed)
         x = torch.from_numpy(draw(own, denoisers[0].image_shape)).to(device) * SIGMA_MAX
         given = torch.from_numpy(conditions[rows.start : rows.stop]).to(device)
-        high, low = (guided(*one) for one in zip(denoisers, (given, given), guidances, strict=True))
+        high, low = (guided(one, given, weight) for one, weight in zip(denoisers, guidances, strict=True))
         x, state = run(server_step(sampler.name, own), high, x, sigmas[: k + 1])
         state = state if mine.sampler.name == sampler.name else None
         parts.append(run(STEPS[mine.sampler.name], low, x, sigmas[k:], state)[0].cpu().numpy())
