@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from collafuse.core.errors import ConfigError, FileFormatError, MismatchError
+from collafuse.learning import training as loop
 from collafuse.learning import weights
 from collafuse.learning.autoguidance import AutoGuided, Early
 from collafuse.learning.weights import TrainedModel
@@ -59,7 +60,7 @@ def test_keeping_it_changes_nothing_else(tmp_path, uninterrupted_averages):
 def uninterrupted_averages(tmp_path_factory):
     """Of a training that keeps no early version."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("collafuse.learning.training.EARLY_SHARE", 0.0)
+        patch.setattr(loop, "EARLY_SHARE", 0.0)
         training = trainer(tmp_path_factory.mktemp("plain"))
         final = training.run().state_dict()
     assert training.early is None
@@ -87,7 +88,7 @@ def test_a_training_that_is_done_gives_it_again(tmp_path):
 
 def test_one_that_goes_on_from_before_there_were_any_has_none(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("collafuse.learning.training.EARLY_SHARE", 0.0)
+        patch.setattr(loop, "EARLY_SHARE", 0.0)
         interrupted(tmp_path, at=4)
     resumed = trainer(tmp_path)
     with pytest.raises(ConfigError, match="autoguidance=2 needs .* quarter of the training, which is at step 3"):

@@ -12,6 +12,7 @@ from collafuse.core.atomic import write_bytes
 from collafuse.core.errors import MismatchError
 from collafuse.learning import weights
 from collafuse.learning.autoguidance import AutoGuided
+from collafuse.learning.early import EarlyWeights
 from collafuse.nodes.client import load_client
 from collafuse.nodes.experiment import run_experiment
 from collafuse.nodes.runfolder import NodeFolder, RunFolder
@@ -115,7 +116,7 @@ def test_a_run_from_before_there_were_early_versions_is_left_as_it_was(tiny_conf
 
 
 def test_validation_that_keeps_an_early_step_leaves_the_rest_of_a_run_to_be_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr("collafuse.learning.early.EarlyWeights.before", lambda self, step, like: None)
+    monkeypatch.setattr(EarlyWeights, "before", lambda self, step, like: None)
     site, heard = client(image_set(12), config(sampler={"steps": 2, "autoguidance": 2.0}, **STEPS)), Recorder()
     model = site.train(NodeFolder(tmp_path), CPU, heard)
     assert not isinstance(model.denoiser, AutoGuided) and model.id == weights.load(tmp_path / "weights.safetensors").id
